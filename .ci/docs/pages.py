@@ -1,0 +1,229 @@
+"""Notebooks in nbs/ -> notebooks that Sphinx reads (MyST), with API entries, links and the contents of _quarto.yml.
+
+Nothing is executed: outputs are the committed ones, and entries come from the installed modules.
+"""
+import ast, importlib, inspect, json, re, shutil, sys
+from configparser import ConfigParser
+from pathlib import Path, PurePosixPath
+import yaml
+from api import document
+
+ROOT = Path(__file__).resolve().parents[2]
+NBS = ROOT/'nbs'
+config = ConfigParser(delimiters=['='])
+config.read(ROOT/'settings.ini', encoding='utf-8')
+cfg = config['DEFAULT']
+
+DIRECTIVE = re.compile(r'^\s*#\|\s*([\w-]+)\s*:?\s*(.*)$')
+HIDDEN = {'hide', 'default_exp', 'exporti'}
+
+
+def page_name(path):
+    "`tutorials/01_first.ipynb` -> `tutorials/first`, the address that nbdev gives it too."
+    path = PurePosixPath(path)
+    return (path.parent/re.sub(r'^\d+[a-z0-9]*_', '', path.stem.lower())).as_posix()
+
+
+# -- what stands where --------------------------------------------------------------------------------------------------
+
+def contents():
+    "The sidebar of _quarto.yml as {section: [notebook]}; '' holds what stands outside sections. Globs are expanded, in order of name."
+    sidebar = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']
+    expand = lambda item: sorted(p.relative_to(NBS).as_posix() for p in NBS.glob(item)) if '*' in item else [item]
+    sections = {'': []}
+    for item in sidebar:
+        if isinstance(item, str): sections[''] += expand(item)
+        else: sections[item['section']] = [nb for entry in item['contents'] for nb in expand(entry)]
+    return {k: v for k, v in sections.items() if v}
+
+
+def toctrees(sections):
+    "The sidebar as hidden MyST toctrees, for the front page."
+    trees = []
+    for title, notebooks in sections.items():
+        pages = [page_name(nb) for nb in notebooks if nb != 'index.ipynb']
+        if pages: trees.append('\n'.join(['```{toctree}', ':hidden:', *([f':caption: {title}'] if title else []), '', *pages, '```']))
+    return '\n\n'.join(trees)
+
+
+def symbols(pages):
+    "{name as it is written in prose: 'page.html#anchor'} of every entry on `pages`, and {'libkd.room': its page}."
+    found = {}
+    for name, cells in pages.items():
+        for cell in cells:
+            for anchor, symbol in re.findall(r'^<a id="([^"]+)"></a>\n\n#+ (\S+)', cell['source']): found[symbol] = f'{name}.html#{anchor}'
+            if m := re.match(r'`from ([\w.]+) import \*`$', cell['source']): found[m[1]] = f'{name}.html'
+    return found
+
+
+# -- text ---------------------------------------------------------------------------------------------------------------
+
+CALLOUT = re.compile(r'^:{3,}\s*\{\.callout-(note|tip|warning|caution|important)\b([^}]*)\}\s*$')
+DIV = re.compile(r'^:{3,}\s*(\{[^}]*\})?\s*$')
+
+
+def callouts(text):
+    "Quarto's callouts -> MyST admonitions; other fenced divs are unwrapped."
+    lines, out, stack, fenced = text.split('\n'), [], [], False
+    for i, line in enumerate(lines):
+        fenced ^= line.lstrip().startswith('```')
+        if fenced: out.append(line); continue
+        if m := CALLOUT.match(line):
+            title = re.search(r'title="([^"]*)"', m[2])
+            following = next((o for o in lines[i+1:] if o.strip()), '')
+            heading = None if title else re.match(r'#+\s+(.*)', following)
+            if heading: lines[lines.index(following, i)] = ''
+            stack.append(':' * (8 - len(stack)))
+            folded = ' dropdown' if 'collapse="true"' in m[2] else ''
+            name = title[1] if title else heading[1] if heading else m[1].title()
+            out += ['', f'{stack[-1]}{{admonition}} {name}', f':class: {m[1]}{folded}', '']
+        elif m := DIV.match(line):
+            if m[1]: stack.append(None)
+            elif stack and (fence := stack.pop()): out += ['', fence, '']
+        else: out.append(line)
+    return '\n'.join(out)
+
+
+class Links:
+    "Rewrites the links of one page: notebooks become pages, names in backticks become links to their entries."
+    def __init__(self, page, known): self.page, self.up, self.known = page, '../' * page.count('/'), known
+
+    def notebook(self, m):
+        "`](x/01_a.ipynb` -> `](x/a.ipynb`: Sphinx knows the page by that name."
+        return f']({page_name(m[1])}.ipynb'
+
+    def name(self, m):
+        address = self.known.get(m[1].removesuffix('()'))
+        if not address or address.split('.html')[0] == self.page and '#' not in address: return m[0]
+        return f'<a href="{self.up}{address}"><code>{m[1]}</code></a>'
+
+    def __call__(self, text):
+        parts = re.split(r'(```.*?```|~~~.*?~~~)', text, flags=re.S)                  # code fences stay as they are
+        for i in range(0, len(parts), 2):
+            s = re.sub(r'\]\(((?!\w+:)[^)\s#]+)\.(?:ipynb|html)', self.notebook, parts[i])
+            lines = s.split('\n')
+            for j, line in enumerate(lines):
+                if not line.startswith(('#', '|', '<', '**`')): lines[j] = re.sub(r'(?<![\[`\w])`([A-Za-z_][\w.]*(?:\(\))?)`(?!`|\])', self.name, line)
+            parts[i] = '\n'.join(lines)
+        return ''.join(parts)
+
+
+# -- cells --------------------------------------------------------------------------------------------------------------
+
+def split_directives(source):
+    "(directives, code) of a code cell."
+    lines, found = source.split('\n'), {}
+    while lines and (m := DIRECTIVE.match(lines[0])): found[m[1]] = m[2].strip(); lines.pop(0)
+    return found, '\n'.join(line for line in lines if not re.search(r'#\|\s*hide_line\s*$', line)).strip('\n')
+
+
+def defined(code):
+    "Public names that a cell defines: `f`, `Class`, and `Class.f` for a patch."
+    for node in ast.parse(re.sub(r'(?m)^\s*[%!].*$', '', code)).body:
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) or node.name.startswith('_'): continue
+        patched = any('patch' in ast.unparse(d) for d in node.decorator_list)
+        kind = node.args.args[0].annotation if patched and node.args.args else None
+        owners = [] if kind is None else [ast.unparse(o) for o in (kind.elts if isinstance(kind, ast.Tuple) else [kind])]
+        owners = [o for part in owners for o in re.split(r'\s*\|\s*', part)]
+        if owners: yield f'{owners[0]}.{node.name}'
+        else: yield node.name
+
+
+def look_up(module, name):
+    "The object called `name` in `module`; a property stays a property."
+    owner, _, last = name.rpartition('.')
+    holder = getattr(module, owner) if owner else module
+    value = inspect.getattr_static(holder, last)
+    return value if isinstance(value, property) else getattr(holder, last)
+
+
+def source_url(module, obj):
+    raw = inspect.unwrap(obj.fget if isinstance(obj, property) else getattr(obj, '__func__', obj))
+    try: return f'{cfg["git_url"]}/blob/{cfg["branch"]}/{module.__name__.replace(".", "/")}.py#L{inspect.getsourcelines(raw)[1]}'
+    except (OSError, TypeError): return ''
+
+
+def front_matter(text):
+    "A raw first cell with title and description, as run notebooks have it -> title and promise."
+    if not (m := re.match(r'---\s*\n(.*?)\n---\s*$', text.strip(), re.S)): return ''
+    meta = yaml.safe_load(m[1])
+    return f'# {meta["title"]}\n' + (f'> {meta["description"]}\n' if meta.get('description') else '')
+
+
+def markdown(text): return dict(cell_type='markdown', metadata={}, source=text)
+
+
+def outputs_of(cell, links):
+    "Outputs without widget views (their figure stands beside them), with links that hold on the site."
+    kept = []
+    for out in cell.get('outputs', []):
+        data = out.get('data', {})
+        if 'text/html' in data: data.pop('application/vnd.jupyter.widget-view+json', None)
+        if 'text/markdown' in data: data['text/markdown'] = links(''.join(data['text/markdown']))
+        kept.append(out)
+    return kept
+
+
+def code_cell(cell, directives, code, links):
+    "A code cell with its directives as the tags that myst-nb knows."
+    off = lambda key: directives.get(key, '').strip('"\'').lower() == 'false'
+    tags, outputs = list(cell['metadata'].get('tags', [])), outputs_of(cell, links)
+    if off('echo') or 'hide_input' in directives: tags.append('remove-input')
+    if off('output') or 'hide_output' in directives: outputs = []
+    if directives.get('code-fold') in ('true', 'show'): tags.append('hide-input')
+    meta = {'tags': tags} if tags else {}
+    if 'fig-alt' in directives: meta['mystnb'] = {'image': {'alt': directives['fig-alt'].strip('"\'')}}
+    return dict(cell_type='code', metadata=meta, source=code, execution_count=None, outputs=outputs)
+
+
+def text_of(cell): return ''.join(cell['source'])
+
+
+def page(nb, name, known):
+    "The cells of one page."
+    links, module, level, cells = Links(name, known), None, 2, []
+    titled = any(c['cell_type'] == 'markdown' and text_of(c).startswith('# ') for c in nb['cells'][:2])
+    for cell in nb['cells']:
+        text = text_of(cell)
+        if cell['cell_type'] == 'raw' and not titled and (title := front_matter(text)): cells.append(markdown(title))
+        if cell['cell_type'] == 'markdown':
+            if found := re.findall(r'(?m)^(#{1,6}) ', re.sub(r'```.*?```', '', text, flags=re.S)): level = len(found[-1])
+            cells.append(markdown(links(callouts(text))))
+        if cell['cell_type'] != 'code': continue
+        directives, code = split_directives(text)
+        if 'default_exp' in directives:
+            module = importlib.import_module(f'{cfg["lib_name"]}.{directives["default_exp"].split()[0]}')
+            cells.append(markdown(f'`from {module.__name__} import *`'))
+        if HIDDEN & directives.keys() or directives.get('include', '').lower() == 'false': continue
+        if 'export' in directives:
+            for nm in defined(code):
+                obj = look_up(module, nm)
+                if entry := document(nm, obj, min(max(level + 1, 3), 4), source_url(module, obj)): cells.append(markdown(links(entry)))
+            if cell.get('outputs'): cells.append(code_cell(cell, {'echo': 'false'}, code, links))
+        elif code.strip() or cell.get('outputs'):
+            cells.append(code_cell(cell, directives, code, links))
+            if 'fig-cap' in directives: cells.append(markdown(f'*{directives["fig-cap"]}*'))
+    return cells
+
+
+def write(cells, path):
+    for i, cell in enumerate(cells): cell['id'] = f'c{i}'
+    meta = dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'), language_info=dict(name='python', pygments_lexer='ipython3'))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(cells=cells, metadata=meta, nbformat=4, nbformat_minor=5), indent=1), encoding='utf-8')
+
+
+def main(dst):
+    "Write all pages, and the pictures that they show, into the folder `dst`."
+    dst, sections = Path(dst), contents()
+    notebooks = {page_name(path): json.loads((NBS/path).read_text(encoding='utf-8')) for paths in sections.values() for path in paths}
+    known = symbols({name: page(nb, name, {}) for name, nb in notebooks.items()})       # only what has an entry is linked
+    shutil.rmtree(dst, ignore_errors=True)
+    for name, nb in notebooks.items(): write(page(nb, name, known) + [markdown(toctrees(sections))] * (name == 'index'), dst/f'{name}.ipynb')
+    for path in NBS.rglob('images/*'):
+        target = dst/path.relative_to(NBS)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target)
+
+
+if __name__ == '__main__': main(*sys.argv[1:])

@@ -1,0 +1,44 @@
+"""Everything that packaging needs stands in settings.ini, which nbdev reads too. The build copies runs and tutorials into the wheel."""
+import shutil
+from configparser import ConfigParser
+from pathlib import Path
+import setuptools
+from setuptools.command.build_py import build_py
+
+here = Path(__file__).parent
+config = ConfigParser(delimiters=['='])
+config.read(here/'settings.ini', encoding='utf-8')
+cfg = config['DEFAULT']
+lib, lowest = cfg['lib_name'], cfg['min_python']
+
+
+def reqs(key): return cfg.get(key, '').split()
+
+
+class BuildNotebooks(build_py):
+    "Adds nbs/runs and nbs/tutorials as <lib>/notebooks: one copy in git, one in the wheel, none in an editable install."
+    def run(self):
+        super().run()
+        if self.editable_mode: return
+        notebooks = Path(self.build_lib)/lib/'notebooks'
+        shutil.rmtree(notebooks, ignore_errors=True)
+        for source in sorted(p for folder in ('runs', 'tutorials') for p in (here/'nbs'/folder).glob('[!_.]*.ipynb')):
+            target = notebooks/source.relative_to(here/'nbs')
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+
+
+extras = {key.removesuffix('_requirements'): reqs(key) for key in cfg if key.endswith('_requirements')}
+extras['all'] = sorted({r for rs in extras.values() for r in rs})
+
+setuptools.setup(
+    name=lib, version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'], url=cfg['git_url'],
+    author=cfg['author'], author_email=cfg['author_email'], license='Apache-2.0', license_files=['LICENSE'],
+    long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
+    classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Intended Audience :: Education', 'Intended Audience :: Developers',
+                 'Topic :: Scientific/Engineering :: Artificial Intelligence', 'Framework :: Jupyter']
+        + [f'Programming Language :: Python :: 3.{minor}' for minor in range(int(lowest.split('.')[1]), 14)],
+    packages=setuptools.find_packages(include=[lib, f'{lib}.*']),
+    package_data={lib: ['static/*.js', 'static/*.css', 'py.typed']}, include_package_data=False, cmdclass={'build_py': BuildNotebooks},
+    python_requires=f'>={lowest}', install_requires=reqs('requirements'), extras_require=extras,
+    entry_points={'console_scripts': reqs('console_scripts'), 'nbdev': [f'{lib}={lib}._modidx:d']}, zip_safe=False)

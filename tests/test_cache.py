@@ -1,0 +1,450 @@
+"The cache: what is stored belongs to this image, this view, this teacher; whatever happens to the folder is noticed."
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastai.data.block import DataBlock
+from fastai.data.transforms import GrandparentSplitter, get_image_files, parent_label
+from fastai.learner import Learner
+from fastai.metrics import accuracy
+from fastai.vision.data import ImageBlock
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
+from torchvision.transforms import v2
+
+import tiny
+from libkd.cache import CacheCorrupt, CacheError, CacheLocked, CacheMismatch, CacheUnfinished, LogitBlock, LogitCache
+from libkd.teachers import Teacher
+from libkd.views import Mix, clean, finite, image_dls, replay
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    "A cache of two teachers, two views, three shards a view"
+    dls = tiny.loaders()
+    teachers = [tiny.teacher('a', 1), tiny.teacher('b', 2, bias='inv')]
+    path = tmp_path_factory.mktemp('made')/'cache'
+    return dls, teachers, LogitCache.build(path, dls, teachers, views=2, shard_rows=7)
+
+
+@pytest.fixture
+def copied(made, tmp_path):
+    "The same, in a folder that may be spoilt"
+    dls, teachers, cache = made
+    shutil.copytree(cache.path, tmp_path/'cache')
+    return dls, teachers, tmp_path/'cache'
+
+
+def build(path, dls, teachers, **kw): return LogitCache.build(path, dls, teachers, **{'views': 2, 'shard_rows': 7, 'check': False, **kw})
+
+
+def contents(path): return {p.relative_to(path).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(path.rglob('*')) if p.is_file() and p.name != '.lock'}
+
+
+def live(dls, teacher, row, view):
+    dl = dls.train
+    x = dl.after_batch((dl.do_item(view*len(dl.items) + row)[0][None],))[0]
+    return teacher.logits(x, stats=dls.stats)[0]
+
+
+# -- what comes back ---------------------------------------------------------------------------------------------------
+
+@given(st.lists(st.tuples(st.integers(0, 17), st.integers(0, 1)), min_size=1, max_size=9))
+def test_gather_gives_each_row_its_own_answer(made, pairs):
+    dls, teachers, cache = made
+    rows, views = map(torch.tensor, zip(*pairs))
+    got = cache.gather(rows, views)
+    for t in teachers:
+        want = torch.stack([live(dls, t, r, v) for r, v in pairs])
+        assert torch.allclose(got[t.name], want, atol=4e-3*want.abs().max())
+
+
+def test_float32_is_exact(made, tmp_path):
+    dls, teachers, _ = made
+    cache = build(tmp_path/'c', dls, teachers, dtype='float32')
+    assert torch.allclose(cache.gather(torch.tensor([3]), 1)['a'][0], live(dls, teachers[0], 3, 1), atol=1e-6)
+
+
+def test_a_script_without_libkd_reads_it(made):
+    code = '''
+import json, sys
+from pathlib import Path
+import numpy as np
+from safetensors.numpy import load_file
+cache = Path(sys.argv[1])
+plan, manifest = json.loads((cache/'plan.json').read_text()), json.loads((cache/'manifest.json').read_text())
+samples = load_file(cache/'samples.safetensors')
+name, rows = plan['teachers'][0]['name'], []
+for shard in range(-(-plan['n']//plan['shard_rows'])): rows.append(load_file(cache/f'logits/{name}/v0001-s{shard:05d}.safetensors')['logits'])
+logits = np.concatenate(rows)
+assert 'libkd' not in sys.modules and 'torch' not in sys.modules
+print(json.dumps([logits.shape, str(logits.dtype), samples['ids'].shape, float(logits[5,2])]))
+'''
+    dls, teachers, cache = made
+    out = json.loads(subprocess.run([sys.executable, '-c', code, cache.path], capture_output=True, text=True, check=True).stdout)
+    assert out == [[18, 3], 'float16', [18, 16], cache.gather(torch.tensor([5]), 1)['a'][0, 2].item()]
+
+
+@pytest.mark.parametrize('workers', [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('mix', [None, Mix()])
+def test_every_batch_is_paired_with_its_own_answers(tmp_path, mix, workers):
+    "What the cache says of a batch is what the teacher says of the batch's pixels: shuffled, two epochs, with workers"
+    t, dls = tiny.teacher('a', 1), tiny.loaders(mix=mix)
+    cache = build(tmp_path/'c', dls, [t], dtype='float32')
+    bound = cache.bind(dls)
+    train = bound.train.new(num_workers=workers)
+    for _ in range(2):
+        for x, y in train:
+            want = t.logits(x.as_subclass(torch.Tensor), stats=dls.stats)
+            assert torch.allclose(cache.gather(y.ride.row, y.ride.view)['a'], want, atol=1e-5)
+
+
+def test_a_subset_may_be_trained_on(made):
+    dls, teachers, cache = made
+    some = tiny.loaders(data=tiny.samples().subset(per_class=3), bs=4)
+    x, y = cache.bind(some).one_batch()
+    assert (cache.labels[y.ride.row] == y.numpy()).all() and len(some.train_ds) == 9
+
+
+def test_clean_stores_the_unaugmented_picture(tmp_path):
+    dls, t = tiny.loaders(), tiny.teacher()
+    cache = LogitCache.build(tmp_path/'c', dls, t, views='clean', dtype='float32')
+    x = next(iter(tiny.loaders(tfms=[]).train.new(shuffle=False, bs=18)))[0]
+    assert torch.allclose(cache.gather(torch.arange(18))['lin'], t.logits(x.as_subclass(torch.Tensor), stats=dls.stats), atol=1e-5)
+    bound = cache.bind(dls)
+    assert set(bound.one_batch()[1].ride.view.tolist()) == {0} and not torch.equal(bound.train.do_item(0)[0], bound.train.do_item(18)[0])
+
+
+def test_order_of_teachers_changes_nothing(made, tmp_path):
+    dls, teachers, cache = made
+    assert contents(build(tmp_path/'c', dls, teachers[::-1]).path) == contents(cache.path)
+
+
+# -- refusals: the field and both values are named ------------------------------------------------------------------------
+
+def renamed(t, classes): return Teacher(t.model, classes, name=t.name, bias=t.bias, class_map={c: c for c in classes}, answers=tiny.CLASSES)
+
+
+OTHER = {
+    'seed': (lambda: tiny.loaders(seed=1), None, {}, r'views\.seed: the cache has 0, asked for 1'),
+    'transform': (lambda: tiny.loaders(tfms=[v2.RandomCrop(8, padding=3)]), None, {}, r'views\.item_tfms'),
+    'mixing': (lambda: tiny.loaders(mix=Mix()), None, {}, r'views\.mix'),
+    'size': (lambda: tiny.loaders(size=16), None, {}, r'views\.(size|item_tfms)'),
+    'samples': (lambda: tiny.loaders(data=tiny.samples(n=30)), None, {}, r'\bn: the cache has 18'),
+    'labels': (lambda: tiny.loaders(unlabelled=2), None, {}, r'samples: '),
+    'weights': (None, [tiny.teacher('a', 5), tiny.teacher('b', 2, bias='inv')], {}, r'teachers\[0\]\.fingerprint'),
+    'normalisation': (None, [tiny.teacher('a', 1, mean=(.1, .1, .1)), tiny.teacher('b', 2, bias='inv')], {}, r'teachers\[0\]\.fingerprint'),
+    'class order': (None, [renamed(tiny.teacher('a', 1), tiny.CLASSES[::-1]), tiny.teacher('b', 2, bias='inv')], {}, r'teachers\[0\]\.fingerprint'),
+    'name': (None, [tiny.teacher('z', 1), tiny.teacher('b', 2, bias='inv')], {}, r'teachers'),
+    'count': (None, [tiny.teacher('a', 1)], {}, r'teachers'),
+    'views': (None, None, {'views': 3}, r'n_views: the cache has 2, asked for 3'),
+    'policy': (None, None, {'views': replay(2)}, r'policy: the cache has "finite", asked for "replay"'),
+    'dtype': (None, None, {'dtype': 'float32'}, r'dtype'),
+}
+
+
+@pytest.mark.parametrize('complete', [True, False])
+@pytest.mark.parametrize('what', OTHER)
+def test_another_plan_is_refused(copied, what, complete):
+    dls, teachers, path = copied
+    other, them, kw, said = OTHER[what]
+    if not complete: (path/'manifest.json').unlink(); next((path/'logits'/'a').iterdir()).unlink()
+    before = contents(path)
+    with pytest.raises(CacheMismatch, match=said) as e: build(path, other() if other else dls, them or teachers, **kw)
+    assert 'overwrite=True' in str(e.value) and contents(path) == before
+
+
+def test_overwrite_builds_anew(copied):
+    dls, teachers, path = copied
+    cache = build(path, dls, [tiny.teacher('z', 3)], overwrite=True)
+    assert list(cache.teachers) == ['z'] and sorted(p.name for p in (path/'logits').iterdir()) == ['z']
+
+
+def test_other_library_versions_are_a_warning_when_whole_and_refused_in_part(copied, monkeypatch):
+    import libkd.cache as m
+    dls, teachers, path = copied
+    monkeypatch.setattr(m, 'pixel_versions', lambda: {'pillow': '0.0'})
+    with pytest.warns(UserWarning, match=r'versions\.pillow .* \(here "?0\.0'): assert len(build(path, dls, teachers)) == 18
+    (path/'manifest.json').unlink()
+    with pytest.raises(CacheMismatch, match=r'versions\.pillow'): build(path, dls, teachers)
+
+
+@pytest.mark.parametrize('other, said', [(lambda: tiny.loaders(seed=1), r'views\.seed'), (lambda: tiny.loaders(tfms=[]), r'views\.item_tfms'), (lambda: tiny.loaders(mix=Mix()), r'views\.mix')])
+def test_binding_refuses_other_views(made, other, said):
+    with pytest.raises(CacheMismatch, match=said): made[2].bind(other())
+
+
+def test_binding_names_the_samples_that_are_missing_or_relabelled(made):
+    more = tiny.samples(n=30)
+    with pytest.raises(CacheMismatch, match=r'\d+ of \d+ training samples are not in the cache .* first array number'): made[2].bind(tiny.loaders(data=more))
+    other = tiny.samples()
+    i = int(np.flatnonzero(other.parts == 'train')[4]); other.labels[i] = (other.labels[i] + 1) % 3
+    with pytest.raises(CacheMismatch, match='1 training samples have another label'): made[2].bind(tiny.loaders(data=other))
+
+
+def test_binding_refuses_another_class_order(made):
+    other = tiny.samples(); other.classes = other.classes[::-1]
+    with pytest.raises(CacheMismatch, match='classes'): made[2].bind(tiny.loaders(data=other))
+
+
+@pytest.mark.parametrize('bad', ['../x', 'a/b', 'A b', '', 'x'*65, 'a..b', 'ü'])
+def test_odd_teacher_names_never_become_folders(bad, tmp_path):
+    t = tiny.teacher(); t.name = bad
+    with pytest.raises(CacheError, match='cannot name a folder'): build(tmp_path/'c', tiny.loaders(), [t])
+    assert not (tmp_path/'c').exists() and not (tmp_path/'x').exists()
+
+
+def test_what_cannot_be_built(tmp_path):
+    dls, t = tiny.loaders(), tiny.teacher()
+    with pytest.raises(CacheError, match='stores nothing'): build(tmp_path/'c', dls, t, views='online')
+    with pytest.raises(CacheError, match='float16'): build(tmp_path/'c', dls, t, dtype='int8')
+    with pytest.raises(CacheError, match='at least one'): build(tmp_path/'c', dls, [])
+    with pytest.raises(CacheError, match='Two teachers are called lin'): build(tmp_path/'c', dls, [t, tiny.teacher(seed=4)])
+    (tmp_path/'mine').mkdir(); (tmp_path/'mine'/'thesis.txt').write_text('precious')
+    with pytest.raises(CacheError, match='not a cache'): build(tmp_path/'mine', dls, t)
+    with pytest.raises(CacheError, match='not a cache'): build(tmp_path/'mine', dls, t, overwrite=True)
+    assert (tmp_path/'mine'/'thesis.txt').read_text() == 'precious'
+
+
+@pytest.mark.parametrize('value, said', [(float('nan'), 'NaN or infinite'), (float('inf'), 'NaN or infinite'), (1e6, 'float32')])
+def test_answers_that_cannot_be_stored(tmp_path, value, said):
+    class Bad(nn.Module):
+        def forward(self, x): return torch.full((len(x), 3), value)
+    with pytest.raises(CacheError, match=said): build(tmp_path/'c', tiny.loaders(), Teacher(Bad(), tiny.CLASSES, name='bad', bias='conv'), check=False)
+    with pytest.raises(CacheUnfinished): LogitCache.open(tmp_path/'c')
+
+
+def test_a_teacher_at_chance_is_refused_before_anything_is_written(tmp_path):
+    from libkd.teachers import ChanceError
+    class Same(nn.Module):
+        def forward(self, x): return torch.eye(3)[torch.zeros(len(x), dtype=torch.long)]
+    with pytest.raises(ChanceError, match='bad'): build(tmp_path/'c', tiny.loaders(), Teacher(Same(), tiny.CLASSES, name='bad', bias='conv'), check=True)
+    assert not (tmp_path/'c').exists()
+
+
+# -- damage ---------------------------------------------------------------------------------------------------------------
+
+def test_any_flipped_byte_is_found(copied):
+    *_, path = copied
+    rng = np.random.default_rng(0)
+    for f in [p for p in sorted(path.rglob('*')) if p.is_file() and p.name != '.lock']:
+        whole = f.read_bytes()
+        k = int(rng.integers(len(whole)))
+        f.write_bytes(whole[:k] + bytes([whole[k] ^ (1 << int(rng.integers(8)))]) + whole[k+1:])
+        with pytest.raises(CacheCorrupt): LogitCache.open(path).verify()
+        f.write_bytes(whole)
+    assert LogitCache.open(path).verify() == 2 + 2*2*3
+
+
+@pytest.mark.parametrize('spoil', [lambda f: f.unlink(), lambda f: f.write_bytes(f.read_bytes()[:-3]), lambda f: f.write_bytes(b'')])
+def test_missing_and_truncated_shards_are_named(copied, spoil):
+    dls, teachers, path = copied
+    shard = path/'logits'/'b'/'v0001-s00002.safetensors'
+    spoil(shard)
+    cache = LogitCache.open(path)
+    with pytest.raises(CacheCorrupt, match='v0001-s00002'): cache.verify()
+    if not shard.is_file() or shard.stat().st_size < 90:
+        with pytest.raises(CacheCorrupt, match='v0001-s00002'): cache.gather(torch.tensor([17]), 1)
+    assert cache.gather(torch.tensor([0]), 0)['b'].shape == (1, 3), 'the other shards still answer'
+
+
+def test_a_plan_that_was_edited_is_refused(copied):
+    *_, path = copied
+    text = (path/'plan.json').read_text()
+    (path/'plan.json').write_text(text.replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(CacheCorrupt, match='plan.json was changed'): LogitCache.open(path)
+
+
+@pytest.mark.parametrize('name', ['plan.json', 'manifest.json'])
+@pytest.mark.parametrize('data', [b'', b'{"schema": 1', b'\xff\xfe'])
+def test_half_written_json_is_named(copied, name, data):
+    *_, path = copied
+    (path/name).write_bytes(data)
+    with pytest.raises(CacheCorrupt, match=name): LogitCache.open(path)
+
+
+@pytest.mark.parametrize('rel', ['../../outside.safetensors', '/outside.safetensors', 'logits/a/../../../outside.safetensors', 'logits/a..b/v0000-s00000.safetensors'])
+def test_a_manifest_cannot_point_outside(copied, rel):
+    *_, path = copied
+    m = json.loads((path/'manifest.json').read_text()); m['files'][rel] = dict(bytes=1, sha256='0')
+    (path/'manifest.json').write_text(json.dumps(m))
+    with pytest.raises(CacheCorrupt, match='no file of a cache'): LogitCache.open(path).verify()
+
+
+def test_links_are_refused(copied, tmp_path):
+    *_, path = copied
+    f = path/'logits'/'a'/'v0000-s00000.safetensors'
+    f.rename(tmp_path/'elsewhere'); f.symlink_to(tmp_path/'elsewhere')
+    with pytest.raises(CacheCorrupt, match='link'): LogitCache.open(path).verify()
+    plan = path/'plan.json'; plan.rename(tmp_path/'plan'); plan.symlink_to(tmp_path/'plan')
+    with pytest.raises(CacheCorrupt, match='link'): LogitCache.open(path)
+
+
+def test_a_changed_image_is_named(tmp_path):
+    root = folder(tmp_path/'images')
+    cache = LogitCache.build(tmp_path/'c', image_dls(root, bs=4), tiny.teacher(), views=1)
+    f = sorted((root/'train'/'star').iterdir())[1]
+    Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(f)
+    with pytest.raises(CacheMismatch, match=f.name): cache.verify(image_dls(root, bs=4))
+
+
+def test_spot_check_finds_another_teacher(made):
+    dls, teachers, cache = made
+    assert cache.spot_check(dls, teachers) < 2e-3
+    with pytest.raises(CacheMismatch, match='Teacher a answers differently'): cache.spot_check(dls, [tiny.teacher('a', 9)])
+
+
+# -- interruptions --------------------------------------------------------------------------------------------------------
+
+def test_a_resumed_build_has_the_same_bytes(copied, made):
+    dls, teachers, path = copied
+    (path/'manifest.json').unlink()
+    for f in list((path/'logits').rglob('*s0000[12]*')): f.unlink()
+    (path/'samples.safetensors').unlink()
+    with pytest.raises(CacheUnfinished, match='it continues'): LogitCache.open(path)
+    build(path, dls, teachers)
+    assert contents(path) == contents(made[2].path)
+
+
+def test_a_file_that_was_being_written_is_never_taken_for_whole(tmp_path, monkeypatch, made):
+    import libkd.cache as m
+    dls, teachers, cache = made
+    real, left = os.fsync, [5]
+    def cut(fd):
+        left[0] -= 1
+        if left[0]: return real(fd)
+        os.ftruncate(fd, 10)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(m.os, 'fsync', cut)
+    with pytest.raises(KeyboardInterrupt): build(tmp_path/'c', dls, teachers)
+    monkeypatch.undo()
+    got = contents(build(tmp_path/'c', dls, teachers).path)
+    assert {k: v for k, v in got.items() if not k.endswith('.tmp')} == contents(cache.path)
+
+
+def test_finished_shards_are_not_asked_for_again(copied, monkeypatch):
+    dls, teachers, path = copied
+    (path/'manifest.json').unlink(); (path/'logits'/'a'/'v0001-s00001.safetensors').unlink()
+    asked = []
+    for t in teachers: monkeypatch.setattr(t, 'logits', lambda x, stats=None, t=t, f=t.logits: asked.append(len(x)) or f(x, stats=stats), raising=False)
+    build(path, dls, teachers)
+    assert sum(asked) == 2*7, 'one shard of seven rows for two teachers'
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment(tmp_path, made):
+    "Killed again and again at random moments, then finished: the same bytes as never interrupted"
+    code = "import sys; sys.path.insert(0, 'tests'); import tiny, time; from libkd.cache import LogitCache; import libkd.cache as m; f = m._publish\nm._publish = lambda p, d: (time.sleep(.05), f(p, d), time.sleep(.05))\nprint('go', flush=True)\nLogitCache.build(sys.argv[1], tiny.loaders(), [tiny.teacher('a', 1), tiny.teacher('b', 2, bias='inv')], views=2, shard_rows=7)"
+    rng, path = np.random.default_rng(1), tmp_path/'c'
+    for _ in range(5):
+        p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, path], stdout=subprocess.PIPE)
+        p.stdout.readline(); time.sleep(float(rng.uniform(.1, 1.5))); p.send_signal(signal.SIGKILL); p.wait()
+        if (path/'manifest.json').exists(): break
+        if path.exists():
+            with pytest.raises(CacheUnfinished): LogitCache.open(path)
+    dls, teachers, cache = made
+    build(path, dls, teachers)
+    assert {k: v for k, v in contents(path).items() if not k.endswith('.tmp')} == contents(cache.path)
+
+
+def test_a_full_disk_is_a_sentence_and_keeps_what_is_done(tmp_path, monkeypatch, made):
+    import libkd.cache as m
+    dls, teachers, cache = made
+    replace, left = os.replace, [4]
+    def full(a, b):
+        left[0] -= 1
+        if left[0] < 0: raise OSError(errno.ENOSPC, 'No space left on device')
+        return replace(a, b)
+    monkeypatch.setattr(m.os, 'replace', full)
+    with pytest.raises(CacheError, match='disk is full'): build(tmp_path/'c', dls, teachers)
+    assert not list((tmp_path/'c').rglob('*.tmp')) and len(list((tmp_path/'c'/'logits').rglob('*.safetensors'))) == 3
+    monkeypatch.undo()
+    assert contents(build(tmp_path/'c', dls, teachers).path) == contents(cache.path)
+
+
+def test_a_second_builder_is_refused(tmp_path):
+    from filelock import FileLock
+    (tmp_path/'c').mkdir()
+    with FileLock(tmp_path/'c'/'.lock'), pytest.raises(CacheLocked, match='Another process'): build(tmp_path/'c', tiny.loaders(), tiny.teacher())
+
+
+def test_an_undecodable_image_in_the_middle_is_named(tmp_path):
+    root = folder(tmp_path/'images')
+    dls = image_dls(root, bs=4)
+    f = sorted((root/'train'/'star').iterdir())[1]; f.write_bytes(f.read_bytes()[:40])
+    with pytest.raises(ValueError, match=f.name): build(tmp_path/'c', dls, tiny.teacher())
+    with pytest.raises(CacheUnfinished): LogitCache.open(tmp_path/'c')
+
+
+# -- fastai ---------------------------------------------------------------------------------------------------------------
+
+def folder(root):
+    "The tiny samples as an image folder"
+    items = tiny.samples()
+    for i in range(len(items)):
+        f = root/str(items.parts[i])/items.classes[items.labels[i]]/f'{i:03d}.png'
+        f.parent.mkdir(parents=True, exist_ok=True); Image.fromarray(items.source(i)).save(f)
+    return root
+
+
+def block(cache): return DataBlock(blocks=(ImageBlock, LogitBlock(cache)), get_items=get_image_files, get_y=parent_label, splitter=GrandparentSplitter())
+
+
+def test_logit_block_pairs_plain_paths(tmp_path):
+    root = folder(tmp_path/'images')
+    cache = LogitCache.build(tmp_path/'c', image_dls(root, bs=4, tfms=[]), tiny.teacher(), views=1)
+    dls = block(cache).dataloaders(root, bs=4, num_workers=0)
+    for x, y in dls.train:
+        want = tiny.teacher().logits(x.as_subclass(torch.Tensor))
+        assert (cache.labels[y.ride.row] == y.cpu().numpy()).all()
+    moved = tmp_path/'other'/'place'; shutil.copytree(root, moved)
+    assert (block(cache).dataloaders(moved, bs=4, num_workers=0).one_batch()[1].ride.row >= 0).all()
+
+
+def test_logit_block_refuses_a_stranger_in_training_and_takes_one_in_validation(tmp_path):
+    root = folder(tmp_path/'images')
+    cache = LogitCache.build(tmp_path/'c', image_dls(root, bs=4), tiny.teacher(), views=1)
+    Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(root/'valid'/'star'/'new.png')
+    dls = block(cache).dataloaders(root, bs=4, num_workers=0)
+    assert len(list(dls.valid)) and not hasattr(next(iter(dls.valid))[1], 'ride')
+    Image.fromarray(np.full((8, 8, 3), 9, np.uint8)).save(root/'train'/'star'/'new.png')
+    with pytest.raises(CacheMismatch, match='new.png'): block(cache).dataloaders(root, bs=4, num_workers=0)
+
+
+def test_an_ordinary_learner_works_on_bound_loaders(made):
+    dls, _, cache = made
+    learn = Learner(cache.bind(dls), tiny.Linear(), metrics=accuracy)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert len(learn.validate()) == 2
+
+
+def test_show_batch_tells_what_each_teacher_said(made):
+    import matplotlib.pyplot as plt
+    dls, _, cache = made
+    cache.bind(dls).show_batch(max_n=4)
+    titles = [ax.get_title() for ax in plt.gcf().axes if ax.get_title()]; plt.close('all')
+    assert len(titles) == 4 and all('a: ' in t and 'b: ' in t and '%' in t for t in titles)
+
+
+@given(st.integers(1, 40), st.integers(0, 100))
+def test_rows_are_found_by_id_even_if_halves_collide(n, seed):
+    rng = np.random.default_rng(seed)
+    cache = LogitCache.__new__(LogitCache)
+    cache.ids = np.concatenate([rng.integers(0, 2, (n, 8), dtype=np.uint8), rng.integers(0, 255, (n, 8), dtype=np.uint8)], 1)
+    cache.ids = np.unique(cache.ids, axis=0)[rng.permutation(len(np.unique(cache.ids, axis=0)))]
+    assert (cache.rows(cache.ids) == np.arange(len(cache.ids))).all()
+    stranger = cache.ids.copy(); stranger[:, 15] ^= 1
+    known = {bytes(i) for i in cache.ids}
+    assert all((r >= 0) == (bytes(s) in known) for r, s in zip(cache.rows(stranger), stranger))

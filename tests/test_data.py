@@ -1,0 +1,317 @@
+"Data: identities that survive, embedded sets that are whole or absent, splits that keep together, and one sentence for each bad input."
+import hashlib, multiprocessing, os, signal, subprocess, sys, time, unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+from PIL import Image
+
+from libkd.data import Samples, array_id, cluttered_digits, content_digest, data_home, digits, open_image, sample_id, write_once
+
+
+def noise(n, size=8, seed=0): return np.random.default_rng(seed).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+
+@pytest.fixture
+def folder(tmp_path):
+    "Twelve images of three classes, some in folders below the class."
+    for i, a in enumerate(noise(12)):
+        p = tmp_path/'photos'/('cat', 'dog', 'owl')[i % 3]/('deep' if i > 8 else '')/f'{i}.png'
+        p.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(a).save(p)
+    return tmp_path/'photos'
+
+MANY = Samples.from_arrays(noise(1000, 4), np.arange(1000) % 10)      # a thousand samples of ten classes, in memory
+
+
+# -- ids -----------------------------------------------------------------------------------------------------------------
+
+@given(st.lists(st.text(st.characters(exclude_characters='/\\\0', exclude_categories=('Cs',)), min_size=1), min_size=1, max_size=4))
+def test_id_is_the_same_for_every_spelling_of_a_path(parts):
+    slash = '/'.join(parts)
+    assert sample_id(slash) == sample_id('\\'.join(parts))
+    assert sample_id(unicodedata.normalize('NFD', slash)) == sample_id(unicodedata.normalize('NFC', slash))
+    assert len(sample_id(slash)) == 16
+
+def test_id_is_sha256_of_the_relative_path():
+    "A golden value: caches written today must be found in ten years."
+    assert sample_id('cat/1.png').hex() == '6a3b843cf66c4612f3382ad8101c9add'
+    assert sample_id('cafe\u0301/1.png') == hashlib.sha256('caf\u00e9/1.png'.encode()).digest()[:16], 'composed letters'
+
+def test_ids_do_not_depend_on_where_the_folder_lies(folder, tmp_path):
+    moved = tmp_path/'elsewhere'/'pictures'
+    before = Samples.from_folder(folder)
+    moved.parent.mkdir(); folder.rename(moved)
+    after = Samples.from_folder(moved)
+    assert (before.ids == after.ids).all() and before.digest() == after.digest()
+
+def test_ids_are_the_same_in_another_process(folder):
+    code = f'from libkd.data import Samples; print(Samples.from_folder({str(folder)!r}).digest())'
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ | dict(PYTHONHASHSEED='7'))
+    assert out.stdout.strip() == Samples.from_folder(folder).digest()
+
+@given(st.permutations(range(12)))
+def test_order_changes_the_digest_but_no_id(order):
+    s = Samples.from_arrays(noise(12), np.arange(12) % 3)
+    t = s[list(order)]
+    assert {o.id: o.label for o in t} == {o.id: o.label for o in s}
+    assert (t.digest() == s.digest()) == (list(order) == sorted(order))
+
+def test_digest_sees_labels_and_class_names():
+    a = Samples.from_arrays(noise(4), [0, 1, 0, 1])
+    assert len({a.digest(), Samples.from_arrays(noise(4), [0, 1, 1, 0]).digest(), Samples.from_arrays(noise(4), [0, 1, 0, 1], ['x', 'y']).digest()}) == 3
+
+def test_content_digest_sees_one_pixel(folder):
+    s = Samples.from_folder(folder)
+    before, a = s.content_digests(), np.array(open_image(s.source(0)))
+    a[0, 0, 0] ^= 1
+    Image.fromarray(a).save(s.source(0))
+    assert ((s.content_digests() != before).any(1) == (np.arange(len(s)) == 0)).all()
+    assert (Samples.from_folder(folder).ids == s.ids).all()
+
+
+# -- folders -------------------------------------------------------------------------------------------------------------
+
+def test_folder_reads_nested_images_hidden_files_and_other_files(folder):
+    (folder/'cat'/'notes.txt').write_text('no image')
+    (folder/'cat'/'._1.png').write_bytes(b'resource fork')
+    (folder/'.ipynb_checkpoints').mkdir()
+    s = Samples.from_folder(folder)
+    assert s.classes == ['cat', 'dog', 'owl'] and len(s) == 12 and s.counts()['train'].tolist() == [4, 4, 4]
+    assert 'cat/deep/9.png' in s.items
+
+def test_given_classes_fix_order_and_choice(folder):
+    s = Samples.from_folder(folder, classes=['owl', 'cat'])
+    assert s.classes == ['owl', 'cat'] and len(s) == 8
+    assert all(s.classes[o.label] in str(o.source) for o in s)
+
+def test_parts_are_read_and_val_is_valid(folder, tmp_path):
+    root = tmp_path/'parted'
+    root.mkdir(); folder.rename(root/'train')
+    for c in ('cat', 'dog'): (root/'val'/c).mkdir(parents=True); (root/'train'/c/'0.png' if c == 'cat' else root/'train'/c/'1.png').rename(root/'val'/c/'x.png')
+    s = Samples.from_folder(root)
+    assert (len(s.train), len(s.valid), len(s.test)) == (10, 2, 0) and s.has('valid') and not s.has('test')
+    assert s.counts()['valid'].tolist() == [1, 1, 0]
+
+def test_unlabelled_inside_and_outside(folder, tmp_path):
+    inside = folder/'unlabelled'
+    inside.mkdir(); Image.fromarray(noise(1, seed=5)[0]).save(inside/'u.png')
+    s = Samples.from_folder(folder)
+    assert s.classes == ['cat', 'dog', 'owl'] and (s.labels == -1).sum() == 1 and s.parts[s.labels == -1] == ['train']
+    assert len(Samples.from_folder(folder, unlabelled=False)) == 12
+    outside = tmp_path/'more'; inside.rename(outside)
+    t = Samples.from_folder(folder, unlabelled=outside)
+    assert t.check() is t and len(t) == 13 and len(t.labelled) == 12
+    assert (t.ids[-1] == s.ids[-1]).all(), 'the folder of unlabelled images names them alike wherever it lies'
+
+BAD = {
+    'missing':     (lambda f: Samples.from_folder(f/'nothing'), FileNotFoundError, ['nothing', 'one folder of images for each class']),
+    'a file':      (lambda f: Samples.from_folder(f/'cat'/'0.png'), NotADirectoryError, ['0.png is a file']),
+    'no classes':  (lambda f: Samples.from_folder(f/'cat'), ValueError, ['deep']),
+    'empty class': (lambda f: ((f/'emu').mkdir(), Samples.from_folder(f)), ValueError, ["'emu'", 'classes=']),
+    'one class':   (lambda f: Samples.from_folder(f, classes=['cat']), ValueError, ['1 class', 'at least two']),
+    'unknown':     (lambda f: Samples.from_folder(f, classes=['cat', 'cow']), ValueError, ['cow', 'dog']),
+    'valid only':  (lambda f: ((f/'valid').mkdir(), Samples.from_folder(f)), ValueError, ['no train/']),
+    'no free':     (lambda f: ((f/'unlabelled').mkdir(), Samples.from_folder(f)), ValueError, ['unlabelled', 'no images']),
+}
+@pytest.mark.parametrize('name', BAD)
+def test_bad_folder_is_one_sentence_with_names(name, folder):
+    f, kind, words = BAD[name]
+    with pytest.raises(kind) as e: f(folder)
+    assert all(w in str(e.value) for w in words) and '\n' not in str(e.value)
+
+def test_class_only_in_valid_is_named(folder, tmp_path):
+    root = tmp_path/'parted'
+    root.mkdir(); folder.rename(root/'train'); (root/'valid'/'yak').mkdir(parents=True)
+    with pytest.raises(ValueError, match="yak.*not in train"): Samples.from_folder(root)
+
+
+# -- check ---------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('damage', ['text', 'cut', 'empty'])
+def test_check_names_unreadable_images(folder, damage):
+    p = folder/'dog'/'1.png'
+    p.write_bytes(dict(text=b'no image', cut=p.read_bytes()[:len(p.read_bytes())//2], empty=b'')[damage])
+    with pytest.raises(ValueError, match=r'1 of 12 images cannot be read.*1\.png'): Samples.from_folder(folder).check()
+
+def test_check_names_both_files_of_a_leak(folder):
+    s = Samples.from_folder(folder)
+    (folder/'dog'/'copy.png').write_bytes((folder/'cat'/'0.png').read_bytes())
+    s = Samples.from_folder(folder)
+    parts = np.where(np.array(s.items) == 'dog/copy.png', 'valid', 'train')
+    assert s.check() is s                                             # twice in one part: allowed
+    with pytest.raises(ValueError, match=r'two parts.*0\.png.*copy\.png.*train and valid'): s._take(np.arange(len(s)), parts=parts).check()
+
+def test_two_spellings_of_one_name_are_a_duplicate(folder):
+    a, b = 'caf\u00e9.png', 'cafe\u0301.png'
+    for n, im in zip((a, b), noise(2, seed=9)): Image.fromarray(im).save(folder/'cat'/n)
+    if len(list((folder/'cat').glob('caf*'))) < 2: pytest.skip('this file system makes the names one')
+    with pytest.raises(ValueError, match='the same sample twice'): Samples.from_folder(folder)
+
+def test_same_array_twice_is_named():
+    a = noise(3)
+    with pytest.raises(ValueError, match='image 1, image 3'): Samples.from_arrays([a[0], a[1], a[2], a[1]], [0, 1, 0, 1])
+
+@pytest.mark.parametrize('labels, words', [(np.eye(4), 'multi-label'), ([.1, .2, .3, .4], 'regression'), ([[0, 1]]*4, 'multi-label'), ([0, 1, 2, 9], 'label 9')])
+def test_labels_that_are_no_classes(labels, words):
+    with pytest.raises(ValueError, match=words): Samples.from_arrays(noise(4), labels, classes=['a', 'b', 'c'] if words == 'label 9' else None)
+
+def test_labels_by_name_number_and_none_agree():
+    names = Samples.from_arrays(noise(4), ['b', 'a', None, 'b'])
+    numbers = Samples.from_arrays(noise(4), [1, 0, -1, 1], classes=['a', 'b'])
+    assert names.digest() == numbers.digest() and names.labels.tolist() == [1, 0, -1, 1]
+
+
+# -- lots and splits -----------------------------------------------------------------------------------------------------
+
+@given(st.integers(1, 99), st.integers(0, 2**31), st.integers(1, 98))
+def test_subsets_are_nested_and_orderless(k, seed, j):
+    ids = lambda s: {o.tobytes() for o in s.ids}
+    a = MANY.subset(per_class=k, seed=seed)
+    assert a.counts()['train'].tolist() == [k]*10
+    assert ids(MANY.subset(per_class=min(j, k), seed=seed)) <= ids(a)
+    assert ids(MANY[::-1].subset(per_class=k, seed=seed)) == ids(a)
+def test_seeds_choose_differently():
+    assert (MANY.subset(per_class=10, seed=0).ids != MANY.subset(per_class=10, seed=1).ids).any()
+
+def test_hide_labels_keeps_everybody():
+    h = MANY.hide_labels(7)
+    assert (h.ids == MANY.ids).all() and h.counts()['train'].tolist() == [7]*10 + [930]
+    kept = h.labels >= 0
+    assert (h.labels[kept] == MANY.labels[kept]).all()
+    with pytest.raises(ValueError, match='has 100 labelled.*101'): MANY.hide_labels(101)
+
+@given(st.floats(.02, .6), st.floats(0, .35), st.integers(0, 100))
+def test_split_is_stratified_and_whole(valid, test, seed):
+    s = MANY.split(valid=valid, test=test, seed=seed)
+    assert len(s) == 1000 and set(s.valid.counts()['valid']) == {max(1, round(100*valid))}
+    assert (s.split(valid=0, test=.1, seed=1) if not s.has('test') else s).has('test')
+
+def test_groups_stay_together_whatever_their_sizes():
+    rng = np.random.default_rng(0)
+    for seed in range(5):
+        g = rng.integers(0, rng.integers(20, 300), 1000)
+        s = MANY.split(valid=.2, test=.1, by=g, seed=seed)
+        group = dict(zip([i.tobytes() for i in MANY.ids], g))
+        sides = {}
+        for o, p in zip(s, s.parts): sides.setdefault(group[o.id], set()).add(p)
+        assert all(len(v) == 1 for v in sides.values())
+        assert abs((s.parts == 'valid').mean() - .2) < .05 and abs((s.parts == 'test').mean() - .1) < .05
+
+def test_unlabelled_image_of_a_held_out_group_is_left_out():
+    s = MANY.hide_labels(50)
+    g = np.arange(1000)//10
+    with pytest.warns(UserWarning, match='left out'): t = s.split(.3, by=g)
+    out = {g[i] for i, o in enumerate(s) if o.id in {v.id for v in t.valid}}
+    assert not any(g[i] in out for i, o in enumerate(s) if o.id in {v.id for v in t.train})
+
+@pytest.mark.parametrize('kw', [dict(by=lambda s: s.source.parent.name), dict(by='parent')])
+def test_by_takes_functions_and_parent(tmp_path, kw):
+    for i, a in enumerate(noise(60)):
+        p = tmp_path/f'c{i % 2}'/f'scene{i//2 % 10}-{i % 2}'/f'{i}.png'
+        p.parent.mkdir(parents=True, exist_ok=True); Image.fromarray(a).save(p)
+    s = Samples.from_folder(tmp_path).split(.2, by=kw['by'])
+    scenes = [{Path(i).parent.name for i in s.part(p).items} for p in ('train', 'valid')]
+    assert not scenes[0] & scenes[1] and len(scenes[1]) == 4
+
+@pytest.mark.parametrize('kw, words', [(dict(valid=1.), 'less than 1'), (dict(valid=0.), 'shares'), (dict(by=[1, 2]), 'one group for each'), (dict(by='folder'), "'parent'"), (dict(by=np.zeros(1000)), 'cannot be split')])
+def test_impossible_splits(kw, words):
+    with pytest.raises(ValueError, match=words): MANY.split(**kw)
+
+def test_a_class_of_one_image_cannot_be_split():
+    s = Samples.from_arrays(noise(5), [0, 0, 0, 0, 1], ['many', 'one'])
+    with pytest.raises(ValueError, match="'one' has 1"): s.split(.2)
+
+
+# -- embedded sets -------------------------------------------------------------------------------------------------------
+
+def test_no_original_is_in_two_parts():
+    from libkd.data import _originals
+    seen = [{d.tobytes() for d in X} for X, _ in _originals().values()]
+    assert sum(map(len, seen)) == len(set.union(*seen)) == 1797
+
+def test_scenes_do_not_depend_on_how_many_there_are():
+    a, b = cluttered_digits(20, 5, 10, 10), cluttered_digits(40, 10, 20, 10)
+    for p in a.rglob('*.png'): assert content_digest(p) == content_digest(b/p.relative_to(a)), p
+
+def test_scene_pixels_are_the_same_everywhere(monkeypatch, tmp_path):
+    "A golden value: the embedded set is data, and data do not change with a library's version. A new recipe needs a new name of the folder."
+    monkeypatch.setenv('LIBKD_HOME', str(tmp_path))
+    a = np.stack([np.asarray(open_image(s.source)) for s in Samples.from_folder(cluttered_digits(20, 5, 10, 10))])
+    assert array_id(a).hex() == GOLDEN_SCENES
+GOLDEN_SCENES = '86cc5c4df040ec5c7764cee7d872a621'
+
+def test_embedded_sets_are_valid_data():
+    for path in (digits(), cluttered_digits(20, 5, 10, 10, size=24)):
+        assert len(Samples.from_folder(path).check().test) > 0
+    assert open_image(Samples.from_folder(path).source(0)).size == (24, 24)
+
+@pytest.mark.parametrize('kw, words', [(dict(size=8), '12 to 64'), (dict(train=5), 'at least 20')])
+def test_impossible_scenes(kw, words):
+    with pytest.raises(ValueError, match=words): cluttered_digits(**kw)
+
+def _write_slowly(path, ready):
+    def write(tmp):
+        (tmp/'first').write_text('x'); ready.set(); time.sleep(60)
+    write_once(path, write)
+
+def test_a_killed_writer_leaves_nothing_that_looks_whole(tmp_path):
+    ctx = multiprocessing.get_context('spawn')
+    ready = ctx.Event()
+    p = ctx.Process(target=_write_slowly, args=(tmp_path/'set', ready))
+    p.start(); assert ready.wait(60)
+    os.kill(p.pid, signal.SIGKILL); p.join()
+    assert not (tmp_path/'set').exists()
+    write_once(tmp_path/'set', lambda t: (t/'first').write_text('y'))
+    assert (tmp_path/'set'/'first').read_text() == 'y'
+
+def test_a_failed_writer_cleans_up(tmp_path):
+    def full(t): (t/'a').write_text('x'); raise OSError(28, 'No space left on device')
+    with pytest.raises(OSError, match='No space'): write_once(tmp_path/'set', full)
+    assert list(tmp_path.iterdir()) == []
+
+def test_the_second_of_two_writers_gives_way(tmp_path):
+    def late(t):
+        (t/'who').write_text('late')
+        write_once(tmp_path/'set', lambda u: (u/'who').write_text('early'))   # the other comes first
+    assert (write_once(tmp_path/'set', late)/'who').read_text() == 'early'
+    assert [p.name for p in tmp_path.iterdir()] == ['set']
+
+def test_home_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv('LIBKD_HOME', str(tmp_path/'here'))
+    assert data_home() == tmp_path/'here' and digits().parent == tmp_path/'here'
+
+
+# -- fastai --------------------------------------------------------------------------------------------------------------
+
+def test_from_dls_follows_rows_of_a_table(folder):
+    import pandas as pd
+    from fastai.vision.data import ImageDataLoaders
+    s = Samples.from_folder(folder)
+    df = pd.DataFrame(dict(name=s.items, label=[s.classes[c] for c in s.labels], is_valid=[i % 4 == 0 for i in range(12)]))
+    t = Samples.from_dls(ImageDataLoaders.from_df(df, folder, fn_col='name', label_col='label', valid_col='is_valid', bs=4))
+    assert {o.id: o.label for o in t} == {o.id: o.label for o in s} and len(t.valid) == 3
+
+def test_from_dls_refuses_multi_label_and_regression(folder):
+    import pandas as pd
+    from fastai.vision.data import ImageDataLoaders, RegressionBlock
+    s = Samples.from_folder(folder)
+    df = pd.DataFrame(dict(name=s.items, label=['a b', 'b', 'a']*4))
+    with pytest.raises(ValueError, match='multi-label'): Samples.from_dls(ImageDataLoaders.from_df(df, folder, fn_col='name', label_col='label', label_delim=' ', bs=4))
+    df = pd.DataFrame(dict(name=s.items, label=np.linspace(0, 1, 12)))
+    with pytest.raises(ValueError, match='regression'): Samples.from_dls(ImageDataLoaders.from_df(df, folder, fn_col='name', label_col='label', y_block=RegressionBlock, bs=4))
+
+
+# -- size ----------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.slow
+def test_columns_stay_small():
+    "Memory of a hundred thousand samples, beside the file names themselves: tens of bytes each, not a Python object each."
+    import tracemalloc
+    items = [f'c{i % 10}/{i:07d}.jpg' for i in range(100_000)]
+    labels = np.arange(100_000) % 10
+    tracemalloc.start()
+    s = Samples(items, labels, list('abcdefghij'))._whole()
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held/len(s) < 64

@@ -1,0 +1,265 @@
+"""Measures against other people's implementations of them, and models that are left exactly as they were found."""
+import numpy as np, pandas as pd, pytest, timm, torch
+import fastai.callback.progress                              # gives Learner no_bar
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from hypothesis import given, strategies as st
+from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, log_loss, matthews_corrcoef
+from torch import nn
+import libkd.diagnose as D
+
+rng = np.random.default_rng(0)
+Z, W, Y = rng.normal(0, 2, (400, 7)), rng.normal(0, 2, (400, 7)), rng.integers(0, 7, 400)
+logits = st.integers(0, 10_000).map(lambda s: np.random.default_rng(s).normal(0, 4, (6, 5)))
+
+
+def guo(z, y, bins=15):
+    "Guo et al.'s ECE, written from the formula with a loop over bins (lo, hi]."
+    p = torch.tensor(z).softmax(1); conf, said = p.max(1); right = (said == torch.tensor(y)).double(); total = 0.
+    for lo, hi in zip(torch.linspace(0, 1, bins + 1)[:-1], torch.linspace(0, 1, bins + 1)[1:]):
+        inside = (conf > lo) & (conf <= hi)
+        if inside.any(): total += inside.double().mean()*(right[inside].mean() - conf[inside].mean()).abs()
+    return float(total)
+
+
+# -- quality ---------------------------------------------------------------------------------------------------------------
+
+def test_ece_is_guos_also_where_confidence_is_one():
+    sure = Z.copy(); sure[:150] *= 100
+    assert (torch.tensor(sure).softmax(1).max(1).values == 1).sum() > 50
+    for z in (Z, sure, 4*Z): assert D.ece(z, Y) == pytest.approx(guo(z, Y), abs=1e-9)
+
+
+def test_ece_equals_torchmetrics_below_confidence_one():
+    from torchmetrics.functional.classification import multiclass_calibration_error as other
+    assert D.ece(Z, Y) == pytest.approx(other(torch.tensor(Z).softmax(1), torch.tensor(Y), 7, n_bins=15).item(), abs=1e-6)
+
+
+def test_quality_equals_scikit_learn():
+    few = np.where(Y == 3, 0, Y)                                  # a class that never occurs
+    with pytest.warns(UserWarning, match='not in y_true'): want = balanced_accuracy_score(few, Z.argmax(1))
+    assert D.macro_accuracy(Z, few) == pytest.approx(want, abs=1e-12)
+    assert D.nll(Z, Y) == pytest.approx(log_loss(Y, D.soften(Z)), abs=1e-9)
+
+
+def test_images_without_label_do_not_count():
+    y = Y.copy(); y[::2] = -1
+    for f in (D.accuracy, D.macro_accuracy, D.ece, D.nll, D.brier): assert f(Z, y) == f(Z[1::2], Y[1::2])
+
+
+def test_accuracy_is_also_a_fastai_metric():
+    x, y = torch.randn(40, 4), torch.randint(0, 3, (40,))
+    learn = Learner(DataLoaders.from_dsets(list(zip(x, y)), list(zip(x, y)), bs=20, device='cpu'), nn.Linear(4, 3), CrossEntropyLossFlat(), metrics=D.accuracy)
+    with learn.no_bar(): assert learn.validate()[1] == pytest.approx(D.accuracy(learn.model(x), y))
+
+
+# -- difference ------------------------------------------------------------------------------------------------------------
+
+def test_error_consistency_is_cohens_kappa_of_right_and_wrong():
+    a, b = Z + 2*np.eye(7)[Y], W + 2*np.eye(7)[Y]
+    ra, rb = a.argmax(1) == Y, b.argmax(1) == Y
+    assert D.error_consistency(a, b, Y) == pytest.approx(cohen_kappa_score(ra, rb))
+    row = D.diversity(dict(a=a, b=b), Y).iloc[0]
+    assert row.rho == pytest.approx(matthews_corrcoef(ra, rb)) and row.double_fault == pytest.approx((~ra & ~rb).mean())
+    n = pd.crosstab(ra, rb).to_numpy(); q = (n[1, 1]*n[0, 0] - n[0, 1]*n[1, 0])/(n[1, 1]*n[0, 0] + n[0, 1]*n[1, 0])
+    assert row.q == pytest.approx(q) and row.oracle == pytest.approx((ra | rb).mean())
+
+
+@given(logits, logits, logits, st.floats(.3, 10))
+def test_js_is_bounded_symmetric_and_the_mean_kl_to_the_mixture(a, b, c, T):
+    js, P = D.js_divergence([a, b, c], T), np.stack([D.soften(z, T) for z in (a, b, c)])
+    assert (js >= 0).all() and (js <= np.log(3) + 1e-9).all()
+    np.testing.assert_allclose(js, D.js_divergence([c, a, b], T), atol=1e-12)
+    np.testing.assert_allclose(js, (P*np.log(P/P.mean(0))).sum(-1).mean(0), atol=1e-9)
+
+
+def test_kl_is_that_of_torch():
+    t, s = torch.tensor(Z), torch.tensor(W)
+    want = nn.functional.kl_div((s/3).log_softmax(1), (t/3).log_softmax(1), reduction='none', log_target=True).sum(1)
+    np.testing.assert_allclose(D.kl_divergence(t, s, 3), want, atol=1e-12)
+
+
+def test_cases_name_the_teacher_that_is_right():
+    preds = {k: np.eye(4)[v] for k, v in dict(conv=[0, 0, 1, 1], inv=[0, 1, 0, 2]).items()}
+    assert list(D.sample_disagreement(preds, [0, 0, 0, 0]).case) == ['both right', 'only conv', 'only inv', 'both wrong']
+    assert list(D.sample_disagreement(preds, [0, -1, 0, 0]).case)[1] == 'no label'
+    assert list(D.sample_disagreement(preds).case) == ['agree', 'disagree', 'disagree', 'disagree']
+    three = D.sample_disagreement({**preds, 'attn': np.eye(4)[[0, 0, 0, 0]]}, [0, 0, 0, 0]).case
+    assert list(three) == ['all right', 'only conv + attn', 'only inv + attn', 'only attn']
+
+
+def test_head_agreement_finds_the_teacher_of_each_head():
+    heads = dict(conv=Z + .1*W, inv=W + .1*Z); teachers = dict(a=Z, b=W)
+    follows = D.head_agreement(heads, teachers, 'follows')
+    assert follows.loc['conv', 'a'] > .9 and follows.loc['inv', 'b'] > .9 and follows.sum(axis=1).tolist() == pytest.approx([1, 1])
+    assert D.head_agreement(heads, teachers, 'kl').idxmin(1).to_dict() == dict(conv='a', inv='b')
+
+
+# -- attention -------------------------------------------------------------------------------------------------------------
+
+def civt():
+    from libkd.students import create_student
+    return create_student('civt_nano', 5, (16, 16))
+
+def vit(name='vit_tiny_patch16_224', **kw): return timm.create_model(name, num_classes=5, img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, **kw)
+
+NETS = dict(civt=civt, vit=vit, distilled=lambda: vit('deit_tiny_distilled_patch16_224'), qk_norm=lambda: vit(qk_norm=True),
+            registers=lambda: vit('vit_tiny_patch16_224', reg_tokens=4), gap=lambda: vit(class_token=False, global_pool='avg'))
+
+def explicit(net, x):
+    "softmax(q k^T / sqrt(d)) of every block, from what enters its qkv."
+    seen = []
+    hooks = [b.attn.register_forward_pre_hook(lambda m, a: seen.append((m, a[0]))) for b in net.blocks]
+    with torch.no_grad(): net.eval()(x)
+    for h in hooks: h.remove()
+    out = []
+    for m, t in seen:
+        B, N, _ = t.shape
+        q, k, _ = m.qkv(t).reshape(B, N, 3, m.num_heads, -1).permute(2, 0, 3, 1, 4)
+        out.append((m.q_norm(q) @ m.k_norm(k).transpose(-1, -2) / q.shape[-1]**.5).softmax(-1))
+    return torch.stack(out, 1).detach()
+
+def image_for(net): return torch.randn(2, 3, *net.patch_embed.img_size)
+
+
+@pytest.mark.parametrize('fused', [True, False, 'mixed'])
+@pytest.mark.parametrize('name', NETS)
+def test_attention_is_the_explicit_softmax(name, fused):
+    torch.manual_seed(0)
+    net = NETS[name](); x = image_for(net)
+    with torch.no_grad(): [b.attn.qkv.weight.mul_(8) for b in net.blocks]         # far from uniform
+    for i, b in enumerate(net.blocks): b.attn.fused_attn = bool(i % 2) if fused == 'mixed' else fused
+    A = D.attention_maps(net, x)
+    n, (gh, gw) = D.token_layout(net)
+    assert A.shape == (2, len(net.blocks), net.blocks[0].attn.num_heads, n + gh*gw, n + gh*gw)
+    torch.testing.assert_close(A, explicit(net, x), atol=1e-5, rtol=0)
+    assert [b.attn.fused_attn for b in net.blocks] == [bool(i % 2) if fused == 'mixed' else fused for i in range(len(net.blocks))]
+
+
+def test_attention_maps_leave_the_model_as_it_was_also_after_an_error():
+    net = vit(drop_rate=.1, attn_drop_rate=.5).train(); net.blocks[1].eval()
+    for b, f in zip(net.blocks, (True, False)): b.attn.fused_attn = f
+    state = lambda: ([m.training for m in net.modules()], [b.attn.fused_attn for b in net.blocks], sum(len(m._forward_pre_hooks) for m in net.modules()))
+    before = state()
+    torch.testing.assert_close(D.attention_maps(net, image_for(net)).sum(-1), torch.ones(2, 2, 3, 17))      # no dropout in the maps
+    assert state() == before
+    boom = net.norm.register_forward_hook(lambda *_: 1/0)
+    with pytest.raises(ZeroDivisionError): D.attention_maps(net, image_for(net))
+    boom.remove()
+    assert state() == before
+
+
+def test_models_without_one_map_are_refused():
+    with pytest.raises(TypeError, match='attention maps exist for'): D.attention_maps(timm.create_model('resnet10t', num_classes=3), torch.randn(1, 3, 32, 32))
+    with pytest.raises(TypeError, match='within windows'): D.attention_maps(timm.create_model('swin_tiny_patch4_window7_224', depths=(1, 1), num_classes=3), torch.randn(1, 3, 224, 224))
+
+
+def test_distance_ignores_prefix_tokens_and_says_what_they_took():
+    n, grid = 3, (4, 5); N = n + 20
+    A = torch.full((1, 1, 1, N, N), .02/20); A[..., :n] = .98/3                     # nearly all attention on the three tokens
+    assert D.mean_attention_distance(A, n, grid).item() == pytest.approx(D.uniform_distance(grid))
+    assert D.mean_attention_distance(A, n, grid, renormalise=False).item() == pytest.approx(.02*D.uniform_distance(grid), rel=1e-5)
+    assert D.prefix_mass(A, n).item() == pytest.approx(.98) and D.mean_attention_distance(A, n, grid, patch=16).item() == pytest.approx(16*D.uniform_distance(grid))
+
+
+def test_rollout_of_one_direction_only():
+    A = torch.eye(3).repeat(1, 2, 1, 1, 1); A[0, 0, 0] = torch.tensor([[0., 1, 0], [0, 1, 0], [0, 0, 1]])   # layer 0: token 0 looks at 1
+    A[0, 1, 0] = torch.tensor([[1., 0, 0], [0, 1, 0], [1, 0, 0]])                                           # layer 1: token 2 looks at 0
+    torch.testing.assert_close(D.rollout(A)[0], torch.tensor([[.5, .5, 0], [0, 1, 0], [.25, .25, .5]]))    # 2 sees 1 through 0
+
+
+# -- saliency --------------------------------------------------------------------------------------------------------------
+
+class Conv(nn.Module):
+    def __init__(self):
+        super().__init__(); self.a, self.b, self.act, self.head = nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU(inplace=True), nn.Linear(8, 4)
+    def forward(self, x): return self.head(self.act(self.b(self.a(x).relu())).mean((2, 3)))
+
+
+def test_grad_cam_is_the_textbooks_and_leaves_no_gradient():
+    torch.manual_seed(1); net, x = Conv(), torch.randn(3, 3, 16, 16)
+    cam = D.grad_cam(net, x, layer='b')
+    assert all(p.grad is None for p in net.parameters()) and not any(len(m._forward_hooks) for m in net.modules())
+    act = net.b(net.a(x).relu()); z = net.head(act.relu().mean((2, 3)))
+    act.retain_grad(); z.max(1).values.sum().backward()
+    want = (act.grad.mean((2, 3), keepdim=True)*act).sum(1).relu()
+    torch.testing.assert_close(cam, (want/want.amax((1, 2), keepdim=True).clamp_min(1e-12)).detach())
+
+
+def test_grad_cam_of_a_frozen_network():
+    net = Conv().requires_grad_(False)
+    with torch.inference_mode(False): assert D.grad_cam(net, torch.randn(1, 3, 16, 16)).shape == (1, 4, 4)
+
+
+# -- the scoreboard --------------------------------------------------------------------------------------------------------
+
+class FakeTeacher:
+    "What a teacher looks like from here."
+    name = 'fake'
+    def __init__(self, model): self.model, self.stats = model.eval(), []
+    def logits(self, x, stats=None, amp=False): self.stats.append(stats); return self.model(x)
+
+class Odd(nn.Module):
+    "Answers differently in training mode, so that forgetting eval() shows."
+    def __init__(self): super().__init__(); self.head = nn.Linear(12, 3); self.drop = nn.Dropout(.9)
+    def forward(self, x): return self.head(self.drop(x.flatten(1)))
+
+@pytest.fixture
+def setup():
+    torch.manual_seed(0)
+    x, y = torch.randn(50, 3, 2, 2), torch.randint(0, 3, (50,))
+    dls = DataLoaders.from_dsets(list(zip(x, y)), list(zip(x, y)), bs=16, device='cpu')
+    return x, y, Learner(dls, Odd(), CrossEntropyLossFlat()), FakeTeacher(Odd())
+
+
+def test_predictions_are_clean_in_order_and_restore_the_mode(setup):
+    x, y, learn, teacher = setup; learn.model.train()
+    preds, got = D.predictions(dict(s=learn, t=teacher, m=learn.model))
+    assert got.tolist() == y.tolist() and learn.model.training and learn.model.drop.training
+    with torch.no_grad(): np.testing.assert_allclose(preds['s'], learn.model.head(x.flatten(1)), atol=1e-6)
+    np.testing.assert_array_equal(preds['s'], preds['m'])
+    assert teacher.stats[0] == ((0.,)*3, (1.,)*3)                  # these batches are not normalised, and the teacher is told
+
+
+def test_every_part_is_seen_clean_and_in_its_order():
+    from libkd.data import Samples
+    from libkd.views import image_dls
+    imgs = np.random.default_rng(0).integers(0, 255, (60, 8, 8, 3), dtype=np.uint8)
+    dls = image_dls(Samples.from_arrays(imgs, np.arange(60) % 3).split(valid=.2, test=.2), bs=8, device='cpu')
+    for part in ('train', 'valid', 'test'):                        # training images without their augmentation
+        samples = getattr(dls.samples, part)
+        assert np.abs(D.clean_images(dls, part).astype(int) - np.stack([s.source for s in samples])).max() <= 1
+        assert D.predictions([nn.Sequential(nn.Flatten(), nn.Linear(192, 3))], dls, part)[1].tolist() == samples.labels.tolist()
+    with pytest.raises(ValueError, match='no test part'): D.clean_dl(image_dls(Samples.from_arrays(imgs, np.arange(60) % 3), device='cpu'), 'test')
+
+
+def test_scoreboard_has_the_teachers_mean_and_numbers_equal_names(setup):
+    x, y, learn, teacher = setup
+    board = D.scoreboard([teacher, FakeTeacher(Odd()), learn], timing=False)
+    assert list(board.index) == ['fake', 'fake (2)', 'Odd', 'mean of the teachers'] and 'ms/image' not in board
+    p = [D.soften(z) for z in D.predictions([teacher, learn])[0].values()]
+    assert board.loc['Odd', 'accuracy'] == pytest.approx((p[1].argmax(1) == y.numpy()).mean())
+    assert board.loc['Odd', 'MACs'] == 36 and board.loc['Odd', 'params'] == 39 and 'not a verdict' in board._repr_html_()
+    assert D.scoreboard([teacher, learn], timing=False).index.tolist() == ['fake', 'Odd']
+
+
+def test_macs_are_the_published_ones():
+    x = torch.randn(1, 3, 224, 224)
+    assert D.macs(timm.create_model('deit_tiny_patch16_224'), x)/1e9 == pytest.approx(1.25, abs=.01)
+    assert D.macs(timm.create_model('resnet18'), x)/1e9 == pytest.approx(1.81, abs=.01)
+
+
+def test_macs_count_the_involution_itself():
+    from libkd.involution import Involution2d
+    inv = Involution2d(16, 3, group_channels=8, reduction_ratio=2); x = torch.randn(1, 16, 6, 6)
+    generate = 36*(16*8 + 8*9*2)                                   # two 1×1 convolutions make the kernels
+    assert D.macs(inv, x) == generate + 36*16*9
+
+
+def test_timing_gives_the_threads_back(setup):
+    _, _, learn, _ = setup; threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert D.ms_per_image(learn, torch.randn(8, 3, 2, 2), repeats=3) > 0 and torch.get_num_threads() == 2
+    finally: torch.set_num_threads(threads)

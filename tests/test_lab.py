@@ -1,0 +1,106 @@
+"""One session of a real JupyterLab: the explorer is alive there, keeps its keys, talks to Python, and leaves no state behind."""
+import json, os, shutil, socket, subprocess, sys, time, urllib.request, uuid
+import pytest
+
+pytestmark = pytest.mark.slow
+CHROMIUM = next((p for p in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if p), None)
+CELLS = ['''import warnings; warnings.simplefilter('ignore')
+import numpy as np, ipywidgets
+from libkd.widgets import explore_disagreement
+r = np.random.default_rng(0); y = r.integers(0, 4, 80)
+preds = {k: 2*np.eye(4)[y] + r.normal(0, 1, (80, 4)) for k in ('conv', 'inv', 'student')}
+w = explore_disagreement(r.integers(0, 255, (80, 8, 8, 3), dtype=np.uint8), preds, y)''',
+         'w', 'print("T is", w.T, "and selected", w.selected)']
+
+
+def notebook(path):
+    cell = lambda i, s: dict(cell_type='code', id=f'c{i}', metadata={}, execution_count=None, outputs=[], source=s)
+    kernel = dict(kernelspec=dict(display_name='python3', language='python', name='python3'))
+    path.write_text(json.dumps(dict(cells=[cell(i, s) for i, s in enumerate(CELLS)], metadata=kernel, nbformat=4, nbformat_minor=5)))
+
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+    sync = pytest.importorskip('playwright.sync_api', reason='playwright is not installed: pip install "libkd[dev]"')
+    pytest.importorskip('jupyterlab', reason='JupyterLab is not installed: pip install "libkd[notebooks]"')
+    pytest.importorskip('anywidget', reason='anywidget is not installed: pip install "libkd[widgets]"')
+    if CHROMIUM is None: pytest.skip('no Chromium on this machine: apt-get install chromium')
+    home = tmp_path_factory.mktemp('lab'); notebook(home/'x.ipynb')
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    token = uuid.uuid4().hex; url = f'http://127.0.0.1:{port}'
+    settings = home/'settings/@jupyterlab/apputils-extension'; settings.mkdir(parents=True)
+    (settings/'notification.jupyterlab-settings').write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    env = {k: v for k, v in os.environ.items() if k != 'LIBKD_WIDGETS'} | dict(HOME=str(home), JUPYTER_CONFIG_DIR=str(home/'config'),
+        JUPYTERLAB_SETTINGS_DIR=str(home/'settings'), JUPYTERLAB_WORKSPACES_DIR=str(home/'spaces'), JUPYTER_DATA_DIR=str(home/'data'))
+    server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--allow-root', '--no-browser', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0',
+        f'--IdentityProvider.token={token}', f'--ServerApp.root_dir={home}', '--LabApp.expose_app_in_browser=True', '--LabApp.news_url=None'],
+        env=env, cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait(lambda: urllib.request.urlopen(f'{url}/api/status?token={token}').status == 200, 90, 'JupyterLab did not start')
+        with sync.sync_playwright() as p:
+            browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking'])
+            page = browser.new_page(viewport=dict(width=1400, height=1000)); page.set_default_timeout(60_000)
+            page.goto(f'{url}/lab/tree/x.ipynb?token={token}&reset'); page.wait_for_selector('.jp-NotebookPanel .jp-Cell'); run_all(page)
+            yield page, home
+            browser.close()
+    finally: server.terminate(); server.wait(30)
+
+
+def wait(ready, seconds, why):
+    end = time.time() + seconds
+    while time.time() < end:
+        try:
+            if ready(): return
+        except OSError: pass
+        time.sleep(.3)
+    raise AssertionError(why)
+
+STATE = '''() => { const p = jupyterapp.shell.currentWidget, k = p?.sessionContext?.session?.kernel; if (!k) return null
+  return { idle: k.status === 'idle', cells: p.content.widgets.length, done: p.content.widgets.every(c => c.model.type !== 'code' || c.model.executionCount) } }'''
+
+def state(page): return page.evaluate(STATE) or {}
+
+def run_all(page):
+    wait(lambda: state(page).get('idle'), 90, 'no kernel')
+    page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
+    wait(lambda: state(page).get('done') and state(page)['idle'], 180, 'the notebook did not finish')
+    page.wait_for_selector('section.kd [role=option]')
+
+def output(page, i): return page.evaluate(f'() => jupyterapp.shell.currentWidget.content.widgets[{i}].model.outputs.toJSON()')
+
+
+def test_view_is_live_and_hides_its_figure(lab):
+    page, _ = lab
+    assert page.locator('section.kd').count() == 1 and page.locator('figure[class^=kd-snap]').first.is_hidden()
+    kinds = [set(o['data']) for o in output(page, 1)]
+    assert kinds == [{'application/vnd.jupyter.widget-view+json', 'text/html', 'text/plain'}, {'text/html', 'text/plain'}]
+
+
+def test_keys_do_not_edit_the_notebook(lab):
+    page, _ = lab; before = state(page)['cells']
+    for selector in ('[aria-label="Temperature T"]', '[role=option][tabindex="0"]', '[aria-label="Case"]'):
+        page.focus(f'section.kd {selector}')
+        for key in 'abdd': page.keyboard.press(key)
+    assert state(page)['cells'] == before
+
+
+def test_python_sees_what_the_user_does(lab):
+    page, _ = lab
+    page.focus('section.kd [aria-label="Temperature T"]')
+    for _ in range(4): page.keyboard.press('ArrowRight')
+    page.click('section.kd [role=option] >> nth=3'); chosen = int(page.get_attribute('section.kd [aria-selected=true]', 'data-index'))
+    page.evaluate("() => { const n = jupyterapp.shell.currentWidget.content; n.activeCellIndex = 2; jupyterapp.commands.execute('notebook:run-cell') }")
+    wait(lambda: f'T is 4.0 and selected {chosen}' in json.dumps(output(page, 2)), 30, f'Python did not hear: {output(page, 2)}')
+
+
+def test_running_again_shows_one_view(lab):
+    page, _ = lab; run_all(page); page.wait_for_timeout(500)
+    assert page.locator('section.kd').count() == 1
+
+
+def test_saved_notebook_holds_the_picture_and_no_state(lab):
+    page, home = lab
+    page.evaluate("() => { jupyterapp.commands.execute('docmanager:save') }")
+    wait(lambda: '<img' in (home/'x.ipynb').read_text(), 30, 'not saved')
+    text = (home/'x.ipynb').read_text()
+    assert 'widgets' not in json.loads(text)['metadata'] and len(text) < 300_000 and 'alt=\\"The teachers conv and inv decide differently on' in text

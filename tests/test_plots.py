@@ -1,0 +1,118 @@
+"""Figures that say what they show, weigh little, need no colour, and hold any name."""
+import io, re, sys
+import numpy as np, pandas as pd, pytest, torch
+from PIL import Image
+import libkd.plots as P
+
+rng = np.random.default_rng(0)
+N, C = 60, 5
+Y = rng.integers(0, C, N)
+PREDS = {k: 3*np.eye(C)[Y] + rng.normal(0, s, (N, C)) for k, s in dict(conv=1.5, inv=2., student=1.).items()}
+IMGS = rng.integers(0, 255, (N, 8, 8, 3), dtype=np.uint8)
+ATTN = torch.rand(4, 2, 19, 19).softmax(-1)
+BOARD = pd.DataFrame(dict(role=['teacher', 'student'], accuracy=[.5, .25], params=[1000, np.nan]), index=['a', 'b'])
+RUNS = pd.DataFrame([dict(arm=a, seed=s, accuracy=.5 + .1*(a == 'b') + .01*s*(a == 'b')) for a in 'ab' for s in range(3)])
+CURVES = pd.DataFrame(dict(epoch=[0, 1], train_loss=[2., 1.], valid_loss=[2.5, 1.25], kd_conv=[.5, .25], accuracy=[.1, .75], time=['00:01', '00:02']))
+MATRIX = pd.DataFrame([[0, .125], [.125, 0]], list('ab'), list('ab'))
+
+# every figure of the room, and what its alternative text must say
+FIGURES = dict(
+    scoreboard=(lambda: P.plot_scoreboard(BOARD), 'a 50.0 %, b 25.0 %'),
+    paired=(lambda: P.plot_paired(RUNS), r'3 seeds.*b \+11.0 \(± 2.5\)'),
+    curves=(lambda: P.plot_curves(CURVES), 'valid_loss 1.25, kd_conv 0.25, accuracy 0.75'),
+    reliability=(lambda: P.plot_reliability(PREDS, Y), r'conv 0\.\d{3}, inv 0\.\d{3}'),
+    matrix=(lambda: P.plot_matrix(MATRIX, 'Differ'), 'Differ: a: a 0.000, b 0.125'),
+    confusion=(lambda: P.plot_confusion(PREDS['conv'], Y, names=('conv', 'truth')), r'conv and truth differ on \d+ of 60 images; most often conv says'),
+    softened=(lambda: P.plot_softened({k: z[0] for k, z in PREDS.items()}, 4, list('abcde'), 2), r'temperature 4: conv says [a-e] \(0\.\d\d\);.*true class c'),
+    disagreement=(lambda: P.plot_disagreement(IMGS, PREDS, Y), r'conv and inv decide differently on \d+ of 60 images'),
+    attention=(lambda: P.plot_attention(IMGS[0], ATTN, 3, (4, 4), saliency=dict(conv=np.ones((2, 2)))), r'layer 3 to a 4×4 grid.*cls token row \d, column \d'),
+    distance=(lambda: P.plot_attention_distance({'x': np.full((2, 3), 1.5)}, (4, 4)), 'x from 1.50 in the first layer to 1.50 in the last; uniform attention 2.01'))
+
+
+@pytest.mark.parametrize('name', FIGURES)
+def test_figures_say_what_they_show_and_stay_light(name):
+    make, said = FIGURES[name]
+    fig = make(); img = Image.open(io.BytesIO(fig.png()))
+    assert re.search(said, fig.alt), fig.alt
+    assert img.mode == 'P' and len(img.getcolors(256)) > 3 and len(fig.png()) < 60_000
+    assert img.convert('RGB').getpixel((0, 0)) == (255, 255, 255)          # white paper, also on a dark page
+    assert fig._repr_mimebundle_().keys() == {'text/html', 'text/plain'} and fig._repr_mimebundle_()['text/plain'] == fig.alt
+
+
+@pytest.mark.parametrize('name', FIGURES)
+def test_no_text_leaves_the_picture(name):
+    fig = FIGURES[name][0](); fig.canvas.draw(); box = fig.bbox
+    for ax in fig.axes:
+        ticks = [t.label1 if t.label1.get_visible() else t.label2 for axis in (ax.xaxis, ax.yaxis) for t in axis.get_major_ticks()
+                 if ax.axison and min(axis.get_view_interval()) <= t.get_loc() <= max(axis.get_view_interval())]
+        labels = [ax.title, ax._left_title, *([ax.xaxis.label, ax.yaxis.label] if ax.axison else []), *ax.texts, *ticks]
+        for t in [t for t in labels if t.get_text() and t.get_visible()]:
+            b = t.get_window_extent()
+            assert b.x0 >= -1 and b.y0 >= -1 and b.x1 <= box.x1 + 1 and b.y1 <= box.y1 + 1, f'{t.get_text()!r} is cut off'
+
+
+def test_names_are_data_never_markup():
+    bad = '<b>$\\frac{x$</b>"'
+    fig = P.plot_softened({bad: [1., 2.], 'b': [2., 1.]}, 1, [bad, '$5'], 0); html = fig._repr_mimebundle_()['text/html']
+    assert '<b>' not in html and '&lt;b&gt;' in html and bad in fig.alt and len(fig.png()) > 1000
+    for make in (lambda: P.plot_confusion(PREDS['conv'], Y, [bad]*C, (bad, 'truth')), lambda: P.plot_matrix(MATRIX.rename(columns={'a': bad})),
+                 lambda: P.plot_disagreement(IMGS, {bad: PREDS['conv'], 'x': PREDS['inv']}, Y, classes=[bad]*C)): make().png()
+
+
+def test_colour_is_never_alone():
+    looks = P.looks(['conv', 'inv', 'student', *'abcde'])
+    for what in zip(*looks.values()): assert len(set(what)) == 8           # colour, hatch, marker and dash each tell all eight apart
+    assert P.looks(['inv', 'x'])['inv'] == P.looks(['conv', 'y', 'inv'])['inv']
+
+
+def test_thumbnails_are_one_picture():
+    assert len(P.plot_disagreement(IMGS, PREDS, Y, n=60).axes) == 3
+    sheet = P.contact_sheet(IMGS[:5], cols=2, size=8, pad=(0, 0))
+    assert sheet.shape == (24, 16, 3)
+    np.testing.assert_array_equal(sheet[8:16, 8:], IMGS[3]); assert (sheet[16:, 8:] == 255).all()
+
+
+def test_disagreement_shows_the_most_divergent_images_first():
+    from libkd.diagnose import sample_disagreement
+    js = sample_disagreement(PREDS, Y, 2.).js.to_numpy(); shown = []
+    original = P._thumbs
+    try:
+        P._thumbs = lambda ax, imgs, captions, **k: shown.append(imgs)
+        P.plot_disagreement(IMGS, PREDS, Y, n=7)
+    finally: P._thumbs = original
+    np.testing.assert_array_equal(shown[0], IMGS[np.argsort(-js, kind='stable')[:7]])
+
+
+@pytest.mark.parametrize('imgs', [IMGS[..., 0], IMGS[..., :1], torch.tensor(IMGS).permute(0, 3, 1, 2).float()/255, IMGS], ids=['grey', 'one channel', 'tensor', 'bytes'])
+def test_images_come_in_many_shapes(imgs):
+    rgb = P._rgb(imgs)
+    assert rgb.shape == IMGS.shape and rgb.dtype == np.uint8
+    np.testing.assert_array_equal(rgb[..., 0], IMGS[..., 0])
+
+
+def test_many_classes_and_few_images():
+    big = {k: rng.normal(size=(3, 120)) for k in ('conv', 'inv')}
+    P.plot_disagreement(IMGS[:3], big).png(); P.plot_confusion(big['conv'], big['inv']).png(); P.plot_softened({k: z[0] for k, z in big.items()}).png()
+
+
+def test_one_seed_has_no_interval():
+    fig = P.plot_paired(RUNS.query('seed==0'))
+    assert 'nan' in fig.alt and any('one seed' in t.get_text() for t in fig.axes[0].texts)
+
+
+def test_figures_live_outside_pyplot():
+    import matplotlib.pyplot as plt
+    before = plt.get_fignums(); P.plot_matrix(MATRIX)
+    assert plt.get_fignums() == before
+
+
+def test_notebooks_get_one_copy_of_the_picture():
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.utils.capture import capture_output
+    from matplotlib.figure import Figure
+    shell = InteractiveShell.instance()
+    shell.display_formatter.formatters['image/png'].for_type(Figure, lambda f: b'a full-size picture')       # as %matplotlib inline does
+    try:
+        with capture_output() as out: shell.display_formatter.format(P.plot_matrix(MATRIX))
+        assert [set(o.data) for o in out.outputs] == [{'text/html', 'text/plain'}]
+    finally: InteractiveShell.clear_instance()

@@ -1,0 +1,360 @@
+"""Runs: statistics against scipy and simulations, parameters, jobs that survive a kill, pages, the command line."""
+import json, math, os, re, signal, subprocess, sys, textwrap, time
+from pathlib import Path
+
+import numpy as np, pandas as pd, pytest
+from hypothesis import Phase, given, settings, strategies as st
+from scipy import stats
+
+from libkd import arms, cli, evidence, report, runs
+
+PYTHON = sys.executable
+plainly = settings(phases=[Phase.explicit, Phase.generate])    # an example that fails is small enough as it is
+
+
+def table(**arms):
+    "Results from arm=[one accuracy a seed]; a single number is an arm without seeds"
+    rows = [dict(arm=a, seed=s, accuracy=v) for a, vs in arms.items() for s, v in (enumerate(vs) if isinstance(vs, list) else [(None, vs)])]
+    return pd.DataFrame(rows)
+
+
+# -- statistics --------------------------------------------------------------------------------------------------------
+@given(st.lists(st.floats(-20, 20), min_size=2, max_size=12).filter(lambda d: np.std(d) > 1e-3), st.sampled_from([.8, .95, .99]))
+def test_interval_is_scipys(d, level):
+    theirs = stats.ttest_1samp(d, 0).confidence_interval(level)
+    mean, lo, hi = evidence.interval(d, level)
+    assert np.allclose([mean, lo, hi], [np.mean(d), *theirs], atol=1e-6)
+
+
+@plainly
+@given(st.lists(st.tuples(st.floats(.2, .9), st.floats(.2, .9)), min_size=3, max_size=8).filter(lambda p: np.std([a - b for a, b in p]) > 1e-4))
+def test_beats_or_worse_exactly_when_the_paired_t_test_is_significant(pairs):
+    a, b = map(list, zip(*pairs))
+    row = evidence.compare(table(base=b, new=a), 'base', margin=1e-9).loc['new']
+    p = stats.ttest_rel(a, b).pvalue
+    if abs(p - .05) > 1e-6: assert (row['verdict'] in ('BEATS', 'WORSE')) == (p < .05)
+    if row['verdict'] == 'BEATS': assert np.mean(a) > np.mean(b)
+    if row['verdict'] == 'WORSE': assert np.mean(a) < np.mean(b)
+
+
+def test_pairs_are_matched_by_seed_and_not_by_row():
+    r = table(base=[.5, .6, .7], new=[.52, .63, .71])
+    shuffled = r.sample(frac=1, random_state=3)
+    assert evidence.compare(r, 'base').loc['new'].equals(evidence.compare(shuffled, 'base').loc['new'])
+    assert np.allclose(evidence.paired(shuffled, 'new', 'base').sort_index(), [2, 3, 1])
+
+
+def test_a_seed_that_one_arm_lacks_is_no_pair():
+    r = pd.concat([table(base=[.5, .6, .7], new=[.52, .63]), pd.DataFrame([dict(arm='new', seed=2, accuracy=math.nan)])])
+    assert evidence.compare(r, 'base').loc['new', 'seeds'] == 2
+    with pytest.raises(ValueError, match='two rows for one seed'): evidence.compare(pd.concat([r, r]), 'base')
+
+
+def test_no_difference_needs_an_interval_inside_the_margin():
+    tight, wide = [.1, -.1, .05, -.05], [3., -3., 1., -1.]
+    assert evidence.verdict(tight, margin=1)['verdict'] == 'NO DIFFERENCE'
+    assert evidence.verdict(tight, margin=.05)['verdict'] == 'NOT ENOUGH RUNS'
+    assert evidence.verdict(wide, margin=1)['verdict'] == 'NOT ENOUGH RUNS'
+    assert evidence.verdict([5.])['verdict'] == 'NOT ENOUGH RUNS'
+
+
+@pytest.mark.parametrize('d, word', [([2., 2.1], 'NOT ENOUGH RUNS'), (list(100*np.array([.2, .4, .8]) - 100*np.array([.1, .3, .7])), 'NOT ENOUGH RUNS'), ([1.25]*6, 'BEATS'), ([-1.25]*6, 'WORSE'), ([0.]*3, 'NO DIFFERENCE'), ([0.]*2, 'NOT ENOUGH RUNS')])
+def test_too_few_or_equal_differences_are_no_proof(d, word):
+    v = evidence.verdict(d)
+    assert v['verdict'] == word and (v['needed'] is None) == (word != 'NOT ENOUGH RUNS')
+
+
+def test_false_alarms_come_as_often_as_promised():
+    rng = np.random.default_rng(0)
+    words = [evidence.verdict(d, margin=.01)['verdict'] for d in rng.normal(0, 2, (2000, 5))]
+    assert .035 < np.mean([w in ('BEATS', 'WORSE') for w in words]) < .065
+
+
+@pytest.mark.parametrize('mean, sd', [(2., 2.), (1., 1.5), (0., 1.), (.3, .8)])
+def test_the_number_of_seeds_that_would_do_does(mean, sd):
+    "With that many seeds, a decisive word comes in about 80 % of simulated experiments; with half as many it does not"
+    n, rng = evidence.seeds_needed(mean, sd), np.random.default_rng(1)
+    decisive = lambda n: np.mean([evidence.verdict(d)['verdict'] != 'NOT ENOUGH RUNS' for d in rng.normal(mean, sd, (600, n))])
+    assert decisive(n) > .74
+    assert decisive(max(2, n//2)) < .72
+
+
+def test_a_teacher_stands_beside_every_seed():
+    r = table(student=[.80, .82, .81], teacher=.9)
+    row = evidence.compare(r, 'teacher').loc['student']
+    assert row['seeds'] == 3 and row['verdict'] == 'WORSE' and np.isclose(row['difference'], -9)
+
+
+@pytest.mark.parametrize('teacher, first', [(.95, 'A teacher beats'), (.8105, 'A teacher is ahead'), (.6, 'BEATS')])
+def test_if_a_teacher_is_better_the_first_sentence_says_so(teacher, first):
+    r = table(untaught=[.70, .71, .69], taught=[.80, .82, .81], conv=teacher, inv=.5)
+    said = evidence.conclusion(r, 'taught', 'untaught', ['conv', 'inv'])
+    assert said[0].startswith(first)
+    assert sum(s.startswith('BEATS: taught beats untaught') for s in said) == 1
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_mcnemar_is_the_exact_binomial_test(pairs):
+    a, b = map(np.array, zip(*pairs))
+    out = evidence.mcnemar(a, b)
+    n = int((a != b).sum())
+    k = min(int((a & ~b).sum()), int((b & ~a).sum()))
+    assert np.isclose(out['p'], min(1, 2*stats.binom.cdf(k, n, .5)) if n else 1)
+
+
+@pytest.mark.parametrize('call, text', [
+    (lambda: evidence.compare(table(a=[.5, .6]), 'b'), "no arm is called 'b'"),
+    (lambda: evidence.compare(table(a=[50., 60.], b=[1., 2.]), 'b'), 'scale=1'),
+    (lambda: evidence.compare(table(a=[.5], b=[.5]), 'b', metric='f1'), "lack the column.* f1"),
+    (lambda: evidence.mcnemar([True], [True, False]), 'same images')])
+def test_wrong_results_are_refused_in_a_sentence(call, text):
+    with pytest.raises((ValueError, KeyError), match=text): call()
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------------
+JOBS = '''
+import os, sys, time
+from pathlib import Path
+from libkd.runs import run_jobs
+out = Path(sys.argv[1])
+def work(arm, seed):
+    (out/f'began-{arm}-{seed}-{os.getpid()}').touch()
+    if arm == 'hangs' and not (out/'second').exists(): time.sleep(600)
+    return dict(accuracy=seed/10)
+rows = run_jobs(work, [dict(arm=a, seed=s) for s in (0, 1) for a in ('quick', 'hangs')], out/'jobs', n_jobs=2)
+print(rows[['arm', 'seed', 'accuracy']].to_json(orient='records'))
+'''
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_resumes_and_repeats_nothing(tmp_path):
+    script = tmp_path/'jobs.py'
+    script.write_text(JOBS)
+    p = subprocess.Popen([PYTHON, script, tmp_path], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(600):
+        if len(list((tmp_path/'jobs').glob('*.json'))) >= 1 and list(tmp_path.glob('began-hangs-*')): break
+        time.sleep(.1)
+    os.killpg(p.pid, signal.SIGKILL); p.wait()
+    whole = {f: f.read_bytes() for f in (tmp_path/'jobs').glob('*.json')}
+    assert whole and all('accuracy' in json.loads(b) for b in whole.values())
+    (tmp_path/'second').touch()
+    out = subprocess.run([PYTHON, script, tmp_path], capture_output=True, text=True, check=True).stdout
+    rows = json.loads(out)
+    assert [(r['arm'], r['seed'], r['accuracy']) for r in rows] == [('quick', 0, 0), ('hangs', 0, 0), ('quick', 1, .1), ('hangs', 1, .1)]
+    assert len(list(tmp_path.glob('began-quick-0-*'))) == 1                              # done before the kill: not again
+    assert all(f.read_bytes() == b for f, b in whole.items())
+
+
+def dies(seed): os._exit(1) if seed == 1 else time.sleep(0); return dict(x=seed)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_a_row_with_an_error(tmp_path):
+    rows = runs.run_jobs(dies, [dict(seed=s) for s in (0, 1, 2)], tmp_path, n_jobs=2)
+    assert 'a process ended' in rows.set_index('seed').loc[1, 'error']
+    assert not list(tmp_path.glob('*.part'))
+
+
+def test_a_result_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    runs.write_json(tmp_path/'a.json', dict(x=1))
+    def full(self, text, **kw): open(self, 'w').write(text[:3]); raise OSError('disk full')
+    monkeypatch.setattr(Path, 'write_text', full)
+    with pytest.raises(OSError): runs.write_json(tmp_path/'a.json', dict(x=2))
+    assert runs.read_json(tmp_path/'a.json') == dict(x=1)
+
+
+def test_other_values_are_other_jobs(tmp_path):
+    seen = []
+    def f(**job): seen.append(job); return {}
+    runs.run_jobs(f, [dict(seed=0, T=1.)], tmp_path)
+    runs.run_jobs(f, [dict(seed=0, T=2.)], tmp_path)
+    runs.run_jobs(f, [dict(T=2., seed=0)], tmp_path)
+    assert seen == [dict(seed=0, T=1.), dict(seed=0, T=2.)]
+
+
+def test_json_is_json(tmp_path):
+    runs.write_json(tmp_path/'a.json', dict(x=np.float32('nan'), y=np.array([1, 2]), z=pd.NA, p=tmp_path, i=np.int64(3), inf=math.inf))
+    assert json.loads((tmp_path/'a.json').read_text(), parse_constant=pytest.fail) == dict(x=None, y=[1, 2], z=None, p=str(tmp_path), i=3, inf=None)
+
+
+# -- parameters and runs -----------------------------------------------------------------------------------------------
+def notebook(path, *cells, parameters="folder = ''  # where\nsteps = 10  # how many\nlr = 1e-3\nname = 'x'\nmix = True"):
+    import nbformat
+    new = nbformat.v4
+    made = [new.new_code_cell(parameters, metadata=dict(tags=['parameters']))]
+    made += [new.new_code_cell(c, metadata=dict(tags=['plan']) if '# plan' in c else {}) for c in cells]
+    nbformat.write(new.new_notebook(cells=made, metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python'))), path)
+    return path
+
+
+@pytest.mark.parametrize('given, text', [
+    (dict(step=5), 'close names: steps'), (dict(zzz=5), 'it has folder, steps, lr'), (dict(steps='ten'), 'a whole number'), (dict(steps=1.5), 'how many'),
+    (dict(steps=True), 'a whole number'), (dict(lr='fast'), 'a number'), (dict(mix='perhaps'), 'true or false'), (dict(mix=1), 'true or false'), (dict(name=3), 'text')])
+def test_wrong_parameters_stop_a_run_before_it_begins(tmp_path, given, text):
+    nb = notebook(tmp_path/'nb.ipynb', 'open("ran", "w")')
+    with pytest.raises(ValueError, match=text): runs.run(nb, tmp_path/'out', **given)
+    assert not (tmp_path/'out').exists()
+
+
+def test_text_from_a_command_line_gets_the_type_of_the_default(tmp_path):
+    nb = notebook(tmp_path/'nb.ipynb')
+    assert runs.check_parameters(nb, dict(steps='3', lr='2', name='7', mix='no')) == dict(steps=3, lr=2., name='7', mix=False)
+
+
+BODY = ["from libkd.runs import Run\nrecord = Run(folder, 'Toy')\nprint('planned')  # plan",
+        "with record.phase('work'):\n    print('· detail')\n    if steps == 13: raise ValueError('thirteen is not possible')\n    if steps == 14: 1/0",
+        "record.done(metrics=dict(steps=steps));"]
+
+
+@pytest.mark.slow
+def test_a_run_that_stops_half_way_never_looks_whole(tmp_path):
+    nb = notebook(tmp_path/'nb.ipynb', *BODY)
+    assert runs.run(nb, tmp_path/'out', steps=3, show=False)['metrics'] == dict(steps=3)
+    with pytest.raises(runs.RunError, match='thirteen is not possible') as e: runs.run(nb, tmp_path/'out', steps=13, show=False)
+    assert e.value.by_user and e.value.notebook.exists()
+    assert not (tmp_path/'out'/'result.json').exists()
+
+
+@pytest.mark.slow
+def test_a_plan_stops_before_any_work_and_keeps_the_last_result(tmp_path, capsys):
+    nb = notebook(tmp_path/'nb.ipynb', *BODY)
+    runs.run(nb, tmp_path/'out', steps=3, show=False)
+    assert runs.run(nb, tmp_path/'out', plan=True, steps=13) == {}
+    assert 'planned' in capsys.readouterr().out
+    assert runs.read_json(tmp_path/'out'/'result.json')['metrics'] == dict(steps=3)
+
+
+def test_logs_show_phases_and_no_details(tmp_path, capsys):
+    nb = notebook(tmp_path/'nb.ipynb', *BODY)
+    runs.run(nb, tmp_path/'out', steps=3)
+    out = capsys.readouterr().out
+    assert 'work: 0 s' in out and 'detail' not in out
+
+
+def test_runs_are_headless_whatever_surrounds_them(tmp_path, monkeypatch):
+    monkeypatch.setenv('JPY_SESSION_NAME', 'lab'); monkeypatch.setenv('LIBKD_WIDGETS', 'live')
+    nb = notebook(tmp_path/'nb.ipynb', BODY[0], "import os\nrecord.done(metrics={k: os.environ.get(k, '') for k in ('LIBKD_WIDGETS', 'JPY_SESSION_NAME')});")
+    assert runs.run(nb, tmp_path/'out', show=False)['metrics'] == dict(LIBKD_WIDGETS='headless', JPY_SESSION_NAME='')
+    assert os.environ['JPY_SESSION_NAME'] == 'lab'
+
+
+@pytest.mark.slow
+def test_a_sweep_keeps_going_when_a_run_fails(tmp_path):
+    nb = notebook(tmp_path/'nb.ipynb', *BODY)
+    rows = runs.sweep(nb, dict(steps=[3, 13]), folder=tmp_path/'sweep').set_index('steps')
+    assert 'thirteen' in rows.loc[13, 'error'] and pd.isna(rows.loc[3, 'error'])
+    assert len(list((tmp_path/'sweep'/'jobs').glob('*.json'))) == 1
+
+
+# -- arms --------------------------------------------------------------------------------------------------------------
+def test_the_table_counts_teachers_and_cache_for_the_taught_only():
+    r = pd.DataFrame([dict(arm=a, seed=0, accuracy=.5, macro_accuracy=.5, ece=.1, seconds=20.) for a in ('taught', 'untaught')])
+    board = pd.DataFrame({'accuracy': .5, 'macro accuracy': .5, 'ECE': .1, 'params': 1, 'MACs': 1, 'ms/image': 1.}, index=['taught', 'untaught', 't1', 't2', 'mean of the teachers'])
+    t = arms.run_table(r, board, dict(taught=('m', True), untaught=('m', False)), dict(t1=10., t2=15.), 5.).set_index('arm')
+    assert t['seconds'].to_dict() == {'taught': 50., 'untaught': 20., 't1': 10., 't2': 15., 'mean of the teachers': 25.}
+
+
+def test_untaught_arms_see_labelled_images_only():
+    from libkd.data import cluttered_digits
+    s = arms.run_samples(cluttered_digits(train=40, unlabelled=40, valid=40, test=40))
+    assert len(arms.arm_dls(s, 16, taught=False).train_ds) == 40 and len(arms.arm_dls(s, 16).train_ds) == 80
+    assert arms.verdict_part(s) == 'test' and arms.verdict_part(s.train) == 'valid'
+
+
+def test_shared_views_are_the_views_that_each_learner_would_have_made():
+    import torch
+    from libkd.data import cluttered_digits
+    from libkd.views import online
+    dls = arms.arm_dls(arms.run_samples(cluttered_digits(train=40, unlabelled=40, valid=40, test=40)), 16, bs=16, mix=True, taught=False)
+    def epochs(share):
+        dl = dls.train.new(policy=online(), shuffle=False)
+        if share: arms.share_views(dl, 3, ('test', share))
+        return [torch.cat([x for x, y in dl]).as_subclass(torch.Tensor) for _ in range(3)]
+    alone, first, second = epochs(False), epochs('a'), epochs('a')
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(alone, first, second))
+    assert not torch.equal(alone[0], alone[1])
+    assert len(arms._VIEWS[('test', 'a')]) == 3*len(dls.train_ds)
+
+
+# -- pages -------------------------------------------------------------------------------------------------------------
+def result_folder(tmp_path, **facts):
+    from libkd.plots import plot_paired
+    record = runs.Run(tmp_path/'run', '<script>alert(1)</script>', dict(data='<i>'))
+    with record.phase('arms'): pass
+    record.figure(plot_paired(table(a=[.5, .6], b=[.6, .7]), 'a'), 'paired', 'caption')
+    record.done(**dict(dict(conclusion=['BEATS: b beats <a>.'], verdict='BEATS', table=[{'arm': '<b>', 'accuracy': 1.}], subject='<b>'), **facts))
+    return record.folder
+
+
+def test_the_page_escapes_every_name_and_loads_nothing(tmp_path):
+    page = report.report(result_folder(tmp_path)).read_text()
+    for raw in ('<script', '<i>', '<a>', '<b>'): assert raw not in page
+    assert not re.search(r'''(?:src|href)=(?!['"]?data:)''', page) and 'url(' not in page
+    images = re.findall(r"<img [^>]*>", page)
+    assert images and all(re.search(r"alt='[^']{20,}'", i) for i in images)
+
+
+def test_the_first_sentence_of_the_page_is_the_first_of_the_conclusion(tmp_path):
+    page = report.report(result_folder(tmp_path, conclusion=['A teacher beats the student: x.', 'BEATS: so b beats a.'])).read_text()
+    assert page.index('A teacher beats') < page.index('b beats a.') < page.index('<table')
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+def libkd(*words, **kw): return subprocess.run([PYTHON, '-c', 'from libkd.cli import main; main()', *map(str, words)], capture_output=True, text=True, **kw)
+
+
+@pytest.mark.parametrize('words, text', [
+    (['run', '/no/such/folder'], 'does not exist'), (['run', '-p', 'stepz=3'], 'close names: steps'), (['run', '-p', 'steps=many'], 'a whole number'),
+    (['run', '-p', 'steps'], 'name=value'), (['run', '--notebook', 'distil'], 'close names: distill'), (['cache', 'info', '{tmp}'], 'libkd: '),
+    (['cache', 'verify', '{tmp}/no'], 'libkd: '), (['predict', '{tmp}', '{tmp}/no.png'], 'does not exist'), (['predict', '{tmp}', '{tmp}'], 'no images'), (['new', '{full}'], 'nothing of yours')])
+def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path, capsys, words, text):
+    (tmp_path/'full').mkdir(); (tmp_path/'full'/'mine.txt').touch(); (tmp_path/'empty').mkdir()
+    with pytest.raises(SystemExit) as e: cli.main([w.format(tmp=tmp_path/'empty', full=tmp_path/'full') for w in words])
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and text in err and 'Traceback' not in err and err.startswith('libkd: ')
+
+
+def test_a_fault_of_ours_keeps_its_traceback():
+    def broken(): raise AttributeError('ours')
+    with pytest.raises(AttributeError): cli.guarded(broken)
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; from libkd.cli import main\ntry: main(['run', '--help'])\nexcept SystemExit: pass\nprint([m for m in ('torch', 'numpy', 'pandas', 'fastai') if m in sys.modules])"
+    assert subprocess.run([PYTHON, '-c', code], capture_output=True, text=True).stdout.splitlines()[-1] == '[]'
+
+
+def test_new_copies_runs_and_tutorials(tmp_path):
+    with pytest.raises(SystemExit) as e: cli.main(['new', str(tmp_path/'mine')])
+    assert e.value.code == 0 and (tmp_path/'mine'/'runs'/'distill.ipynb').exists()
+
+
+def test_the_main_run_can_be_parameterised_by_scalars_that_are_explained():
+    for name, (default, comment) in runs.parameters('distill').items():
+        assert isinstance(default, (bool, int, float, str)) and len(comment) > 8, name
+
+
+# -- end to end --------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_the_main_run_from_images_to_answers(tmp_path):
+    from libkd.data import digits
+    words = ['run', digits(), '--folder', tmp_path/'run', '-p', 'steps=12', 'conv_epochs=4', 'inv_epochs=4', 'student_args=depth:2', 'seeds=2', 'views=2', 'bs=32', 'mix=0', 'teacher_mix=0', 'jobs=2']
+    first = libkd(*words)
+    assert first.returncode == 0, first.stderr
+    result = runs.read_json(tmp_path/'run'/'result.json')
+    assert [r['arm'] for r in result['table']] == ['taught', 'untaught', 'plain ViT', 'resnet_mini', 'rednet_mini', 'mean of the teachers']
+    assert result['verdict'] in first.stdout and str(tmp_path/'run'/'report.html') in first.stdout
+    made = {p: p.stat().st_mtime for p in (tmp_path/'run'/'jobs').glob('*.json')}
+    assert len(made) == 2 + 1 + 3*2
+    assert {'distill.ipynb', 'history.csv', 'student', 'figures'} <= {p.name for p in (tmp_path/'run').iterdir()}
+    again = libkd(*words)                                                   # trains nothing, says the same
+    assert again.returncode == 0 and {p: p.stat().st_mtime for p in (tmp_path/'run'/'jobs').glob('*.json')} == made
+    assert runs.read_json(tmp_path/'run'/'result.json')['metrics'] == result['metrics']
+    answers = tmp_path/'answers.csv'
+    (tmp_path/'bad.png').write_bytes(b'no image')
+    out = libkd('predict', tmp_path/'run'/'student', digits()/'test', tmp_path/'bad.png', '--out', answers)
+    rows = pd.read_csv(answers, dtype={'class': str})
+    assert out.returncode == 0 and len(rows) == 401 and rows['error'].notna().sum() == 1
+    right = (rows['class'] == rows['file'].map(lambda f: Path(f).parent.name))[rows['error'].isna()].mean()
+    taught = next(r for r in result['runs'] if r['arm'] == 'taught' and r['seed'] == 0)
+    assert abs(right - taught['accuracy']) < .006                            # the same student, prepared the same way

@@ -1,0 +1,194 @@
+"""The house: notebooks and modules belong together, imports go down, pages can be read, and nothing is loaded that was not asked for."""
+import ast, html, importlib, inspect, json, re, subprocess, sys
+from configparser import ConfigParser
+from pathlib import Path
+import pytest
+from fastcore.docments import docments
+import libkd
+
+ROOT = Path(__file__).resolve().parents[1]
+LIB, NBS = Path(libkd.__file__).parent, ROOT/'nbs'
+ROOMS = {p.stem.split('_', 1)[1]: p for p in sorted(NBS.glob('[0-9][0-9]_*.ipynb'))}      # name -> notebook
+NUMBER = {name: p.stem[:2] for name, p in ROOMS.items()}
+BY_HAND = {'__init__', '_modidx', 'all'}                                                 # modules without a notebook
+PAGES = sorted(p for p in NBS.rglob('*.ipynb') if not any(o[0] in '_.' for o in p.relative_to(NBS).parts))
+name_of = lambda p: p.relative_to(NBS).as_posix()
+EXPORTED = re.compile(r'^#\|\s*exporti?\b', re.M)
+
+
+def cells(path, kind='code'): return [c for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == kind]
+def text(cell): return ''.join(cell['source'])
+
+
+def imported(room):
+    "Rooms that a module imports, wherever in the file."
+    found = set()
+    for node in ast.walk(ast.parse((LIB/f'{room}.py').read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import): names = [a.name.split('.') for a in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level: names = [['libkd', *(node.module or '').split('.')], *(['libkd', a.name] for a in node.names if not node.module)]
+        elif isinstance(node, ast.ImportFrom): names = [node.module.split('.'), *(['libkd', a.name] for a in node.names if node.module == 'libkd')]
+        else: continue
+        found |= {n[1] for n in names if n[0] == 'libkd' and len(n) > 1}
+    return (found & ROOMS.keys()) - {room}
+
+
+def architecture():
+    "{module: numbers it may import}, from the table of nbs/architecture.ipynb."
+    rows = re.findall(r'^\| \[(\d\d)_\w+\].*?\| `libkd\.(\w+)` \|.*\| ([^|]*) \|$', '\n'.join(text(c) for c in cells(NBS/'architecture.ipynb', 'markdown')), re.M)
+    numbers, allowed = sorted(NUMBER.values()), {}
+    for number, room, may in rows:
+        allowed[room] = set()
+        for part in may.split(','):
+            first, last = (re.findall(r'\d\d', part) + [None, None])[:2]
+            if 'all' in part: allowed[room] |= {n for n in numbers if n < number}
+            elif first: allowed[room] |= {n for n in numbers if first <= n <= (last or first)}
+    return allowed
+
+
+def test_every_module_has_its_notebook():
+    assert {p.stem for p in LIB.glob('*.py')} - BY_HAND == set(ROOMS)
+    assert sorted(set(NUMBER.values())) == sorted(NUMBER.values()), 'two rooms have one number'
+
+
+@pytest.mark.parametrize('room', ROOMS)
+def test_imports_go_down(room):
+    up = {o for o in imported(room) if NUMBER[o] >= NUMBER[room]}
+    assert not up, f'{NUMBER[room]}_{room} imports {up}, which stand above it'
+
+
+@pytest.mark.parametrize('room', ROOMS)
+def test_imports_are_those_of_the_architecture(room):
+    table = architecture()
+    assert room in table, f'{room} is missing in the table of nbs/architecture.ipynb'
+    surplus = {o for o in imported(room) if NUMBER[o] not in table[room]}
+    assert not surplus, f'{room} imports {surplus}; the table of nbs/architecture.ipynb does not say so'
+
+
+def test_the_drawing_shows_these_imports():
+    outputs = ''.join(''.join(o.get('data', {}).get('text/html', '')) for c in cells(NBS/'architecture.ipynb') for o in c['outputs'])
+    drawn = html.unescape(re.search(r'<img[^>]* alt="(The rooms of libkd[^"]*)"', outputs)[1])
+    for room in ROOMS:
+        lowers = ', '.join(sorted(imported(room), key=NUMBER.get)) or 'no other room'
+        assert f'{NUMBER[room]} {room} imports {lowers}' in drawn, 'execute nbs/architecture.ipynb again'
+    assert drawn.count(' imports ') == len(ROOMS)
+
+
+@pytest.mark.parametrize('path', PAGES, ids=name_of)
+def test_first_cell_has_title_and_promise(path):
+    first = text(json.loads(path.read_text(encoding='utf-8'))['cells'][0])
+    front = first.startswith('---') and all(re.search(rf'^{key}: \S', first, re.M) for key in ('title', 'description'))
+    assert front or re.match(r'# \S.*\n+> \S', first), 'the first cell is `# Title` and, below it, `> what you can do after reading`'
+
+
+@pytest.mark.parametrize('path', ROOMS.values(), ids=name_of)
+def test_exported_cells_fit_on_a_screen(path):
+    def lines(cell):      # of code: without directives, comments, docstrings and the documented parameters of a signature
+        tree = ast.parse(text(cell))
+        docs = sum(n.end_lineno - n.lineno + 1 for n in ast.walk(tree) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant) and isinstance(n.value.value, str))
+        heads = sum(n.body[0].lineno - n.lineno - 1 for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.body[0].lineno > n.lineno)
+        return len([o for o in text(cell).splitlines() if o.strip() and not o.startswith('#')]) - docs - heads
+    long = {text(c).splitlines()[1]: lines(c) for c in cells(path) if EXPORTED.search(text(c)) and lines(c) > 25}
+    assert not long, f'split these cells: {long}'
+
+
+@pytest.mark.parametrize('path', PAGES, ids=name_of)
+def test_notebook_is_light_and_clean(path):
+    nb = json.loads(path.read_text(encoding='utf-8'))
+    assert path.stat().st_size < 1_000_000
+    assert 'widgets' not in nb['metadata'], 'widget state does not belong into git'
+    outputs = [o for c in nb['cells'] if c['cell_type'] == 'code' for o in c['outputs']]
+    assert not [o for o in outputs if o['output_type'] == 'error'], 'an error was committed'
+    assert not re.search(r'/(root|home|Users|work|tmp)/\w', json.dumps([o.get('text', '') or o.get('data', {}).get('text/plain', '') for o in outputs])), 'a path of somebody\'s machine'
+
+
+@pytest.mark.parametrize('path', PAGES, ids=name_of)
+def test_notebook_has_its_outputs(path):
+    def shows(code):      # the last line is a value that a reader expects to see
+        last = ast.parse(re.sub(r'(?m)^\s*[%!].*$', '', code)).body[-1:]
+        quiet = not last or not isinstance(last[0], ast.Expr) or code.rstrip().endswith(';')
+        return not quiet and isinstance(last[0].value, (ast.Name, ast.Attribute, ast.Subscript, ast.Tuple, ast.List, ast.Dict, ast.BinOp, ast.JoinedStr))
+    visible = [c for c in cells(path) if not re.search(r'^#\|\s*(hide\b|eval:\s*false|export|include:\s*false|output:\s*false)', text(c), re.M)]
+    silent = [text(c)[-60:] for c in visible if shows(text(c)) and not c['outputs']]
+    assert not silent, f'execute the notebook: no output below {silent}'
+
+
+@pytest.mark.parametrize('path', PAGES, ids=name_of)
+def test_pictures_have_a_text(path):
+    for c in cells(path):
+        for out in c['outputs']:
+            data = {k: ''.join(v) if isinstance(v, list) else v for k, v in out.get('data', {}).items()}
+            page = data.get('text/html', '')
+            assert not re.search(r'<img(?![^>]*\balt="[^"])', page), f'a picture without alt text below {text(c)[:60]!r}'
+            if 'image/png' in data and not page: assert '#| fig-alt:' in text(c), f'no `#| fig-alt:` above {text(c)[:60]!r}'
+
+
+def test_import_libkd_loads_nothing_heavy():
+    code = "import sys; before = set(sys.modules); import libkd; print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
+    loaded = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
+    assert loaded == ['libkd']
+
+
+def test_a_room_is_loaded_when_it_is_named():
+    assert set(ROOMS) <= set(dir(libkd))
+    code = "import sys, libkd; libkd.losses.kd_loss; assert 'libkd.losses' in sys.modules and 'libkd.data' not in sys.modules and 'losses' in dir(libkd)"
+    subprocess.run([sys.executable, '-c', code], check=True)
+    with pytest.raises(AttributeError, match='lossess'): libkd.lossess
+
+
+def test_all_leaves_papermill_and_front_ends_alone():
+    code = ("import sys, warnings; warnings.simplefilter('ignore'); import libkd.all;"
+            "print(*{'papermill', 'nbclient', 'nbformat', 'anywidget', 'ipywidgets', 'nbdev', 'dask', 'sphinx'} & sys.modules.keys())")
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split() == []
+
+
+def test_all_brings_the_public_names_of_all_rooms():
+    public, owner = importlib.import_module('libkd.all'), {}
+    for room in ROOMS:
+        for name in importlib.import_module(f'libkd.{room}').__all__:
+            assert owner.setdefault(name, room) == room, f'{name} is public in {owner[name]} and in {room}'
+            if room != 'cli': assert hasattr(public, name)      # its `main` is for the command line only
+
+
+def expected_by_others(cls, key):
+    "Methods whose meaning fastai, timm or torch defines need no docstring of ours."
+    from fastai.callback.core import event
+    from timm.models import VisionTransformer
+    return any(key in vars(base) for base in cls.__mro__[1:]) or hasattr(event, key) or hasattr(VisionTransformer, key)
+
+
+def public_functions():
+    for room in ROOMS:
+        module = importlib.import_module(f'libkd.{room}')
+        for name in module.__all__:
+            obj = getattr(module, name)
+            if inspect.isfunction(obj) or inspect.isclass(obj): yield f'{room}.{name}', obj
+            if inspect.isclass(obj):
+                for key, raw in vars(obj).items():
+                    raw = getattr(raw, '__func__', raw)
+                    if not key.startswith('_') and inspect.isfunction(raw) and raw.__module__ == module.__name__ and not expected_by_others(obj, key): yield f'{room}.{name}.{key}', raw
+
+
+def test_public_names_are_documented():
+    bare, obscure = [], []
+    for name, obj in public_functions():
+        if not (obj.__doc__ or '').strip() or (inspect.isclass(obj) and '__doc__' not in vars(obj)): bare.append(name)
+        if not inspect.isfunction(obj): continue
+        docs = docments(obj, full=True, returns=False)
+        unknown = [k for k, v in docs.items() if k not in ('self', 'cls', 'kwargs', 'args') and not v['docment'] and not re.search(rf'`{k}`', obj.__doc__ or '')]
+        if unknown and '.' not in name.split('.', 1)[1]: obscure.append(f'{name}({", ".join(unknown)})')
+    assert not bare, f'no docstring: {bare}'
+    assert not obscure, f'parameters that neither a docment nor the docstring explains: {obscure}'
+
+
+def test_versions_agree():
+    config = ConfigParser(delimiters=['='])
+    config.read(ROOT/'settings.ini', encoding='utf-8')
+    version = config['DEFAULT']['version']
+    assert f'__version__ = "{version}"' in (LIB/'__init__.py').read_text()
+    assert re.search(r'^## (\S+)', (ROOT/'CHANGELOG.md').read_text(), re.M)[1] == version
+
+
+@pytest.mark.parametrize('path', [*sorted(LIB.glob('[!_]*.py')), *sorted((ROOT/'tests').glob('*.py'))], ids=lambda p: p.name)
+def test_nothing_is_left_undone(path):
+    if path == Path(__file__).resolve(): return
+    assert not re.search(r'\b(TODO|FIXME|XXX|NotImplementedError)\b', path.read_text(encoding='utf-8'))
