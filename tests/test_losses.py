@@ -6,6 +6,7 @@ import numpy as np, pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, strategies as st
 import libkd.losses as L
+from libkd.cache import top_k
 
 PUBLISHED = json.loads((Path(__file__).parent/'fixtures/published_losses.json').read_text())
 rng = np.random.default_rng(7)
@@ -169,13 +170,13 @@ def test_top_k_is_the_divergence_of_lumped_distributions(C, T, seed, data):
         p, q, kept = b.softmax(0), a.softmax(0), b.topk(k)[1]
         p, q = (torch.cat([o[kept], (o.sum() - o[kept].sum()).view(1)]) for o in (p, q))
         want.append(T**2*(p*(p/q).log()).sum())
-    got = L.kd_loss(s, L.top_k(t, k, T=T), T=T, reduction='none')
+    got = L.kd_loss(s, top_k(t, k, T=T), T=T, reduction='none')
     torch.testing.assert_close(got.double(), torch.stack(want), atol=2e-3, rtol=2e-4)
     assert (got.double() <= L.kd_loss(s, t, T=T, reduction='none') + 1e-3).all()
 
 def test_top_k_gradient_is_that_of_the_lumped_student():
     s, t = torch.tensor(S).requires_grad_(), torch.tensor(Tt)
-    lumped, tk = torch.zeros(6, 5, dtype=torch.float64), L.top_k(t, 2)
+    lumped, tk = torch.zeros(6, 5, dtype=torch.float64), top_k(t, 2)
     p, q = t.softmax(-1), s.detach().softmax(-1)
     for i,kept in enumerate(tk.indices):
         rest = [c for c in range(5) if c not in kept.tolist()]
@@ -185,18 +186,18 @@ def test_top_k_gradient_is_that_of_the_lumped_student():
 
 def test_top_k_keeps_its_temperature_and_classes():
     s, t, _ = tensors()
-    tk = L.top_k(t, 2)
+    tk = top_k(t, 2)
     with pytest.raises(ValueError, match='summed at T=1'): L.kd_loss(s, tk, T=2.)
     with pytest.raises(ValueError, match='5 classes'): L.kd_loss(s, tk._replace(classes=7))
-    with pytest.raises(ValueError, match='leave a tail'): L.top_k(t, 5)
+    with pytest.raises(ValueError, match='leave a tail'): top_k(t, 5)
     with pytest.raises(TypeError, match='dense'): L.nkd_loss(s, tk, tensors()[2])
-    assert (tk.at(4.).tail >= L.top_k(t, 2, T=4.).tail - 1e-5).all()      # an even tail has the largest mass at a higher T
+    assert (tk.at(4.).tail >= top_k(t, 2, T=4.).tail - 1e-5).all()      # an even tail has the largest mass at a higher T
     torch.testing.assert_close(tk.dense().logsumexp(-1), t.logsumexp(-1))   # and the exact mass at its own
     assert L.hard_kd_loss(s, tk) == L.hard_kd_loss(s, t)
 
 def test_top_k_in_half_precision_as_a_cache_stores_it():
     s, t, _ = tensors()
-    tk = L.top_k(t, 2)
+    tk = top_k(t, 2)
     half = tk._replace(values=tk.values.half(), tail=tk.tail.half(), indices=tk.indices.to(torch.int16))
     torch.testing.assert_close(L.kd_loss(s, half), L.kd_loss(s, tk), atol=5e-3, rtol=5e-3)
 
