@@ -14,3 +14,4 @@ from .runs import *
 from .evidence import *
 from .arms import *
 from .report import *
+from .sharing import *

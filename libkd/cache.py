@@ -25,8 +25,8 @@ from .views import Policy, SampleCategory, ViewDL, as_policy, online, pixel_vers
 from .teachers import Teacher, as_teacher, check_teacher
 
 # %% auto #0
-__all__ = ['SCHEMA', 'DTYPES', 'CacheError', 'CacheMismatch', 'CacheCorrupt', 'CacheUnfinished', 'CacheLocked', 'TopK', 'top_k',
-           'make_plan', 'CacheBuilder', 'plan_files', 'make_manifest', 'LogitCache', 'LogitDL', 'LogitBlock']
+__all__ = ['SCHEMA', 'DTYPES', 'NEXT', 'CacheError', 'CacheMismatch', 'CacheCorrupt', 'CacheUnfinished', 'CacheLocked', 'TopK',
+           'top_k', 'make_plan', 'CacheBuilder', 'plan_files', 'make_manifest', 'LogitCache', 'LogitDL', 'LogitBlock']
 
 # %% ../nbs/04_cache.ipynb #b7abadcb
 class CacheError(ValueError):       "Something about a logit cache is not as it has to be"
@@ -112,7 +112,7 @@ def at(self:TopK, T):
 @patch
 def to(self:TopK, device): "The same on another device"; return self._replace(values=self.values.to(device), indices=self.indices.to(device), tail=self.tail.to(device))
 
-# %% ../nbs/04_cache.ipynb #ce0d937e
+# %% ../nbs/04_cache.ipynb #fef34416
 SCHEMA = 1
 DTYPES = {'float16': torch.float16, 'float32': torch.float32}
 
@@ -129,7 +129,7 @@ def make_plan(dl:ViewDL, # Training loader whose views are stored
     "What a cache is going to hold"
     ids, labels = _ids_labels(dl)
     _check_unique(ids, dl)
-    fewest = min(len(t.classes) for t in teachers)
+    fewest = min((len(t.classes) for t in teachers), default=0)
     if top_k is not None and not 0 < top_k < fewest: raise CacheError(f"top_k={top_k}: between 1 and {fewest-1} of {fewest} classes leave something to save. Without top_k all logits are stored.")
     return dict(schema=SCHEMA, classes=list(map(str, dl.vocab)), n=len(ids),
                 samples=hashlib.sha256(ids.tobytes() + labels.tobytes()).hexdigest(),
@@ -283,15 +283,17 @@ def _reference(self:CacheBuilder):
     pixels = torch.stack([self.dl.do_item(int(v*n + r))[0].as_subclass(torch.Tensor).float() for r, v in index])
     return dict(row=index[:,0].contiguous(), view=index[:,1].contiguous(), pixels=pixels)
 
-# %% ../nbs/04_cache.ipynb #88edfad9
+# %% ../nbs/04_cache.ipynb #92f9cb31
 def make_manifest(plan, # Content of plan.json
                   sha256, # Of plan.json
                   where, # name of a file -> where it lies now
+                 known={}, # Entries of files that were proved before
                  )->dict:
     "Bytes and SHA-256 of every file of a plan; with `top_k`, what it lost"
     files = plan_files(plan)
-    sums = _sha256s([where(f) for f in files])
-    res = dict(schema=SCHEMA, plan=sha256, files={f: dict(sha256=h, bytes=where(f).stat().st_size) for f, h in zip(files, sums)})
+    new = [f for f in files if f not in known]
+    sums = {f: dict(sha256=h, bytes=where(f).stat().st_size) for f, h in zip(new, _sha256s([where(f) for f in new]))}
+    res = dict(schema=SCHEMA, plan=sha256, files={f: (known | sums)[f] for f in files})
     if plan['top_k']: res['lost'] = {t['name']: _mean_lost(plan, t['name'], files, where) for t in plan['teachers']}
     return res
 
@@ -313,6 +315,34 @@ def _source(o):
     o = getattr(o, 'source', o)
     return Path(o) if isinstance(o, str) else o
 
+# %% ../nbs/04_cache.ipynb #cf927d2d
+NEXT = 'next'
+
+def _adopt(path):
+    "Put a finished change in place. Interrupted at any point, it can be called again"
+    new, plan = path/NEXT, _read_json(path/NEXT/'plan.json')
+    (path/'manifest.json').unlink(missing_ok=True)                  # from here on the folder is neither the old cache nor the new
+    wanted = plan_files(plan)
+    for rel in wanted:
+        if (new/rel).is_file(): (path/rel).parent.mkdir(parents=True, exist_ok=True); os.replace(new/rel, path/rel)
+    for f in (path/'logits').glob('*/*'):
+        if f.relative_to(path).as_posix() not in wanted: f.unlink()
+    for d in (path/'logits').iterdir():
+        if not any(d.iterdir()): d.rmdir()
+    for f in ('plan.json', 'manifest.json'): _publish(path/f, (new/f).read_bytes())
+    _forget(new)
+
+def _forget(new):
+    "Remove a change; its manifest first, so that no half of it is ever put in place"
+    (new/'manifest.json').unlink(missing_ok=True)
+    shutil.rmtree(new, ignore_errors=True)
+
+# %% ../nbs/04_cache.ipynb #ca1ab15f
+def _settle(path):
+    "Complete a change that was interrupted while it was put in place"
+    if (path/NEXT/'manifest.json').is_file() and not (path/'manifest.json').is_file():
+        with _alone(path): _adopt(path)
+
 # %% ../nbs/04_cache.ipynb #a8e17d3c
 class LogitCache:
     "Stored answers of teachers to known views of known samples. Made by `LogitCache.build` and `LogitCache.open`"
@@ -333,20 +363,21 @@ class LogitCache:
         who = ', '.join(f"{t['name']} ({t['bias']})" for t in self.teachers.values())
         return f"LogitCache({str(self.path)!r}: {self.n:,} samples × {self.policy}, {len(self.classes)} classes, {'top ' + str(self.plan['top_k']) + ', ' if self.plan['top_k'] else ''}{self.plan['dtype']}, {self.nbytes/1e6:.2f} MB; teachers {who})"
 
-# %% ../nbs/04_cache.ipynb #36ca0653
+# %% ../nbs/04_cache.ipynb #33703a6d
 @patch(cls_method=True)
 def open(cls:LogitCache, path:str|Path):
     "Open a finished cache. Costs milliseconds whatever its size: shards are mapped into memory when they are asked for"
     path = Path(path)
     if not path.is_dir(): raise CacheError(f"There is no cache at {path}. Build one: LogitCache.build({str(path)!r}, dls, teachers).")
     if any(p.is_symlink() for p in (path/'plan.json', path/'manifest.json', path/'logits')): raise CacheCorrupt(f"{path} holds links; a cache is made of plain files.")
+    _settle(path)
     if not (path/'manifest.json').is_file(): raise CacheUnfinished(f"The cache {path} was not built to its end. Call LogitCache.build again with the same arguments: it continues.")
     plan, manifest = _read_json(path/'plan.json', 'schema', 'teachers', 'n'), _read_json(path/'manifest.json', 'plan', 'files')
     if plan['schema'] != SCHEMA: raise CacheCorrupt(f"{path}/plan.json has schema {plan['schema']!r}; this libkd reads {SCHEMA}.")
     if manifest['plan'] != _sha256(path/'plan.json'): raise CacheCorrupt(f"{path}/plan.json was changed after the cache was built: its SHA-256 is not the one in manifest.json.")
     return cls(path, plan, manifest)
 
-# %% ../nbs/04_cache.ipynb #ff74fdac
+# %% ../nbs/04_cache.ipynb #5192173f
 @patch(cls_method=True)
 def build(cls:LogitCache,
           path:str|Path, # Folder of the cache
@@ -362,9 +393,7 @@ def build(cls:LogitCache,
          ): # `LogitCache`
     "Ask `teachers` about every view of every training sample. A second call opens what is whole, resumes what is not, and refuses what is something else"
     builder = _prepared(path, dls, teachers, views, dtype, check, shard_rows, top_k, T)
-    with _alone(builder.path):
-        if overwrite: _clear(builder.path)
-        if not builder.begin(): builder.run()
+    builder.run(overwrite)
     cache = cls.open(path)
     cache.live = {t.name: t for t in builder.teachers}
     return cache
@@ -373,6 +402,7 @@ def build(cls:LogitCache,
 def builder(cls:LogitCache, path, dls, teachers, views=4, dtype='float16', check=True, shard_rows=65536, top_k=None, T=1.)->CacheBuilder:
     "Write the plan, and return what builds its `.shards` by `.build_shard(i)` and ends with `.finish()`; arguments as for `build`"
     builder = _prepared(path, dls, teachers, views, dtype, check, shard_rows, top_k, T)
+    _settle(builder.path)
     builder.begin()
     return builder
 
@@ -397,7 +427,7 @@ def _alone(path):
     try: yield
     finally: lock.release()
 
-# %% ../nbs/04_cache.ipynb #4b811c38
+# %% ../nbs/04_cache.ipynb #c3d569fe
 @patch
 def begin(self:CacheBuilder)->bool: # Whether the cache is finished already
     "Write the plan, or compare it with the one that is there"
@@ -408,15 +438,23 @@ def begin(self:CacheBuilder)->bool: # Whether the cache is finished already
     return whole
 
 @patch
-def run(self:CacheBuilder):
-    "Build what is missing, one shard after the other, and finish"
+def run(self:CacheBuilder, overwrite=False):
+    "Alone in the folder, build what is missing, one shard after the other, and finish"
+    _settle(self.path)
+    with _alone(self.path):
+        if overwrite: _clear(self.path)
+        if not self.begin(): self.build_shards(); self.finish()
+
+@patch
+def build_shards(self:CacheBuilder):
+    "Build what is missing, and say how it gets on"
     todo = [i for i in range(len(self.shards)) if not self.done(i)]
     with _Progress(sum(len(self.rows(i)) for i in todo), f"asking {len(self.teachers)} teachers") as tick:
         for i in todo: self.build_shard(i, tick)
-    self.finish()
 
 def _clear(path):
     "Remove a cache, and only a cache, from its folder; the manifest goes first, so that no half-removed cache looks whole"
+    _forget(path/NEXT)
     for f in ('manifest.json', 'plan.json', 'samples.safetensors', 'reference.safetensors'): (path/f).unlink(missing_ok=True)
     shutil.rmtree(path/'logits', ignore_errors=True)
 

@@ -25,7 +25,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 import tiny
-from libkd.cache import CacheCorrupt, CacheError, CacheLocked, CacheMismatch, CacheUnfinished, LogitBlock, LogitCache
+from libkd.cache import TopK, top_k, CacheCorrupt, CacheError, CacheLocked, CacheMismatch, CacheUnfinished, LogitBlock, LogitCache
 from libkd.teachers import Teacher
 from libkd.views import Mix, clean, finite, image_dls, replay
 
@@ -97,6 +97,85 @@ print(json.dumps([logits.shape, str(logits.dtype), samples['ids'].shape, float(l
     assert out == [[18, 3], 'float16', [18, 16], cache.gather(torch.tensor([5]), 1)['a'][0, 2].item()]
 
 
+@pytest.fixture(scope='module')
+def sparse(tmp_path_factory):
+    "Two of seven classes are kept, of three shards"
+    dls = seven()
+    t = Teacher(Wide(1), list('abcdefg'), name='a', bias='conv')
+    return dls, t, LogitCache.build(tmp_path_factory.mktemp('sparse')/'cache', dls, t, views=2, shard_rows=7, top_k=2, check=False)
+
+
+class Wide(nn.Module):
+    "Seven answers to a tiny picture"
+    def __init__(self, seed): super().__init__(); torch.manual_seed(seed); self.conv = nn.Conv2d(3, 7, 8)
+    def forward(self, x): return 3*self.conv(x).mean((2, 3))
+
+
+def seven():
+    "The tiny pictures in seven classes"
+    s = tiny.samples(); s.classes, s.labels[:] = list('abcdefg'), np.arange(len(s)) % 7
+    return tiny.loaders(data=s)
+
+
+def test_top_k_answers_are_the_largest_and_the_rest_is_one_exact_number(sparse):
+    dls, t, cache = sparse
+    got = cache.gather(torch.arange(18), 1)['a']
+    z = torch.stack([live(dls, t, r, 1) for r in range(18)])
+    want = top_k(z, 2)
+    assert isinstance(got, TopK) and (got.classes, got.T) == (7, 1.) and torch.equal(got.indices, want.indices)
+    assert torch.allclose(got.values, want.values, atol=4e-3*z.abs().max()) and torch.allclose(got.tail, want.tail, atol=1e-5)
+    p, q = z.softmax(1), got.dense().softmax(1)
+    assert torch.allclose(p.gather(1, want.indices), q.gather(1, want.indices), atol=2e-3)
+    assert cache.spot_check(dls, t) < 2e-3 and cache.verify() == 2 + 2*3
+
+
+def test_what_top_k_loses_is_written_down(sparse):
+    dls, t, cache = sparse
+    rows, views = torch.arange(18).repeat(2), torch.arange(2).repeat_interleave(18)
+    z = torch.stack([live(dls, t, int(r), int(v)) for r, v in zip(rows, views)])
+    q = cache.gather(rows, views)['a'].dense().log_softmax(1)
+    want = (z.softmax(1)*(z.log_softmax(1) - q)).sum(1).mean().item()
+    assert want > 1e-3 and abs(cache.info()['lost']['a'] - want) < 1e-3*want + 1e-6 and cache.info()['top_k'] == 2
+
+
+@pytest.mark.parametrize('classes, k', [(1000, 10), (70_000, 3)])
+def test_bytes_of_a_top_k_record(classes, k):
+    "2 for a value, 2 or 4 for a class, 4 for the tail"
+    from libkd.cache import CacheBuilder
+    builder = CacheBuilder.__new__(CacheBuilder); builder.plan = dict(top_k=k, tail_T=1., dtype='float16')
+    got = builder._encode('a', torch.randn(5, classes), 0)
+    bytes_a_record = sum(v.element_size()*v[0].numel() for n, v in got.items() if n != 'lost')
+    assert bytes_a_record == 2*k + (2 if classes <= 65_536 else 4)*k + 4 and got['lost'].numel() == 1
+    assert int(got['indices'].long().max()) < classes and bytes_a_record <= (4*k + 6 if classes <= 65_536 else 6*k + 6)
+
+
+def test_top_k_teaches_and_a_loss_that_needs_all_logits_says_so(sparse):
+    from libkd.distill import distill_learner
+    dls, t, cache = sparse
+    losses = {}
+    for name, c in {'sparse': cache, 'live': t}.items():
+        learn = distill_learner(dls, Wide(2), c, method='kd', T=1., seed=0, check=False, verbose=False, metrics=[])
+        with learn.no_bar(), learn.no_logging(): learn.fit(1)
+        losses[name] = learn.recorder.losses
+    assert 0 < np.mean(losses['sparse']) < np.mean(losses['live']), 'the order within the rest is not asked for'
+    for kw, said in ((dict(loss='dkd'), r"needs all C logits of the teacher and got the top k: use `kd_loss`, build the cache without top_k"), (dict(T=4.), r'build the cache with T=4 or without top_k')):
+        learn = distill_learner(dls, Wide(2), cache, method='kd', seed=0, verbose=False, **{'T': 1., **kw})
+        with learn.no_bar(), learn.no_logging(), pytest.raises((TypeError, ValueError), match=said): learn.fit(1)
+
+
+@pytest.mark.parametrize('k', [0, 7, -1])
+def test_top_k_that_leaves_nothing_to_save_is_refused(tmp_path, k):
+    with pytest.raises(CacheError, match=f'top_k={k}: between 1 and 6 of 7'): build(tmp_path/'c', seven(), Teacher(Wide(1), list('abcdefg'), name='a', bias='conv'), top_k=k)
+    assert not (tmp_path/'c').exists()
+
+
+def test_a_resumed_top_k_build_has_the_same_bytes(sparse, tmp_path):
+    dls, t, cache = sparse
+    shutil.copytree(cache.path, tmp_path/'c')
+    (tmp_path/'c'/'manifest.json').unlink(); (tmp_path/'c'/'logits'/'a'/'v0001-s00001.safetensors').unlink()
+    assert contents(build(tmp_path/'c', dls, t, top_k=2).path) == contents(cache.path)
+
+
 @pytest.mark.parametrize('workers', [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('mix', [None, Mix()])
 def test_every_batch_is_paired_with_its_own_answers(tmp_path, mix, workers):
@@ -152,6 +231,7 @@ OTHER = {
     'views': (None, None, {'views': 3}, r'n_views: the cache has 2, asked for 3'),
     'policy': (None, None, {'views': replay(2)}, r'policy: the cache has "finite", asked for "replay"'),
     'dtype': (None, None, {'dtype': 'float32'}, r'dtype'),
+    'top_k': (None, None, {'top_k': 2}, r'top_k: the cache has null, asked for 2'),
 }
 
 
