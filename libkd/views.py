@@ -28,7 +28,7 @@ from .data import Sample, Samples, array_id, open_image, sample_id
 # %% auto #0
 __all__ = ['REMEMBER_BYTES', 'view_seed', 'rng_scope', 'Policy', 'clean', 'finite', 'replay', 'online', 'as_policy', 'Mix',
            'mix_pair', 'LabelLoss', 'Ride', 'open_sample', 'label_of', 'SampleCategory', 'TrainTfm', 'light_tfms',
-           'ViewDL', 'item_id', 'sample_block', 'image_dls', 'pixel_versions']
+           'ViewDL', 'item_id', 'ViewSet', 'ViewSampler', 'sample_block', 'image_dls', 'pixel_versions']
 
 # %% ../nbs/01_views.ipynb #c115dcec
 def view_seed(seed:int, # The experiment's seed
@@ -193,15 +193,22 @@ class SampleCategory(Categorize):
         return TensorCategory(int(o))
     def decodes(self, o): return Category(self.vocab[o] if o >= 0 else '(unlabelled)')
 
-# %% ../nbs/01_views.ipynb #468f3411
+# %% ../nbs/01_views.ipynb #bdffd821
 class TrainTfm(Transform):
     "Unmodified torchvision or timm item transforms, one after the other, for training samples only"
     split_idx, order = 0, 1
     def __init__(self, tfms): # Callables: PIL image -> PIL image, the last perhaps -> tensor `(C,H,W)`
         self.tfms = list(tfms)
+        self.norms = [t for t in _flat(tfms) if type(t).__name__ == 'Normalize']
     def encodes(self, x:PIL.Image.Image):
         for t in self.tfms: x = t(x)
-        return TensorImage(x) if isinstance(x, torch.Tensor) else PILImage.create(x)
+        return TensorImage(self._to_255(x)) if isinstance(x, torch.Tensor) else PILImage.create(x)
+    def _to_255(self, x):
+        if not x.is_floating_point(): return x
+        for t in reversed(self.norms): x = x*torch.as_tensor(t.std).view(-1, 1, 1) + torch.as_tensor(t.mean).view(-1, 1, 1)
+        return x*255
+
+def _flat(tfms): return [o for t in tfms for o in (_flat(t.transforms) if isinstance(getattr(t, 'transforms', None), (list, tuple)) else [t])]
 
 def _item_tfms(tfms):
     "fastai's transforms as they are; all others together in one `TrainTfm`, since a `DataBlock` keeps one transform of a class"
@@ -218,11 +225,11 @@ def light_tfms(size, # (height, width) in pixels
     tfms = [v2.RandomCrop(tuple(size), padding=pad, padding_mode='reflect'), v2.ColorJitter(.2, .2, .2)]
     return tfms + [v2.RandomHorizontalFlip()]*flip
 
-# %% ../nbs/01_views.ipynb #e193d7f3
+# %% ../nbs/01_views.ipynb #35da7b86
 class ViewDL(TfmdDL):
     "A fastai loader whose training samples are views"
-    def __init__(self, dataset, seed=0, policy=None, mix=None, samples=None, stats=None, size=None, rows=None, repeats=1, **kwargs):
-        self.seed, self.policy, self.mix, self.repeats = seed, policy or online(), mix, repeats
+    def __init__(self, dataset, seed=0, policy=None, mix=None, samples=None, stats=None, size=None, rows=None, repeats=1, wgts=None, **kwargs):
+        self.seed, self.policy, self.mix, self.repeats, self.wgts = seed, policy or online(), mix, repeats, wgts
         self.samples, self.stats, self.size, self.rows = samples, stats, size, rows
         self.root = None                    # where plain path items start; ids are relative to it
         self.epoch = 0                      # complete passes so far; a learner may set it
@@ -237,17 +244,17 @@ class ViewDL(TfmdDL):
     def new(self, dataset=None, cls=None, **kwargs):
         keep = {} if dataset is not None and len(dataset) == 0 else {'samples': self.samples}    # nothing of the data in an exported learner
         keep |= dict(seed=self.seed, policy=self.policy, mix=self.mix, stats=self.stats, size=self.size)
-        if dataset is None: keep |= dict(rows=self.rows, repeats=self.repeats)
+        if dataset is None: keep |= dict(rows=self.rows, repeats=self.repeats, wgts=self.wgts)
         res = super().new(dataset, cls, **(keep | kwargs))
         res.epoch = self.epoch
         return res
 
-# %% ../nbs/01_views.ipynb #4f9b2d93
+# %% ../nbs/01_views.ipynb #4877daea
 @patch
 def get_idxs(self:ViewDL):
-    idxs = super(ViewDL, self).get_idxs()
-    if not self.seeded: return idxs
     n = len(self.items)
+    idxs = super(ViewDL, self).get_idxs() if self.wgts is None else [r*n + i for r in range(self.repeats) for i in self.rng.choices(range(n), weights=self.wgts, k=n)]
+    if not self.seeded: return idxs
     views = [self.policy.view(self.epoch*self.repeats + r)*n for r in range(self.repeats)]
     return [views[k//n] + k%n for k in idxs]
 
@@ -333,6 +340,25 @@ def create_batch(self:ViewDL, b):
     res = super(ViewDL, self).create_batch(b)
     if None not in tickets: res[-1].ride = Ride.collate(tickets, res[-1].as_subclass(torch.Tensor))
     return res
+
+# %% ../nbs/01_views.ipynb #3faf7ee0
+class ViewSet(torch.utils.data.Dataset):
+    "The views of a loader, for torch's own `DataLoader`: item `view·n + i` is that view of sample `i`"
+    def __init__(self, dl:ViewDL): # Training loader; its `create_batch` is the `collate_fn`, its `after_batch` normalises
+        self.dl = dl
+    def __len__(self): return len(self.dl.items)
+    def __getitem__(self, s): return self.dl.do_item(s)
+
+class ViewSampler(torch.utils.data.Sampler):
+    "The positions that `sampler` draws, under the view of the loader's policy; every complete pass is an epoch"
+    def __init__(self, dl:ViewDL, # Training loader
+                 sampler): # Any sampler of positions 0 to n−1: random, weighted, distributed
+        self.dl, self.sampler = dl, sampler
+    def __len__(self): return len(self.sampler)
+    def __iter__(self):
+        first = self.dl.policy.view(self.dl.epoch)*len(self.dl.items)
+        yield from (first + i for i in self.sampler)
+        self.dl.epoch += 1
 
 # %% ../nbs/01_views.ipynb #fe8e3581
 def _typical_size(samples, n=256):

@@ -11,13 +11,13 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import TensorCategory
 from fastai.vision.augment import RandomResizedCrop
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torchvision.transforms import v2
 
 import tiny
-from libkd.views import LabelLoss, Mix, Ride, as_policy, clean, finite, mix_pair, online, replay, rng_scope, view_seed
+from libkd.views import LabelLoss, Mix, Ride, ViewSampler, ViewSet, as_policy, clean, finite, mix_pair, online, open_sample, replay, rng_scope, view_seed
 
 
 class Given:
@@ -55,12 +55,97 @@ def test_order_does_not_matter(name):
     assert not same(a, all_pixels(dls, epoch=1, shuffle=False)), 'another view must differ, or this test proves nothing'
 
 
+def unmodified():
+    import timm.data
+    return {'timm': timm.data.create_transform(8, is_training=True, auto_augment='rand-m9-mstd0.5-inc1', re_prob=1., re_mode='pixel', color_jitter=.4),
+            'timm without mean': timm.data.create_transform(8, is_training=True, mean=(0, 0, 0), std=(1, 1, 1)),
+            'torchvision': v2.Compose([v2.RandomResizedCrop(8), v2.RandAugment(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize((.485, .456, .406), (.229, .224, .225)), v2.RandomErasing(p=1.)]),
+            'integers': v2.Compose([v2.ToImage(), v2.RandomHorizontalFlip()])}
+
+
+@pytest.mark.parametrize('name', ['timm', 'timm without mean', 'torchvision', 'integers'])
+def test_an_unmodified_pipeline_makes_the_batch(name):
+    "Normalised floats, plain floats or integers: the batch holds what the pipeline made, normalised once"
+    t = unmodified()[name]
+    dl, mean, std = tiny.loaders(tfms=[t]).train, torch.tensor([.485, .456, .406]).view(3, 1, 1), torch.tensor([.229, .224, .225]).view(3, 1, 1)
+    x = dl.after_batch((torch.stack([dl.do_item(2*18 + i)[0] for i in range(6)]),))[0]
+    for i in range(6):
+        with rng_scope(view_seed(0, dl.id_of(i), 2)): want = t(open_sample(dl.items[i]))
+        if name == 'integers': want = want/255
+        if name in ('integers', 'timm without mean'): want = (want - mean)/std
+        assert torch.allclose(x[i].as_subclass(torch.Tensor), want, atol=1e-4)
+
+
+pipeline_names, policies = st.sampled_from(['torchvision', 'torchvision tensor', 'timm', 'fastai']), st.sampled_from([online(), clean(), finite(2), finite(3), replay(6)])
+
+
+@given(pipeline_names, policies, st.sampled_from([None, Mix()]), st.integers(0, 5), st.integers(0, 2**31), st.randoms(use_true_random=False))
+def test_a_view_is_a_function_of_seed_id_and_number(name, policy, mix, epoch, seed, rnd):
+    "Whatever was drawn before, in any order, in loaders made anew: the same pixels"
+    dls, again = (tiny.loaders(tfms=pipelines()[name], mix=mix, seed=seed, check=False) for _ in range(2))
+    want = all_pixels(dls, epoch=epoch, policy=policy, shuffle=False)
+    dl = again.train.new(policy=policy)
+    order, v = list(range(18)), policy.view(epoch)
+    rnd.shuffle(order); torch.rand(rnd.randint(0, 5)), np.random.rand(rnd.randint(0, 5))
+    for i in order[:6]: assert torch.equal(dl.after_batch((dl.do_item(v*18 + i)[0][None],))[0][0].as_subclass(torch.Tensor), want[dl.id_of(i)].as_subclass(torch.Tensor))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('workers', [1, 2])
-@pytest.mark.parametrize('mix', [None, Mix()])
-def test_workers_do_not_matter(workers, mix):
-    dls = tiny.loaders(mix=mix)
-    assert same(all_pixels(dls, epoch=1), all_pixels(dls, epoch=1, num_workers=workers))
+@settings(max_examples=9)
+@given(pipeline_names, st.sampled_from([1, 2, 4]), policies, st.sampled_from([None, Mix()]), st.integers(0, 5))
+def test_workers_do_not_matter(name, workers, policy, mix, epoch):
+    dls = tiny.loaders(tfms=pipelines()[name], mix=mix, check=False)
+    assert same(all_pixels(dls, epoch=epoch, policy=policy), all_pixels(dls, epoch=epoch, policy=policy, num_workers=workers))
+
+
+@pytest.mark.slow
+def test_spawned_workers_do_not_matter(monkeypatch):
+    import multiprocessing
+    from fastai.data.load import _FakeLoader
+    dls = tiny.loaders(mix=Mix())
+    want = all_pixels(dls, epoch=1)
+    monkeypatch.setattr(_FakeLoader, 'multiprocessing_context', property(lambda self: multiprocessing.get_context('spawn') if self.num_workers else None))
+    assert same(want, all_pixels(dls, epoch=1, num_workers=2))
+
+
+@pytest.mark.parametrize('workers', [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_torchs_own_loader_sees_the_same_views(workers):
+    "Workers that stay from epoch to epoch, another order in each, and every epoch its view"
+    dl = tiny.loaders(mix=Mix()).train.new(policy=finite(2), drop_last=False)
+    loader = torch.utils.data.DataLoader(ViewSet(dl), 6, sampler=ViewSampler(dl, torch.utils.data.RandomSampler(range(18))), collate_fn=dl.create_batch,
+                                         num_workers=workers, persistent_workers=workers > 0)
+    for epoch in range(3):
+        batches = [dl.after_batch(b) for b in loader]
+        want = torch.stack(list(all_pixels(tiny.loaders(mix=Mix()), epoch=epoch % 2, shuffle=False).values())).flatten(1).as_subclass(torch.Tensor)
+        got = torch.cat([x for x, _ in batches]).flatten(1).as_subclass(torch.Tensor)
+        assert {tuple(o.tolist()) for o in got} == {tuple(o.tolist()) for o in want} and all((y.ride.view == epoch % 2).all() for _, y in batches)
+
+
+def test_weights_choose_samples_and_nothing_else():
+    dls = tiny.loaders()
+    weights = (np.arange(18) % 3 == 1).astype(float)
+    dl, whole = dls.train.new(wgts=weights, drop_last=False, repeats=2), all_pixels(dls, epoch=2)
+    dl.epoch = 1
+    idxs = dl.get_idxs()
+    assert len(idxs) == 36 and {i % 18 for i in idxs} <= set(range(1, 18, 3)) and [i//18 for i in idxs] == [2]*18 + [3]*18 and dl.new().wgts is weights
+    assert len(dl.new(repeats=1).get_idxs()) == 18 and sorted(i % 18 for i in idxs[:18]) != sorted(i % 18 for i in idxs[18:])
+    i = idxs[0] % 18
+    assert torch.equal(dl.after_batch((dl.do_item(36 + i)[0][None],))[0][0].as_subclass(torch.Tensor), whole[dl.id_of(i)].as_subclass(torch.Tensor))
+
+
+def test_distributed_samplers_share_an_epoch_and_its_view(monkeypatch):
+    from fastai.distributed import DistributedDL
+    monkeypatch.setattr(DistributedDL, '_broadcast', lambda self, t, rank: t)
+    seen = {}
+    for epoch in range(2):
+        for rank in range(2):
+            dl = tiny.loaders().train.new(shuffle=False, drop_last=False, policy=finite(2))
+            dl.epoch = epoch
+            for x, y in DistributedDL(dl, rank=rank, world_size=2): seen.setdefault(epoch, []).append((rank, x, y.ride.view))
+            assert dl.epoch == epoch + 1
+        got = torch.cat([x for _, x, _ in seen[epoch]])
+        want = torch.stack(list(all_pixels(tiny.loaders(), epoch=epoch, shuffle=False).values()))
+        assert torch.equal(got, want) and all((v == epoch).all() for *_, v in seen[epoch]) and {r for r, *_ in seen[epoch]} == {0, 1}
 
 
 @pytest.mark.slow
