@@ -23,7 +23,7 @@ def _check_logits(z, who):
             ('lower the learning rate or clip gradients' if who == 'student' else 'the teacher or its cache is damaged, `verify()` the cache'))
     return z if z.dtype == torch.float64 else z.float()
 
-# %% ../nbs/06_losses.ipynb #36eccfb9
+# %% ../nbs/06_losses.ipynb #99603761
 def _sparse(teacher): return hasattr(teacher, 'tail')     # a `TopK` of libkd.cache; this room imports nothing but torch
 
 def _check(student, teacher, T, reduction):
@@ -35,7 +35,7 @@ def _check(student, teacher, T, reduction):
     s, t = _check_logits(student, 'student'), _check_logits(teacher, 'teacher').detach()
     if s.shape != t.shape: raise ValueError(f'The student answers {tuple(s.shape)} and the teacher {tuple(t.shape)}, as (B, C): '
         'they must have the same samples and classes; give the teacher a class_map if its classes differ')
-    return s, t
+    return s.masked_fill(t.isneginf(), -torch.inf), t   # a class of which the teacher says nothing (class_map) gives no term
 
 # %% ../nbs/06_losses.ipynb #9f6dda26
 def _check_target(target, s, name):
@@ -49,13 +49,16 @@ def _check_target(target, s, name):
             'A label of −1 means unlabelled: use `kd_loss`, or give teacher.argmax(-1) as target')
     return target.long().unsqueeze(1)
 
-# %% ../nbs/06_losses.ipynb #9c46f06c
+# %% ../nbs/06_losses.ipynb #5930fed3
 def _reduce(loss, reduction): return loss.mean() if reduction == 'mean' else loss
+
+def _times(p, log_q):
+    "`p·log q`, and 0 where `p` is 0"
+    return torch.where(p > 0, p*log_q, 0.)
 
 def _kl(log_p, log_q):
     "KL(p‖q) over the last axis; a probability of 0 contributes 0"
-    p = log_p.exp()
-    return torch.where(p > 0, p*(log_p - log_q), 0.).sum(-1)
+    return _times(log_p.exp(), log_p - log_q).sum(-1)
 
 # %% ../nbs/06_losses.ipynb #36ff31e6
 def kd_loss(student, # Student logits (B, C)
@@ -101,7 +104,7 @@ def dkd_loss(student, # Student logits (B, C)
     (b_s, r_s), (b_t, r_t) = _two_parts(s/T, y), _two_parts(t/T, y)
     return _reduce((alpha*_kl(b_t, b_s) + beta*_kl(r_t, r_s)) * T**2, reduction)
 
-# %% ../nbs/06_losses.ipynb #b46b2b46
+# %% ../nbs/06_losses.ipynb #c8013b33
 def nkd_loss(student, # Student logits (B, C)
              teacher, # Teacher logits (B, C)
              target=None, # Labels (B,), needed
@@ -111,9 +114,9 @@ def nkd_loss(student, # Student logits (B, C)
     "Normalised KD, `−p_t[y]·log p_s[y] − γT²·Σ p̂_t·log p̂_s` (2303.13005 eq. 8; constants of the authors' code)"
     s, t = _check(student, teacher, T, reduction)
     y = _check_target(target, s, 'nkd_loss')
-    first = -(t.softmax(-1).gather(1, y) * s.log_softmax(-1).gather(1, y)).squeeze(1)
+    first = -_times(t.softmax(-1).gather(1, y), s.log_softmax(-1).gather(1, y)).squeeze(1)
     (_, r_s), (_, r_t) = _two_parts(s/T, y), _two_parts(t/T, y)
-    return _reduce(first - gamma*T**2 * (r_t.exp()*r_s).sum(-1), reduction)
+    return _reduce(first - gamma*T**2 * _times(r_t.exp(), r_s).sum(-1), reduction)
 
 # %% ../nbs/06_losses.ipynb #a4551fa5
 def _pearson(a, b, eps=1e-8):
@@ -138,7 +141,7 @@ def dist_loss(student, # Student logits (B, C)
     loss = beta*T**2 * (1 - _pearson(p_s, p_t))   # (B,)
     return loss if reduction == 'none' else loss.mean() + (gamma*T**2 * (1 - _pearson(p_s.T, p_t.T)).mean() if gamma else 0.)
 
-# %% ../nbs/06_losses.ipynb #1809ce87
+# %% ../nbs/06_losses.ipynb #43445875
 def ofa_loss(student, # Student logits (B, C)
              teacher, # Teacher logits (B, C)
              target=None, # Labels (B,), needed
@@ -150,7 +153,7 @@ def ofa_loss(student, # Student logits (B, C)
     y = _check_target(target, s, 'ofa_loss')
     one = torch.zeros_like(t).scatter_(1, y, 1.)
     w = ((t/T).softmax(-1) + one)**eps - one
-    return _reduce(-(w*(s/T).log_softmax(-1)).sum(-1), reduction)
+    return _reduce(-_times(w, (s/T).log_softmax(-1)).sum(-1), reduction)
 
 # %% ../nbs/06_losses.ipynb #a005f07e
 LOSSES = {'kd': kd_loss, 'hard': hard_kd_loss, 'dkd': dkd_loss, 'nkd': nkd_loss, 'dist': dist_loss, 'ofa': ofa_loss}

@@ -1,4 +1,5 @@
 "The callback: training only, every term counted, nothing leaks, the same in any order; and the faults that other libraries have here."
+import copy
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from torch import nn
 
 import tiny
 from libkd.cache import CacheMismatch, LogitCache
-from libkd.distill import METHODS, MultiTeacherDistill, cite, distill_learner, load_student, save_student
+from libkd.distill import METHODS, MultiTeacherDistill, cite, distill_learner, load_student, recipe, save_student
 from libkd.losses import hard_kd_loss, kd_loss
 from libkd.teachers import ChanceError, Teacher
 from libkd.views import Mix, finite, replay
@@ -313,6 +314,222 @@ def test_a_killed_fit_continues_with_the_same_history(tmp_path, epoch, batch):
     with pytest.raises(ValueError, match='4 epochs, and 5'), second.no_bar(), second.no_logging(): learner(**kw, resume=tmp_path).fit_one_cycle(5)
 
 
+# -- before a fit: summary, recipe, methods --------------------------------------------------------------------------------
+
+def state_of(learn):
+    import random
+    train = learn.dls.train
+    return (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), train.rng.getstate(), train.epoch, learn.model.training,
+            learn.model.distilled_training, {k: v.clone() for k, v in learn.model.state_dict().items()}, list(map(str, learn.cbs)), set(vars(learn)))
+
+
+def same(a, b): return a[:-3] == b[:-3] and a[-2:] == b[-2:] and all(torch.equal(v, b[-3][k]) for k, v in a[-3].items())
+
+
+@pytest.mark.parametrize('stored', [True, False])
+def test_summary_shows_the_first_batch_and_training_does_not_notice(tmp_path, stored):
+    dls = tiny.loaders()
+    teachers = LogitCache.build(tmp_path/'c', dls, two(), views=replay(1), check=False) if stored else two()
+    kw = dict(weights={'a': 2., 'b': .5}, label_weight=.5, student_kw={**SMALL, 'drop_rate': .2}, teachers=teachers)
+    learn = learner(dls, **kw)
+    before = state_of(learn)
+    df = learn.distill_summary()
+    assert same(before, state_of(learn))
+    assert list(df.index) == ['labels', 'a', 'b'] and list(df['head']) == ['cls', 'conv', 'inv'] and list(df.weight) == [.5, 2., .5] and list(df['T'][1:]) == [1., 1.]
+    assert list(df.source[1:]) == (['replay(1) of c']*2 if stored else ['live']*2) and abs(sum(float(s[:-1]) for s in df.share) - 100) <= 2 and (df.term > 0).all()
+    assert (raw_losses(learn, 1) == raw_losses(learner(dls, **kw), 1)).all()
+    assert learn.distill_summary().term.sum() < df.term.sum()                  # of the student as it is now
+
+
+def test_summary_needs_a_teacher():
+    with pytest.raises(ValueError, match='No teacher advises'): learner(teachers=None).distill_summary()
+
+
+def test_the_small_recipe_trains_a_student():
+    r = recipe('co-advise', small=True)
+    dls = tiny.loaders(mix=r.loaders['mix'])
+    learn = learner(dls, **r.learner)
+    with learn.no_bar(), learn.no_logging(): learn.fit(**{**r.fit, 'n_epoch': 3})
+    assert np.isfinite(learn.recorder.losses).all() and learn.loss_func.base.func.label_smoothing == .1
+    assert learn.opt.hypers[0]['lr'] < 5e-4 and learn.opt.hypers[0]['wd'] == .05 and learn.opt.hypers[0]['sqr_mom'] == .999
+
+
+def test_the_paper_recipe_says_the_published_numbers():
+    "config.py of OliverRensu/co-advise, commit 8049918; learning rates for 8 × 128 images"
+    r = recipe('co-advise')
+    n = r.numbers
+    assert [n[k] for k in ('epochs', 'batch', 'lr', 'warmup', 'lr_start', 'lr_end', 'weight_decay', 'clip')] == [300, 1024, 1e-3, 20, 1e-6, 1e-5, .05, 15.]
+    tfms = r.loaders['tfms']
+    import PIL.Image
+    img = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 280, 3), dtype=np.uint8))
+    for t in tfms: img = t(img)
+    assert img.shape == (3, 224, 224) and img.dtype == torch.uint8 and [type(t).__name__ for t in tfms][:3] == ['RandomResizedCropAndInterpolation', 'RandomHorizontalFlip', 'RandAugment']
+
+
+def test_soft_deit_is_equation_2():
+    learn = learner(student='deit_nano', teachers=two()[0], method='deit-soft')
+    cb = learn.multi_teacher_distill
+    assert cb.losses['a'] is kd_loss and cb.weights == {'a': .5} and cb.label_weight == .5 and cb.T == {'a': 1.}
+    fit(learn)
+    assert cb.route == {'dist': ['a']}
+
+
+def test_a_dict_names_exceptions_from_the_method():
+    cb = learner(student='vit_nano', T={'a': 2.}, weights={'b': 1.}, loss={'b': 'hard'}, method='kd').multi_teacher_distill
+    assert cb.T == {'a': 2., 'b': 4.} and cb.weights == {'a': .45, 'b': 1.} and cb.losses == {'a': kd_loss, 'b': hard_kd_loss}
+
+
+def test_methods_print_as_a_table():
+    assert list(METHODS.table().index) == list(METHODS) and {'year', 'exact', 'our reading'} <= set(METHODS.table())
+    for m in METHODS.values(): assert m.paper in repr(METHODS) and m.reading in METHODS._repr_html_().replace('&amp;', '&')
+
+
+# -- teachers that differ from the student and from one another --------------------------------------------------------------
+
+def strangers():
+    "Another size and normalisation; other class names, one of them unknown"
+    from torch.nn.functional import avg_pool2d
+    class Large(nn.Module):
+        def __init__(self): super().__init__(); self.inner = tiny.Linear(5)
+        def forward(self, x): return self.inner(avg_pool2d(x, 2))
+    big = Teacher(Large(), tiny.CLASSES, name='big', bias='conv', mean=(.5,)*3, std=(.25,)*3, size=16)
+    some = Teacher(tiny.Linear(6), ['ring', 'box', 'dog'], name='some', bias='inv', class_map=dict(ring='circle', box='square'), answers=tiny.CLASSES)
+    return [big, some]
+
+
+def test_teachers_of_other_sizes_normalisations_and_classes(tmp_path):
+    dls = tiny.loaders()
+    cache = LogitCache.build(tmp_path/'c', dls, strangers()[1], views=2, dtype='float32', check=False)
+    live = learner(dls, teachers=strangers()); live.dls.train.policy = finite(2)
+    stored, steps = learner(dls, teachers=[strangers()[0], cache], cbs=Steps()), Steps()
+    live.add_cb(steps)
+    a, b = raw_losses(live), raw_losses(stored)
+    assert np.isfinite(a).all() and abs(a - b).max() < 1e-5
+    grad = steps.seen[0][1]['head_inv.weight']
+    assert grad[:2].any() and not grad[2].any()              # of the star the second teacher says nothing
+
+
+def test_a_continued_fit_with_live_and_stored_teachers(tmp_path):
+    dls = tiny.loaders()
+    cache = LogitCache.build(tmp_path/'c', dls, two()[0], views=2, check=False)
+    def run(resume=None, cbs=None):
+        learn = learner(dls, teachers=[cache, two()[1]], resume=resume, cbs=cbs)
+        learn.dls.train.policy = finite(2)
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(3, 1e-3)
+        return [list(v) for v in learn.recorder.values]
+    with pytest.raises(KeyboardInterrupt): run(tmp_path/'r', Killed(2))
+    assert run(tmp_path/'r') == run()
+
+
+def test_several_processes_cannot_resume(tmp_path, monkeypatch):
+    import libkd.distill as m
+    monkeypatch.setattr(m, 'num_distrib', lambda: 2)
+    with pytest.raises(ValueError, match='SaveModelCallback'): fit(learner(resume=tmp_path))
+
+
+# -- the eight faults of a neighbour, each reproduced there (the fourth, teachers in an exported learner, is tested above) --------
+
+def test_fault_1_validation_is_not_blended():
+    learn = learner(weights=100.); fit(learn)
+    blended, valid_loss = list(learn.recorder.values[-1])[:2]
+    assert learn.validate()[0] == valid_loss < 5 < blended
+
+
+def test_fault_2_teachers_run_without_gradients():
+    learn, seen = learner(), []
+    for t in learn.teachers: t.model.conv.register_forward_hook(lambda m, i, o: seen.append((torch.is_grad_enabled(), o.requires_grad)))
+    fit(learn)
+    assert set(seen) == {(False, False)} and len(seen) == 2*len(learn.dls.train)
+
+
+def test_fault_3_teachers_add_up_instead_of_nesting():
+    "Each term counts as if the other were not there; the sum has no order"
+    def first(**kw): return learner(**kw).distill_summary().term.to_dict()
+    one, double = first(), first(weights={'a': 2.}, teachers=two()[::-1])
+    assert abs(double['a'] - 2*one['a']) < 1e-6 and double['b'] == one['b'] and double['labels'] == one['labels']
+
+
+def test_fault_5_blocks_of_transformers_and_stages_of_cnns_are_both_seen():
+    import timm
+    x = torch.randn(2, 3, 32, 32)
+    for name, n in (('vit_civt_nano', 6), ('vit_nano', 6), ('resnet_mini', 4), ('rednet_mini', 4)):
+        _, maps = timm.create_model(name).eval().forward_intermediates(x)
+        assert len(maps) == n and all(m.ndim == 4 for m in maps)
+
+
+def test_fault_6_tuples_names_and_devices():
+    class Both(nn.Module):
+        def __init__(self): super().__init__(); self.inner = tiny.Linear(1)
+        def forward(self, x): z = self.inner(x); return z, z.mean()
+    pair = Teacher(Both(), tiny.CLASSES, name='a', bias='conv')
+    assert (raw_losses(learner(teachers=[pair, two()[1]]), 1) == raw_losses(learner(), 1)).all()
+    far, here = two()[0], two()[0].model
+    far.model = copy.deepcopy(here).to('meta')
+    def to(device): far.model, far.went = here, str(device)
+    far.to = to
+    assert (raw_losses(learner(teachers=[far, two()[1]]), 1) == raw_losses(learner(), 1)).all() and far.went == 'cpu'
+
+
+@pytest.mark.parametrize('how', ['batch', 'view'])
+def test_fault_7_mixed_pictures_have_no_single_label(how):
+    dls = tiny.loaders(mix=Mix() if how == 'view' else None)
+    cbs = [MixUp()] if how == 'batch' else []
+    for name in ('dkd', 'nkd', 'ofa'):
+        with pytest.raises(ValueError, match=f'{name}_loss of teacher a .*mixed pictures have two.*kd, hard, dist'): fit(learner(dls, loss=name, cbs=cbs))
+    for name in ('kd', 'hard', 'dist'): fit(learner(dls, loss=name, cbs=[type(c)() for c in cbs]))
+    with pytest.raises(ValueError, match='unlabelled samples'): fit(learner(tiny.loaders(unlabelled=12), loss='dkd'))
+    fit(learner(loss='dkd'))
+
+
+def test_fault_8_every_loss_and_method_that_the_notebooks_name_exists(root):
+    import json, re
+    import libkd.distill, libkd.losses as L, libkd.students
+    for name in ('06_losses', '07_distill', '05_students'):
+        prose = ''.join(''.join(c['source']) for c in json.loads((root/f'nbs/{name}.ipynb').read_text())['cells'] if c['cell_type'] == 'markdown')
+        named = set(re.findall(r'`([a-z_]+_loss)`', prose)) | set(re.findall(r'`([a-z]+(?:_[a-z]+)+)\(', prose))
+        rooms = (L, libkd.distill, libkd.students, __import__('libkd.all', fromlist=['_']))
+        assert not [n for n in named if not any(hasattr(r, n) for r in rooms) and n not in ('valid_loss', 'train_loss')], name
+
+
+# -- compiled, averaged, in half precision -------------------------------------------------------------------------------------
+
+@pytest.mark.slow
+def test_a_compiled_student_is_compiled_once_and_runs_once_a_step():
+    from torch._dynamo.testing import CompileCounter
+    import torch._dynamo
+    plain, learn, count, n = learner(), learner(), CompileCounter(), []
+    torch._dynamo.reset()
+    learn.model = torch.compile(learn.model, backend=count)
+    learn.model.register_forward_hook(lambda *_: n.append(learn.training))
+    assert np.allclose(raw_losses(learn, 3), raw_losses(plain, 3), atol=1e-4)
+    assert n.count(True) == 3*len(learn.dls.train) and count.frame_count == 2        # one graph to train, one to validate
+    assert not learn.model._orig_mod.distilled_training
+
+
+def test_an_average_of_weights_is_an_ordinary_model():
+    from torch.optim.swa_utils import AveragedModel
+    class Average(Callback):
+        order = 1
+        def before_fit(self): self.mean = AveragedModel(self.model)
+        def after_step(self): self.mean.update_parameters(self.model)
+    learn = learner(cbs=(ema := Average())); fit(learn, 2)
+    assert not ema.mean.module.distilled_training and isinstance(ema.mean.train()(torch.randn(2, 3, 8, 8)), torch.Tensor)
+
+
+def test_mixed_precision_computes_the_losses_in_float32():
+    class Autocast(Callback):
+        "fastai's MixedPrecision knows CUDA only"
+        order = 10
+        def before_batch(self): self.scope = torch.autocast('cpu', torch.bfloat16); self.scope.__enter__()
+        def after_loss(self): self.scope.__exit__(None, None, None)
+    class Types(Callback):
+        order = 5
+        def after_loss(self): seen.add((self.pred.dtype, self.loss_grad.dtype)) if self.training else None
+    seen = set()
+    full, half = raw_losses(learner(), 2), raw_losses(learner(cbs=[Autocast(), Types()]), 2)
+    assert seen == {(torch.float32, torch.float32)} and (full != half).any() and np.allclose(full, half, rtol=.05)
+
+
 # -- a saved student --------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('heads', ['two', 'one'])
@@ -324,6 +541,56 @@ def test_a_saved_student_is_timms_own(tmp_path, heads):
     with torch.no_grad(): assert torch.allclose(model(x), learn.model.eval()(x), atol=1e-6)
     assert cfg['label_names'] == tiny.CLASSES and set(model.state_dict()) == set(learn.model.state_dict())
     assert 'taught by' in (tmp_path/'s'/'README.md').read_text().lower()
+
+
+FRESH = '''
+import sys, numpy as np, onnxruntime, torch
+folder, x = sys.argv[1], torch.load(sys.argv[2])
+session = onnxruntime.InferenceSession(f'{folder}/model.onnx', providers=['CPUExecutionProvider'])
+answers = [torch.from_numpy(session.run(None, {'images': x[:n].numpy()})[0]) for n in (1, 5)]
+program = torch.export.load(f'{folder}/model.pt2').module()
+with torch.no_grad(): answers += [program(x[:n]) for n in (1, 5)]
+assert not [m for m in sys.modules if m.split('.')[0] == 'libkd']
+import timm, libkd.students
+with torch.no_grad(): answers += [timm.create_model(f'local-dir:{folder}', pretrained=True).eval()(x)]
+assert not {'libkd.teachers', 'libkd.cache', 'libkd.distill'} & set(sys.modules)
+torch.save(answers, sys.argv[2])
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore')                      # of the exporters
+def test_a_saved_student_answers_without_libkd(tmp_path):
+    "ONNX Runtime and torch.export in a process that never imports libkd, any number of images; timm with the student's room alone"
+    pytest.importorskip('onnxruntime')
+    learn = learner(); fit(learn)
+    folder, x = save_student(learn, tmp_path/'s', onnx=True, exported=True), torch.randn(5, 3, 8, 8)
+    assert {p.name for p in folder.iterdir()} == {'README.md', 'config.json', 'model.safetensors', 'model.onnx', 'model.pt2'}
+    torch.save(x, tmp_path/'x.pt')
+    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', FRESH, folder, tmp_path/'x.pt'], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr[-2000:]
+    with torch.no_grad(): want = learn.model.eval()(x)
+    for z in torch.load(tmp_path/'x.pt'): assert (z - want[:len(z)]).abs().max() < 1e-4
+
+
+def test_onnx_without_its_packages_says_what_is_needed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnxscript', None)
+    with pytest.raises(ImportError, match='pip install onnx onnxscript'): save_student(learner(teachers=None), tmp_path/'s', onnx=True)
+
+
+@pytest.mark.slow
+def test_the_predict_command_gives_the_learners_answers(tmp_path):
+    import csv, PIL.Image
+    learn = learner(); fit(learn)
+    folder, images = save_student(learn, tmp_path/'s'), tmp_path/'images'
+    images.mkdir()
+    for i, o in enumerate(learn.dls.valid_ds.items[:4]): PIL.Image.fromarray(o.source).save(images/f'{i}.png')
+    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', 'from libkd.cli import main; main()', 'predict', folder, images, '-o', tmp_path/'a.csv'], capture_output=True, text=True)
+    assert out.returncode == 0 and '4 of 4 images' in out.stdout, out.stderr[-2000:]
+    rows = list(csv.DictReader(open(tmp_path/'a.csv')))
+    with learn.no_bar(): want = [learn.predict(images/f'{i}.png') for i in range(4)]
+    assert [r['class'] for r in rows] == [w[0] for w in want]
+    for r, w in zip(rows, want): assert all(abs(float(r[c]) - float(p)) < 1e-4 for c, p in zip(tiny.CLASSES, w[2]))
 
 
 # -- two processes ----------------------------------------------------------------------------------------------------------
@@ -383,7 +650,9 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
 @pytest.mark.parametrize('kw, error, said', [
     (dict(method='coadvise'), KeyError, "Did you mean 'co-advise'"),
     (dict(student='civt_nanno'), ValueError, 'civt_nano'),
-    (dict(route={'cnv': 'a', 'inv': 'b'}), ValueError, 'cnv'),
+    (dict(route={'cnv': 'a', 'inv': 'b'}), ValueError, "no head 'cnv'. Did you mean 'conv'"),
+    (dict(route={'invv': 'a'}, student='vit_nano'), ValueError, "no head 'invv'. Known: cls"),
+    (dict(label_weight=-1.), ValueError, 'label_weight is -1'), (dict(T=float('nan')), ValueError, 'above 0'),
     (dict(route={'conv': 'a', 'inv': 'c'}), ValueError, "No teacher is called 'c'"),
     (dict(route={'conv': 'a'}), ValueError, 'leaves out teacher b'),
     (dict(loss='kdd'), KeyError, "did you mean 'kd'"),
@@ -402,6 +671,10 @@ def test_a_learner_is_not_a_student_and_a_stranger_no_teacher():
     dls = tiny.loaders()
     with pytest.raises(TypeError, match='learn.model'): learner(dls, student=Learner(dls, tiny.Linear()))
     with pytest.raises(TypeError, match='LogitCache or a Teacher'): MultiTeacherDistill([3])
+    with pytest.raises(TypeError, match='Learner cannot teach as it is'): MultiTeacherDistill(Learner(dls, tiny.Linear()))
+    with pytest.raises(TypeError, match='takes the Learner'): save_student(tiny.student(), 'nowhere')
+    with pytest.raises(TypeError, match='DataLoaders; a TokenViT was given'): distill_learner(tiny.student(), 'civt_nano')
+    with pytest.raises(ValueError, match='5.*class_map'): fit(learner(dls, student=nn.Sequential(tiny.Linear(), nn.Linear(3, 5))))
 
 
 def test_a_teacher_at_chance_is_refused_before_training():

@@ -124,6 +124,18 @@ def test_extreme_logits_stay_finite(name):
     v = L.LOSSES[name](s, s.detach().flip(1), torch.tensor([0, 1]))
     assert torch.isfinite(v) and torch.isfinite(torch.autograd.grad(v, s)[0]).all()
 
+@pytest.mark.parametrize('name', L.LOSSES)
+def test_classes_that_the_teacher_does_not_know_get_no_gradient(name):
+    s, t, y = tensors()
+    t[:, 2], y, known = -torch.inf, torch.where(y == 2, 3, y), [0, 1, 3, 4]
+    s.requires_grad_()
+    each = lambda s, t, y: L.LOSSES[name](s, t, y, reduction='none', **separable(name))
+    grad, = torch.autograd.grad(each(s, t, y).sum(), s)
+    assert grad.isfinite().all() and not grad[:, 2].any() and grad.any()
+    if name != 'dist': torch.testing.assert_close(each(s, t, y), each(s[:, known], t[:, known], y - (y > 2).long()))   # a correlation counts columns
+    unknown = each(s, t, torch.full((6,), 2))                     # labels that the teacher does not know
+    assert unknown.isfinite().all() and torch.autograd.grad(unknown.sum(), s)[0].isfinite().all()
+
 BAD = dict(zero_T=(dict(T=0.), 'above 0'), negative_T=(dict(T=-1.), 'above 0'), nan_T=(dict(T=float('nan')), 'above 0'),
            reduction=(dict(reduction='sum'), "reduction='sum'"), classes=(dict(teacher=torch.zeros(6, 4)), 'class_map'),
            nan_teacher=(dict(teacher=torch.full((6, 5), torch.nan)), 'NaN'), nan_student=(dict(student=torch.full((6, 5), torch.nan)), 'learning rate'),
