@@ -43,7 +43,7 @@ def cmd_new(a):
         shutil.copyfile(p, target/p.parent.name/p.name)
     print(f"{len(found)} notebooks in {target}:", *(f'  {p.parent.name}/{p.name}' for p in found), f'Open one with: jupyter lab {target}', sep='\n')
 
-# %% ../nbs/18_cli.ipynb #eb126ba6
+# %% ../nbs/18_cli.ipynb #6aaa48eb
 def _dls(data, size, bs, seed):
     from libkd.data import cluttered_digits
     from libkd.views import image_dls
@@ -54,7 +54,7 @@ def cmd_cache_build(a):
     from libkd.teachers import fit_teacher, load_teacher
     dls = _dls(a.data, a.size, a.bs, a.seed)
     get = lambda t: load_teacher(t) if Path(t).is_dir() else fit_teacher(t, dls, epochs=a.epochs, folder=Path(a.folder).parent/'teachers')
-    cache = LogitCache.build(a.folder, dls, [get(t) for t in a.teachers], views=a.views)
+    cache = LogitCache.build(a.folder, dls, [get(t) for t in a.teachers], views=a.views, top_k=a.top_k)
     _show(cache.info())
 
 def cmd_cache_verify(a):
@@ -62,6 +62,12 @@ def cmd_cache_verify(a):
     cache = LogitCache.open(a.folder)
     n = cache.verify(_dls(a.data, a.size, 64, 0) if a.data else None)
     print(f"{a.folder} is whole: {n} files have their checksums" + (', and the images are those it was built from' if a.data else ''))
+
+def cmd_cache_pack(a):
+    from libkd.cache import LogitCache
+    import libkd.sharing
+    file = LogitCache.open(a.folder).pack(a.file, licence=a.licence, about=a.about)
+    print(f"{file}: {file.stat().st_size/1e6:.2f} MB; the receiver calls LogitCache.unpack('{file.name}', folder, dls)")
 
 def cmd_cache_info(a):
     from libkd.cache import LogitCache
@@ -177,7 +183,7 @@ def guarded(f, *args): # -> exit code
         return 2
     return 0
 
-# %% ../nbs/18_cli.ipynb #09d5a134
+# %% ../nbs/18_cli.ipynb #300ddf80
 def _parser_run(sub):
     p = sub.add_parser('run', help='run a notebook: by default the main run, on the embedded digits or on your images')
     p.add_argument('data', nargs='?', help='a folder of <class>/<image> or train|valid|test/<class>/<image>; default: cluttered digits')
@@ -189,15 +195,19 @@ def _parser_run(sub):
     p.set_defaults(f=cmd_run)
 
 def _parser_cache(sub):
-    p = sub.add_parser('cache', help='stored answers of teachers').add_subparsers(metavar='build|verify|info', required=True)
-    for name, f, text in (('build', cmd_cache_build, 'train or load teachers and store their answers'), ('verify', cmd_cache_verify, 'check every checksum'), ('info', cmd_cache_info, 'what is in it')):
+    p = sub.add_parser('cache', help='stored answers of teachers').add_subparsers(metavar='build|verify|info|pack', required=True)
+    for name, f, text in (('build', cmd_cache_build, 'train or load teachers and store their answers'), ('verify', cmd_cache_verify, 'check every checksum'), ('info', cmd_cache_info, 'what is in it'), ('pack', cmd_cache_pack, 'one zip with a card, for somebody else')):
         q = p.add_parser(name, help=text)
         q.add_argument('folder'); q.set_defaults(f=f)
-        if name == 'info': continue
+        if name == 'pack':
+            q.add_argument('file', help='the zip'); q.add_argument('--licence', required=True, help='of the answers: CC0-1.0, CC-BY-4.0, …')
+            q.add_argument('--about', default='', help='what a reader should know of the data and the teachers')
+        if name in ('info', 'pack'): continue
         q.add_argument('data', nargs='?', help='image folder' + ('; default: cluttered digits' if name == 'build' else ': also check that its images are unchanged'))
         q.add_argument('--size', type=int, help='pixels')
         if name == 'verify': continue
         q.add_argument('--teachers', nargs='+', default=['resnet_mini', 'rednet_mini'], metavar='NAME', help='models to train, or folders of trained ones')
+        q.add_argument('--top-k', type=int, help='keep so many logits and the sum of the rest; default: all logits')
         for n, v in (('epochs', 20), ('views', 4), ('bs', 64), ('seed', 0)): q.add_argument(f'--{n}', type=int, default=v)
 
 # %% ../nbs/18_cli.ipynb #9bada705

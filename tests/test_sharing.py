@@ -321,3 +321,29 @@ def test_the_receivers_own_data_are_compared(built, tmp_path):
     file = built('ab').pack(tmp_path/'c.zip', licence='CC0-1.0')
     with pytest.raises(CacheMismatch, match=r'views\.seed'): LogitCache.unpack(file, tmp_path/'got', tiny.loaders(seed=1))
     with pytest.raises(CacheMismatch, match='are not in the cache'): LogitCache.unpack(file, tmp_path/'got', tiny.loaders(data=tiny.samples(n=30)))
+
+
+# -- the command -----------------------------------------------------------------------------------------------------------
+
+def command(capsys, *words):
+    from libkd.cli import main
+    with pytest.raises(SystemExit) as e: main(['cache', *map(str, words)])
+    return e.value.code, *capsys.readouterr()
+
+
+def test_the_command_builds_verifies_informs_and_packs(tmp_path, capsys):
+    from test_cache import folder
+    root, cache = folder(tmp_path/'images'), tmp_path/'mine'/'cache'
+    code, out, _ = command(capsys, 'build', cache, root, '--teachers', 'resnet_mini', '--epochs', 30, '--views', 2, '--top-k', 2)
+    assert code == 0 and 'finite(2)' in out and 'top_k' in out and 'lost' in out and LogitCache.open(cache).verify() == 4
+    code, out, _ = command(capsys, 'verify', cache, root)
+    assert code == 0 and '4 files have their checksums, and the images are those it was built from' in out
+    assert command(capsys, 'info', cache)[1].splitlines()[0].endswith('cache')
+    code, out, _ = command(capsys, 'pack', cache, tmp_path/'c.zip', '--licence', 'CC0-1.0', '--about', 'Noise.')
+    assert code == 0 and 'LogitCache.unpack' in out and contents(LogitCache.unpack(tmp_path/'c.zip', tmp_path/'got').path) == contents(cache)
+    shard = cache/'logits'/'resnet_mini'/'v0001-s00000.safetensors'
+    shard.write_bytes(shard.read_bytes()[:-1])
+    for words in (('verify', cache), ('pack', cache, tmp_path/'d.zip', '--licence', 'CC0-1.0')):
+        code, out, err = command(capsys, *words)
+        assert code == 2 and 'v0001-s00000' in err and 'Traceback' not in err
+    assert 'required: --licence' in command(capsys, 'pack', cache, tmp_path/'d.zip')[2]
