@@ -225,7 +225,7 @@ def light_tfms(size, # (height, width) in pixels
     tfms = [v2.RandomCrop(tuple(size), padding=pad, padding_mode='reflect'), v2.ColorJitter(.2, .2, .2)]
     return tfms + [v2.RandomHorizontalFlip()]*flip
 
-# %% ../nbs/01_views.ipynb #35da7b86
+# %% ../nbs/01_views.ipynb #3c471f53
 class ViewDL(TfmdDL):
     "A fastai loader whose training samples are views"
     def __init__(self, dataset, seed=0, policy=None, mix=None, samples=None, stats=None, size=None, rows=None, repeats=1, wgts=None, **kwargs):
@@ -234,7 +234,7 @@ class ViewDL(TfmdDL):
         self.root = None                    # where plain path items start; ids are relative to it
         self.epoch = 0                      # complete passes so far; a learner may set it
         self.items = list(getattr(dataset, 'items', []))
-        self.memory = {}                    # views that are made once and kept, see `_remember`
+        self.memory, self._pool = {}, None  # views that are made once and kept, see `_remember`
         super().__init__(dataset, **({'n': len(dataset)*repeats} if repeats > 1 else {}) | kwargs)
         self.after_item.split_idx = getattr(dataset, 'split_idx', None)     # fastai sets it when an epoch begins; a single view needs it too
 
@@ -246,13 +246,14 @@ class ViewDL(TfmdDL):
         keep |= dict(seed=self.seed, policy=self.policy, mix=self.mix, stats=self.stats, size=self.size)
         if dataset is None: keep |= dict(rows=self.rows, repeats=self.repeats, wgts=self.wgts)
         res = super().new(dataset, cls, **(keep | kwargs))
-        res.epoch = self.epoch
+        res.epoch, res.root = self.epoch, res.root or self.root
         return res
 
-# %% ../nbs/01_views.ipynb #4877daea
+# %% ../nbs/01_views.ipynb #ad7bc6ac
 @patch
 def get_idxs(self:ViewDL):
     n = len(self.items)
+    if self.mix: self.pool()            # before workers are started, so that they need not sort
     idxs = super(ViewDL, self).get_idxs() if self.wgts is None else [r*n + i for r in range(self.repeats) for i in self.rng.choices(range(n), weights=self.wgts, k=n)]
     if not self.seeded: return idxs
     views = [self.policy.view(self.epoch*self.repeats + r)*n for r in range(self.repeats)]
@@ -267,6 +268,12 @@ def after_iter(self:ViewDL):
 def id_of(self:ViewDL, i:int)->bytes:
     "Id of item `i` of the data set"
     return item_id(self.items[i], self.root)
+
+@patch
+def pool(self:ViewDL)->np.ndarray:
+    "Positions of the mixing partners in the order of their ids, so that the order of the items does not matter"
+    if self._pool is None or self._pool[0] != self.root: self._pool = self.root, np.argsort(np.array([self.id_of(i) for i in range(len(self.items))], 'V16').view('>u8,>u8'), order=('f0', 'f1'))
+    return self._pool[1]
 
 # %% ../nbs/01_views.ipynb #68d1608f
 def item_id(o, # A `Sample`, path, array or PIL image
@@ -317,13 +324,13 @@ def _ticketed(self:ViewDL, x, y, ticket):
     y.ticket = ticket
     return x, y
 
-# %% ../nbs/01_views.ipynb #a2c5089c
+# %% ../nbs/01_views.ipynb #266b0bb1
 @patch
 def _mixed(self:ViewDL, x, y, i, v):
     "`x` mixed with its partner, the partner's label, λ"
     rng = np.random.default_rng(view_seed(self.seed, self.id_of(i), v, b'mix'))
     lam, cut = self.mix.draw(rng)
-    j = int(rng.integers(len(self.dataset)))
+    j = int(self.pool()[rng.integers(len(self.dataset))])
     if lam == 1.: return x, int(y), 1.
     from timm.data.mixup import rand_bbox
     other, y2 = self._view(j, v)
@@ -431,13 +438,14 @@ def pixel_versions():
     import timm
     return dict(pillow=PIL.__version__, numpy=np.__version__, torch=torch.__version__.split('+')[0], torchvision=torchvision.__version__.split('+')[0], timm=timm.__version__)
 
-# %% ../nbs/01_views.ipynb #222e21a0
+# %% ../nbs/01_views.ipynb #531f394c
 @patch
 def describe(self:ViewDL)->dict:
     "JSON-able description of how this loader's views are made"
     odd = [_spec(t) for t in self.after_batch.fs if not isinstance(t, (IntToFloatTensor, Normalize))]
     if odd: raise ValueError(f"Batch transforms draw random numbers once a batch, so a sample's view cannot be replayed: {', '.join(odd)}. "
                              "Give them as item transforms instead: image_dls(…, tfms=[…]).")
-    pool = hashlib.sha256(b''.join(self.id_of(i) for i in range(len(self.dataset)))).hexdigest() if self.mix else None
-    items = [_spec(t) for t in list(self.dataset.tls[0].tfms.fs)[-1:] + list(self.after_item.fs)]
+    pool = hashlib.sha256(b''.join(self.id_of(int(i)) for i in self.pool())).hexdigest() if self.mix else None
+    opener = re.sub(r"^(open_sample#|.*PILBase\.create of .*PILImage).*", 'RGB picture', _spec(list(self.dataset.tls[0].tfms.fs)[-1]))      # ours and `ImageBlock`'s give the same pixels
+    items = [opener] + [_spec(t) for t in self.after_item.fs]
     return dict(seed=self.seed, size=list(self.size or ()), item_tfms=items, mix=asdict(self.mix) if self.mix else None, mix_pool=pool)

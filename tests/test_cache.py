@@ -657,12 +657,110 @@ def test_logit_block_pairs_plain_paths(tmp_path):
 
 def test_logit_block_refuses_a_stranger_in_training_and_takes_one_in_validation(tmp_path):
     root = folder(tmp_path/'images')
-    cache = LogitCache.build(tmp_path/'c', image_dls(root, bs=4), tiny.teacher(), views=1)
+    cache = LogitCache.build(tmp_path/'c', image_dls(root, bs=4, tfms=[]), tiny.teacher(), views=1)
     Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(root/'valid'/'star'/'new.png')
     dls = block(cache).dataloaders(root, bs=4, num_workers=0)
     assert len(list(dls.valid)) and not hasattr(next(iter(dls.valid))[1], 'ride')
     Image.fromarray(np.full((8, 8, 3), 9, np.uint8)).save(root/'train'/'star'/'new.png')
     with pytest.raises(CacheMismatch, match='new.png'): block(cache).dataloaders(root, bs=4, num_workers=0)
+
+
+@pytest.fixture(scope='module')
+def blocked(tmp_path_factory):
+    "A folder, a cache of it, and loaders of a `DataBlock` with a `LogitBlock`"
+    home = tmp_path_factory.mktemp('blocked')
+    root, teachers = folder(home/'images'), [tiny.teacher('a', 1), tiny.teacher('b', 2, bias='inv')]
+    cache = LogitCache.build(home/'c', image_dls(root, bs=4, tfms=[]), teachers, views=2, check=False)
+    return root, cache, block(cache).dataloaders(root, bs=4, num_workers=0)
+
+
+@pytest.mark.parametrize('taught', [True, False])
+def test_all_of_fastai_works_with_the_block(blocked, tmp_path, taught):
+    "With the callback and without: fit, metrics, predict, pictures, interpretation, export and a fresh loading"
+    import matplotlib.pyplot as plt
+    from fastai.interpret import ClassificationInterpretation
+    from fastai.learner import load_learner
+    from libkd.distill import distill_learner
+    root, cache, dls = blocked
+    learn = distill_learner(dls, tiny.Linear(4), cache, method='kd', verbose=False) if taught else Learner(dls, tiny.Linear(4), metrics=accuracy)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(2)
+        assert len(learn.validate()) == 2 and 'accuracy' in learn.recorder.metric_names
+        image = sorted((root/'valid'/'star').iterdir())[0]
+        label, _, probs = learn.predict(image)
+        assert label in tiny.CLASSES and abs(probs.sum() - 1) < 1e-5
+        assert len(ClassificationInterpretation.from_learner(learn).vocab) == 3
+        learn.show_results(max_n=2); dls.show_batch(max_n=2); learn.dls.valid.show_batch(max_n=2); plt.close('all')
+        learn.export(tmp_path/'x.pkl')
+        again = load_learner(tmp_path/'x.pkl')
+        with again.no_bar(): assert torch.allclose(again.predict(image)[2], probs, atol=1e-6)
+    assert (tmp_path/'x.pkl').stat().st_size < 50_000 and str(cache.path).encode() not in (tmp_path/'x.pkl').read_bytes(), 'no data and no cache in an exported learner'
+
+
+def test_fastais_mixup_is_for_plain_learners_and_refused_where_stored_answers_cannot_follow(blocked):
+    from fastai.callback.mixup import MixUp
+    from libkd.distill import distill_learner
+    _, cache, dls = blocked
+    plain = Learner(dls, tiny.Linear(4), cbs=MixUp())
+    with plain.no_bar(), plain.no_logging(): plain.fit(1)
+    taught = distill_learner(dls, tiny.Linear(4), cache, method='kd', cbs=MixUp(), verbose=False)
+    with taught.no_bar(), taught.no_logging(), pytest.raises(CacheMismatch, match='mix=Mix'): taught.fit(1)
+
+
+def paired(cache, loader, teacher, stats=((0, 0, 0), (1, 1, 1))):
+    "Whether the cache says of each batch what the teacher says of its pixels; the rows that came"
+    rows = []
+    for x, y in loader:
+        want = teacher.logits(x.as_subclass(torch.Tensor), stats=stats)
+        assert torch.allclose(cache.gather(y.ride.row, y.ride.view)['a'], want, atol=4e-3*want.abs().max()) and (cache.labels[y.ride.row] == y.cpu().numpy()).all()
+        rows += y.ride.row.tolist()
+    return rows
+
+
+def test_the_block_pairs_subsets_weighted_and_distributed_samples(blocked, monkeypatch):
+    from fastai.distributed import DistributedDL
+    monkeypatch.setattr(DistributedDL, '_broadcast', lambda self, t, rank: t)
+    root, cache, dls = blocked
+    t, one = tiny.teacher('a', 1), block(cache)
+    assert sorted(paired(cache, dls.train.new(drop_last=False), t)) == list(range(18))
+    some = block(cache); some.get_items = lambda p: get_image_files(p)[::2]
+    assert 0 < len(set(paired(cache, some.dataloaders(root, bs=3, num_workers=0).train, t))) < 12
+    weights = (cache.labels == 2).astype(float)
+    heavy = one.dataloaders(root, bs=3, num_workers=0, dl_kwargs=({'wgts': [weights[r] for r in dls.train.rows]}, {})).train
+    assert set(cache.labels[paired(cache, heavy, t)]) == {2}
+    shares = [paired(cache, DistributedDL(dls.train.new(drop_last=False, shuffle=False), rank=r, world_size=2), t) for r in (0, 1)]
+    assert sorted(shares[0] + shares[1]) == list(range(18))
+
+
+@pytest.mark.parametrize('mix', [None, Mix()])
+def test_the_block_shows_the_views_that_were_answered_and_refuses_others(tmp_path, mix):
+    from fastai.vision.augment import RandomResizedCrop
+    from libkd.views import TrainTfm
+    crop = [v2.RandomCrop(8, padding=2)]
+    root, t = folder(tmp_path/'images'), tiny.teacher('a', 1)
+    dls = image_dls(root, bs=4, tfms=crop, mix=mix, seed=3)
+    cache = LogitCache.build(tmp_path/'c', dls, t, views=2, check=False)
+    own = block(cache).new(item_tfms=TrainTfm(crop)).dataloaders(root, bs=4, num_workers=0)
+    for e in range(2): own.train.epoch = e; assert sorted(paired(cache, own.train.new(drop_last=False, after_batch=dls.train.after_batch), t, dls.stats)) == list(range(18))
+    for other in ([], [TrainTfm([v2.RandomCrop(8, padding=1)])], [RandomResizedCrop(8)]):
+        with pytest.raises(CacheMismatch, match=r'views\.item_tfms'): block(cache).new(item_tfms=other).dataloaders(root, bs=4, num_workers=0)
+
+
+def test_two_caches_with_other_rows_are_not_mixed_up(tmp_path):
+    whole, part = tiny.loaders(), tiny.loaders(data=tiny.samples().subset(per_class=3), bs=4)
+    big, small = build(tmp_path/'big', whole, tiny.teacher('a', 1)), build(tmp_path/'small', part, tiny.teacher('b', 2))
+    assert (small.bind(part).train.rows == np.arange(9)).all() and not (big.bind(part).train.rows == np.arange(9)).all()
+    with pytest.raises(CacheMismatch, match='stand in other rows'): small.bind(big.bind(part))
+    assert (big.bind(big.bind(part)).train.rows == big.bind(part).train.rows).all()
+
+
+def test_a_test_loader_of_the_block_needs_no_rows(blocked):
+    root, _, dls = blocked
+    files = get_image_files(root/'valid')
+    test = dls.test_dl(files, with_labels=True)
+    assert all(not hasattr(y, 'ride') for _, y in test) and sum(len(b[0]) for b in test) == 6
+    plain = dls.test_dl(files)
+    assert sum(len(b[0]) for b in plain) == 6
 
 
 def test_an_ordinary_learner_works_on_bound_loaders(made):

@@ -256,6 +256,13 @@ def test_a_mixed_view_is_its_two_parts():
         assert min(gaps) < 1e-3 and 0 < lam < 1
 
 
+def test_mixing_partners_do_not_depend_on_the_order_of_the_items():
+    s, mix = tiny.samples(), Mix()
+    turned = s[np.arange(len(s))[::-1]]
+    a, b = (all_pixels(tiny.loaders(data=o, mix=mix), epoch=1) for o in (s, turned))
+    assert same(a, b) and tiny.loaders(data=s, mix=mix).train.describe() == tiny.loaders(data=turned, mix=mix).train.describe()
+
+
 def test_cutmix_lambda_is_the_share_that_is_left():
     a, b = torch.zeros(3, 8, 8), torch.ones(3, 8, 8)
     x, lam = mix_pair(a, b, .5, (2, 6, 4, 8))
