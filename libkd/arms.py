@@ -146,11 +146,12 @@ def share_views(dl, n, key): # A `ViewDL`; views of each sample that its trainin
     if key not in _VIEWS and len(_VIEWS) > 2: _VIEWS.clear()
     dl.memory = _VIEWS.setdefault(key, {})
 
-# %% ../nbs/15_arms.ipynb #9ec4cdfe
+# %% ../nbs/15_arms.ipynb #25365105
 def train_arm(places,        # dict: data (image folder or ''), cache (folder), out (folder)
               arm, seed, model, taught, # Name of the arm; seed; name of the model; with teachers or not
               setting,       # dict: arguments of `run_samples` ('samples') and of `arm_dls` ('dls')
               steps, lr, wd, # Length, peak of the one-cycle schedule, weight decay
+              fresh,         # Most views of each image without teachers; then they come again
               args, distill, # Arguments of the model and of `distill_learner`, dicts
               keep=False,    # Save the student as well
               threads=1, **identity): # digests of data and cache: they make the job another job
@@ -160,7 +161,7 @@ def train_arm(places,        # dict: data (image folder or ''), cache (folder), 
     dls = arm_dls(samples, **setting['dls'])
     learn = arm_learner(dls, model, args, LogitCache.open(places['cache']) if taught else None, seed, distill)
     start, epochs = time.perf_counter(), epochs_for(steps, learn.dls)
-    share_views(learn.dls.train, epochs*learn.dls.train.repeats, (views_key(setting), places['cache'] if taught else ''))
+    share_views(learn.dls.train, min(fresh, epochs*learn.dls.train.repeats), (views_key(setting), places['cache'] if taught else ''))
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, wd=wd, cbs=SparseValidation())
     seconds, name = time.perf_counter() - start, f"{arm.replace(' ', '_')}-{seed}"
     preds, y = predictions({arm: learn}, dls, verdict_part(samples))
@@ -198,12 +199,12 @@ def capped(epochs, steps, samples, bs): # Passes; most steps; Samples; batch siz
     a_pass = max(1, len(samples.train.labelled)//bs)
     return max(1, min(epochs, steps//a_pass))
 
-# %% ../nbs/15_arms.ipynb #09e3d3fe
-def train_teacher(places, name, setting, epochs, views, seed=0, check=True, threads=1, **identity):
+# %% ../nbs/15_arms.ipynb #715d17ca
+def train_teacher(places, name, setting, epochs, fresh, seed=0, check=True, threads=1, **identity):
     "Train one teacher, or find it"
     torch.set_num_threads(threads)
     dls = arm_dls(run_samples(places['data'], **setting['samples']), taught=False, **setting['dls'])
-    start, cbs = time.perf_counter(), (SparseValidation(10), SharedViews(views, (views_key(setting), '')))
+    start, cbs = time.perf_counter(), (SparseValidation(10), SharedViews(fresh, (views_key(setting), '')))
     with contextlib.redirect_stdout(io.StringIO()), every_learner(*cbs):
         fit_teacher(name, dls, epochs=epochs, seed=seed, folder=Path(places['out'])/'teachers', check=check)
     return dict(seconds=time.perf_counter() - start)
@@ -285,21 +286,21 @@ def _views_seconds(costs, batches, bs): # batches of different views
     fits = batches*bs*costs['bytes'] <= REMEMBER_BYTES
     return (batches*costs['load'], 0) if fits else (0, batches*costs['load'])
 
-# %% ../nbs/15_arms.ipynb #ce1a1eff
+# %% ../nbs/15_arms.ipynb #df82d0e3
 def plan(costs,         # From `step_costs`
          arms,          # dict: name -> (model, taught)
          n_labelled, n_train, n_classes, bs, # Images; classes; batch size
          steps, teacher_epochs, views, seeds, jobs, # Lengths; stored views; number of seeds; processes at a time
-         teacher_views=1, # Views of each image that the teachers see in turn
+         fresh=1,       # Views of each labelled image that teachers and arms without teachers see in turn
          start=0.,      # Seconds until a process has imported everything
 )->dict:                # minutes a phase, cache_bytes, break_even, epochs of the taught arm
     "What a run will cost"
     load, answers, batches = costs['load'], sum(costs['answer'].values()), -(-n_train//bs)
     epoch = n_labelled//bs or 1
-    teachers = [e*epoch*costs['step'][t] + min(e, teacher_views)*epoch*load for e, t in zip(teacher_epochs, costs['answer'])]
+    teachers = [e*epoch*costs['step'][t] + min(e, fresh)*epoch*load for e, t in zip(teacher_epochs, costs['answer'])]
     build = views*batches*(load + answers)
     at_once = lambda work: max(sum(work)/jobs, max(work))
-    once = {'fresh': _views_seconds(costs, steps, bs), 'stored': _views_seconds(costs, min(steps, views*batches), bs)}
+    once = {'fresh': _views_seconds(costs, min(steps, fresh*-(-n_labelled//bs)), bs), 'stored': _views_seconds(costs, min(steps, views*batches), bs)}
     one = {a: steps*costs['step'][m] for a, (m, taught) in arms.items()}
     again = sum(once['stored' if taught else 'fresh'][1] for _, taught in arms.values())*seeds/jobs
     minutes = {'teachers': (start + at_once(teachers))/60, 'cache': build/60,

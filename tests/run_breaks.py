@@ -143,17 +143,18 @@ def main(breaks, argv=None):
     gc.freeze()          # children share these pages as long as nothing walks over them
     with tempfile.TemporaryDirectory(prefix='libkd-breaks-') as home:
         unfit = {} if args.green else _check_green(breaks, home, args.workers)
-        wide, lost, away = max(len(b.promise) for b in breaks), 0, 0
+        wide, lost, away = max(len(b.promise) for b in breaks), [], 0
         def one(b): return ((f'NOT GREEN BEFORE: {unfit[b.test]}', {}, '', 0.) if b.test in unfit else _fork([b.test], b.code, home))
         with ThreadPoolExecutor(args.workers) as pool:
             for b, (problem, seen, log, secs) in zip(breaks, pool.map(one, breaks)):
                 verdict = problem if b.test in unfit else _verdict(problem, seen)
                 away += (skipped := verdict.startswith('not run here'))
-                lost += verdict != 'red' and not skipped
+                if verdict != 'red' and not skipped: lost.append(f'  {b.promise}: {verdict}')
                 why = f'  {seen["failed"][0][1][:110]}' if args.verbose and verdict == 'red' else ''
                 print(f'  {b.promise:<{wide}}  {secs:5.1f} s  {verdict}{why}' + (f'\n      {b.test}' if verdict != 'red' else ''), flush=True)
                 if args.verbose and verdict != 'red' and log: print(textwrap.indent(log[-3000:], '      | '))
     gc.unfreeze()        # or some libraries complain at exit
-    print(f'breaks: {len(breaks) - lost - away} of {len(breaks)} promises are guarded'
+    print(f'breaks: {len(breaks) - len(lost) - away} of {len(breaks)} promises are guarded'
           + (f', {away} could not be tried here' if away else '') + f' ({time.perf_counter() - start:.0f} s)')
-    return int(lost > 0)
+    print(*lost, sep='\n', end='\n'*bool(lost))      # again, where the end of a long log is all that is read
+    return int(bool(lost))
