@@ -603,7 +603,7 @@ def before_train(self:Resume):
     if self.views is not None: self.dls.train.epoch = self.views
     self.recorder.smooth_loss.count, self.recorder.smooth_loss.val = self.smooth['count'], torch.tensor(self.smooth['val'])
 
-# %% ../nbs/07_distill.ipynb #89f34a5a
+# %% ../nbs/07_distill.ipynb #2e4b0412
 def save_student(learn:Learner, # A trained learner
                  folder, # Where to
                  notes:dict=None, # Lines for the model card: data, verdict, …
@@ -617,14 +617,20 @@ def save_student(learn:Learner, # A trained learner
     mean, std = stats_of(learn.dls)
     name = model.pretrained_cfg['architecture'] if getattr(model, 'pretrained_cfg', None) else None
     if not name: raise ValueError(f"A {type(model).__name__} that timm did not make cannot be loaded by its name later. Make the student by name: distill_learner(dls, 'civt_nano', …).")
-    size = size_of(learn.dls)
-    config = dict(num_classes=len(learn.dls.vocab), label_names=list(map(str, learn.dls.vocab)), input_size=[3, *size], mean=list(mean), std=list(std),
-                  crop_pct=1., fixed_input_size=bool(model.pretrained_cfg.get('fixed_input_size')))
-    save_for_hf(model, str(folder), model_config=config, safe_serialization=True)
+    size, classes = size_of(learn.dls), list(map(str, learn.dls.vocab))
+    save_for_hf(model, str(folder), model_config=dict(num_classes=len(classes), label_names=classes), safe_serialization=True)
+    _write_input(folder/'config.json', input_size=[3, *size], mean=mean, std=std, crop_pct=1.)
     (folder/'README.md').write_text(_card(learn, name, notes or {}), encoding='utf-8')
     if exported: _save_exported(model, size, folder/'model.pt2')
     if onnx: _save_onnx(model, size, folder/'model.onnx')
     return folder
+
+# %% ../nbs/07_distill.ipynb #e7ba3715
+def _write_input(file, **cfg):
+    "What the student wants to see, where timm looks for it; timm itself writes what the architecture was published with"
+    config = json.loads(file.read_text(encoding='utf-8'))
+    config['pretrained_cfg'] |= cfg
+    file.write_text(json.dumps(config, indent=2), encoding='utf-8')
 
 # %% ../nbs/07_distill.ipynb #99993089
 def _for_export(model, size):

@@ -399,9 +399,9 @@ def strangers():
 
 def test_teachers_of_other_sizes_normalisations_and_classes(tmp_path):
     dls = tiny.loaders()
-    cache = LogitCache.build(tmp_path/'c', dls, strangers()[1], views=2, dtype='float32', check=False)
+    cache = LogitCache.build(tmp_path/'c', dls, strangers(), views=2, dtype='float32', check=False)
     live = learner(dls, teachers=strangers()); live.dls.train.policy = finite(2)
-    stored, steps = learner(dls, teachers=[strangers()[0], cache], cbs=Steps()), Steps()
+    stored, steps = learner(dls, teachers=cache), Steps()
     live.add_cb(steps)
     a, b = raw_losses(live), raw_losses(stored)
     assert np.isfinite(a).all() and abs(a - b).max() < 1e-5
@@ -571,6 +571,15 @@ def test_a_saved_student_answers_without_libkd(tmp_path):
     assert out.returncode == 0, out.stderr[-2000:]
     with torch.no_grad(): want = learn.model.eval()(x)
     for z in torch.load(tmp_path/'x.pt'): assert (z - want[:len(z)]).abs().max() < 1e-4
+
+
+def test_a_saved_student_carries_its_own_normalisation(tmp_path):
+    from timm.data import resolve_model_data_config
+    learn = learner(teachers=None)
+    learn.dls.train.stats = ((.5,)*3, (.25,)*3)
+    model, cfg = load_student(save_student(learn, tmp_path/'s'))
+    want = resolve_model_data_config(model)
+    assert tuple(want['mean']) == (.5,)*3 and tuple(want['std']) == (.25,)*3 and tuple(want['input_size']) == (3, 8, 8) and want['crop_pct'] == 1 and cfg['pretrained_cfg']['mean'] == [.5]*3
 
 
 def test_onnx_without_its_packages_says_what_is_needed(tmp_path, monkeypatch):

@@ -165,10 +165,10 @@ INTERPRETED = """
     import itertools, sys, torch
     from libkd.involution import involution2d
     dtypes = [getattr(torch, o) for o in sys.argv[1:]]
-    shapes = (3, 1, 2, 4), (3, 2, 2, 3), (5, 2, 1, 20), (7, 1, 1, 16), (3, 3, 1, 2), (1, 2, 2, 1)      # K, stride, G, C/G: 20 needs two blocks
-    for dtype, (K, s, G, Cg) in itertools.product(dtypes, shapes):
+    shapes = (3, 1, 2, 4), (3, 2, 2, 3), (3, 2, 1, 20), (5, 3, 1, 2), (7, 1, 1, 2)      # K, stride, G, C/G: 20 needs two blocks
+    for dtype, (K, s, G, Cg) in itertools.product(dtypes, shapes if dtypes[0] == torch.float32 else shapes[1:3]):
         torch.manual_seed(0)
-        x, w, g = (torch.randn(o).to(dtype).requires_grad_() for o in ((2, G*Cg, 9*s, 8*s), (2, G, K*K, 9, 8), (2, G*Cg, 9, 8)))     # 72 places: two tiles
+        x, w, g = (torch.randn(o).to(dtype).requires_grad_() for o in ((1, G*Cg, 9*s, 8*s), (1, G, K*K, 9, 8), (1, G*Cg, 9, 8)))     # 72 places: two tiles
         def run(backend, x, w, g):
             y = involution2d(x, w, s, backend)
             return y, *torch.autograd.grad(y, (x, w), g)
