@@ -26,6 +26,18 @@ def test_official_sizes(size, total, conv, inv):
     assert (n_params(m), n_params(m.patch_embed.conv), n_params(m.patch_embed.inv)) == (total, conv, inv)
     assert m.pos_embed.shape == (1, 199, d) and m.n_prefix == 3 and m.grid == (14, 14) and m.heads == ('cls', 'conv', 'inv')
 
+@pytest.mark.parametrize('name,giga', [('rednet26', 1.69), ('rednet38', 2.17), ('rednet50', 2.65), ('rednet101', 4.66), ('rednet152', 6.68),
+                                       ('vit_civt_tiny_patch16_224', 2.84), ('vit_civt_small_patch16_224', 6.50)])
+def test_multiply_adds_are_those_counted_from_the_official_code(name, giga):
+    from libkd.diagnose import macs
+    with torch.device('meta'): model, x = timm.create_model(name), torch.empty(1, 3, 224, 224)
+    assert round(macs(model, x)/1e9, 2) == giga
+
+def test_light_stems_cost_little():
+    from libkd.diagnose import macs
+    with torch.device('meta'): light, deit, x = timm.create_model('vit_civt_tiny_light_patch16_224'), timm.create_model('vit_deit_tiny_patch16_224'), torch.empty(1, 3, 224, 224)
+    assert macs(light, x) < 1.05*macs(deit, x) and n_params(light) < 1.05*n_params(deit)
+
 def official_state(d=192, n=7, depth=12):
     "Names and shapes of the authors' state dict: old timm's ViT without patch_embed, two stems, mmcv's ConvModules"
     g, sd = torch.Generator().manual_seed(1), {}
