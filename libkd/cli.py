@@ -21,16 +21,17 @@ def parse_pairs(words): # lists of words, one for each -p
             out[name] = value
     return out
 
-# %% ../nbs/18_cli.ipynb #8ff20106
+# %% ../nbs/18_cli.ipynb #2a986bae
 def cmd_run(a):
     from libkd.runs import find_notebook, parameters, run
     if a.params: return print('\n'.join(f'{k:18} {v!r:22} {c}' for k, (v, c) in parameters(find_notebook(a.notebook)).items()))
     given = parse_pairs(a.p)
-    if a.data:
+    data, folder = given.pop('data', a.data), given.pop('folder', a.folder)      # these two have a place of their own, and -p finds them too
+    if data:
         from libkd.data import Samples
-        print(Samples.from_folder(a.data), flush=True)
-        given['data'] = str(Path(a.data).expanduser().absolute())
-    run(a.notebook, folder=a.folder, plan=a.plan, **given)
+        print(Samples.from_folder(data), flush=True)
+        given['data'] = str(Path(data).expanduser().absolute())
+    run(a.notebook, folder=folder, plan=a.plan, **given)
 
 # %% ../nbs/18_cli.ipynb #13658dea
 def cmd_new(a):

@@ -338,8 +338,8 @@ def test_the_main_run_can_be_parameterised_by_scalars_that_are_explained():
 @pytest.mark.slow
 def test_the_main_run_from_images_to_answers(tmp_path):
     from libkd.data import digits
-    words = ['run', digits(), '--folder', tmp_path/'run', '-p', 'steps=12', 'conv_epochs=4', 'inv_epochs=4', 'student_args=depth:2', 'seeds=2', 'views=2', 'bs=32', 'mix=0', 'teacher_mix=0', 'jobs=2']
-    first = libkd(*words)
+    words = ['-p', 'steps=12', 'conv_epochs=4', 'inv_epochs=4', 'student_args=depth:2', 'seeds=2', 'views=2', 'bs=32', 'jobs=2']
+    first = libkd('run', digits(), '--folder', tmp_path/'run', *words)
     assert first.returncode == 0, first.stderr
     result = runs.read_json(tmp_path/'run'/'result.json')
     assert [r['arm'] for r in result['table']] == ['taught', 'untaught', 'plain ViT', 'resnet_mini', 'rednet_mini', 'mean of the teachers']
@@ -347,7 +347,7 @@ def test_the_main_run_from_images_to_answers(tmp_path):
     made = {p: p.stat().st_mtime for p in (tmp_path/'run'/'jobs').glob('*.json')}
     assert len(made) == 2 + 1 + 3*2
     assert {'distill.ipynb', 'history.csv', 'student', 'figures'} <= {p.name for p in (tmp_path/'run').iterdir()}
-    again = libkd(*words)                                                   # trains nothing, says the same
+    again = libkd('run', *words, f"data={digits()}", f"folder={tmp_path/'run'}")        # trains nothing, says the same
     assert again.returncode == 0 and {p: p.stat().st_mtime for p in (tmp_path/'run'/'jobs').glob('*.json')} == made
     assert runs.read_json(tmp_path/'run'/'result.json')['metrics'] == result['metrics']
     answers = tmp_path/'answers.csv'
