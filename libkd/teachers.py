@@ -7,8 +7,9 @@ __all__ = ['WEIGHTS', 'ResNetMini', 'resnet_mini', 'model_name', 'classes_of', '
            'Teacher', 'as_teacher', 'ChanceError', 'answers', 'check_teacher', 'labelled_loader', 'load_teacher',
            'fit_teacher', 'warn_if_uneven']
 
-# %% ../nbs/03_teachers.ipynb #d327e05f
-import copy, difflib, hashlib, json, re, time, types, warnings
+# %% ../nbs/03_teachers.ipynb #687d3430
+import copy, difflib, hashlib, json, re, time, warnings
+from functools import partial
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -133,7 +134,7 @@ def bias_of(
     if n['attn'] or n['conv']: return 'attn' if n['attn'] >= n['conv'] else 'conv'
     return 'mlp'
 
-# %% ../nbs/03_teachers.ipynb #ca423423
+# %% ../nbs/03_teachers.ipynb #e427c64c
 def _stay(self, mode=True):
     "In place of `train`: a teacher stays in eval."
     return self
@@ -141,7 +142,7 @@ def _stay(self, mode=True):
 def _frozen(model):
     "A copy in eval, without gradients, that no `train()` can wake."
     model = copy.deepcopy(model).requires_grad_(False).eval()
-    for m in model.modules(): m.train = types.MethodType(_stay, m)
+    for m in model.modules(): m.train = partial(_stay, m)       # a bound method could not be pickled, and worker processes get teachers that way
     return model
 
 def _only_tensor(out):

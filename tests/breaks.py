@@ -94,8 +94,9 @@ BREAKS = [
     Break('4.3 timm: checkpointing', "import libkd.involution as m; m.checkpoint_seq = lambda stage, x: stage(x.detach())", 'tests/test_timm_contract.py::test_checkpointing_gives_the_same_gradients[rednet_mini]'),
 
     # -- 4.4 teachers --------------------------------------------------------------------------------------------------
-    Break('4.4 a teacher stays in eval whatever is called', "import libkd.teachers as m; m.types = type('t', (), dict(MethodType=lambda f, o: type(o).train.__get__(o)))", 'tests/test_teachers.py::test_teacher_stays_asleep_whatever_is_called'),
-    Break('4.4 a learner that holds it does not wake it', "mutate('libkd.teachers', 'for m in model.modules(): m.train = types.MethodType(_stay, m)', 'pass')", 'tests/test_teachers.py::test_a_training_learner_does_not_wake_it'),
+    Break('4.4 a teacher stays in eval whatever is called', "import libkd.teachers as m; m._stay = lambda o, mode=True: type(o).train(o, mode)", 'tests/test_teachers.py::test_teacher_stays_asleep_whatever_is_called'),
+    Break('4.4 a learner that holds it does not wake it', "mutate('libkd.teachers', 'for m in model.modules(): m.train = partial(_stay, m)', 'pass')", 'tests/test_teachers.py::test_a_training_learner_does_not_wake_it'),
+    Break('4.4 it can be sent to worker processes', "import libkd.teachers as m, types; m.partial = types.MethodType", 'tests/test_teachers.py::test_it_can_be_sent_to_another_process_asleep'),
     Break('4.4 logits leave nothing behind', "mutate('libkd.teachers', 'return z.clone()', 'return z')", 'tests/test_teachers.py::test_logits_leave_nothing_behind'),
     Break('4.4 no gradients in a teacher', "mutate('libkd.teachers', 'copy.deepcopy(model).requires_grad_(False).eval()', 'copy.deepcopy(model).eval()')", 'tests/test_teachers.py::test_logits_leave_nothing_behind'),
     Break('4.4 the given model is copied', "mutate('libkd.teachers', 'copy.deepcopy(model).requires_grad_(False)', 'model.requires_grad_(False)')", 'tests/test_teachers.py::test_the_given_model_is_untouched'),

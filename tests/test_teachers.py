@@ -54,6 +54,15 @@ def test_teacher_stays_asleep_whatever_is_called(net):
     assert not any(m.training for m in t.model.modules())
     assert torch.equal(t.logits(x), before) and t.fingerprint == mark
 
+def test_it_can_be_sent_to_another_process_asleep(dls, net):
+    import pickle
+    t, x = Teacher(net, dls.vocab), torch.rand(4, 3, 8, 8)
+    sent = pickle.loads(pickle.dumps(t))
+    sent.model.train()
+    assert sent.fingerprint == t.fingerprint and not any(m.training for m in sent.model.modules())
+    assert torch.equal(sent.logits(x, stats=HALF), t.logits(x, stats=HALF))
+
+
 def test_a_training_learner_does_not_wake_it(dls, net):
     t = Teacher(net, 'abc')
     awake = []
