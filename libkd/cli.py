@@ -44,7 +44,7 @@ def cmd_new(a):
         shutil.copyfile(p, target/p.parent.name/p.name)
     print(f"{len(found)} notebooks in {target}:", *(f'  {p.parent.name}/{p.name}' for p in found), f'Open one with: jupyter lab {target}', sep='\n')
 
-# %% ../nbs/18_cli.ipynb #6aaa48eb
+# %% ../nbs/18_cli.ipynb #31b70a31
 def _dls(data, size, bs, seed):
     from libkd.data import cluttered_digits
     from libkd.views import image_dls
@@ -58,6 +58,14 @@ def cmd_cache_build(a):
     cache = LogitCache.build(a.folder, dls, [get(t) for t in a.teachers], views=a.views, top_k=a.top_k)
     _show(cache.info())
 
+def cmd_cache_info(a):
+    from libkd.cache import LogitCache
+    _show(LogitCache.open(a.folder).info())
+
+def _show(d):
+    for k, v in d.items(): print(f'{k:12} {v}')
+
+# %% ../nbs/18_cli.ipynb #f79dee5e
 def cmd_cache_verify(a):
     from libkd.cache import LogitCache
     cache = LogitCache.open(a.folder)
@@ -69,13 +77,6 @@ def cmd_cache_pack(a):
     import libkd.sharing
     file = LogitCache.open(a.folder).pack(a.file, licence=a.licence, about=a.about)
     print(f"{file}: {file.stat().st_size/1e6:.2f} MB; the receiver calls LogitCache.unpack('{file.name}', folder, dls)")
-
-def cmd_cache_info(a):
-    from libkd.cache import LogitCache
-    _show(LogitCache.open(a.folder).info())
-
-def _show(d):
-    for k, v in d.items(): print(f'{k:12} {v}')
 
 # %% ../nbs/18_cli.ipynb #8664f12e
 def _images(where): # files and folders
