@@ -284,7 +284,7 @@ def item_id(o, # A `Sample`, path, array or PIL image
     if isinstance(o, (str, Path)): return sample_id(Path(o).relative_to(root).as_posix() if root else Path(o).as_posix())
     return array_id(np.asarray(o))
 
-# %% ../nbs/01_views.ipynb #d6fefbf2
+# %% ../nbs/01_views.ipynb #f648cb5c
 @patch
 def _view(self:ViewDL, i, v):
     with rng_scope(view_seed(self.seed, self.id_of(i), v)): return super(ViewDL, self).do_item(i)
@@ -303,9 +303,10 @@ def _make(self:ViewDL, s):
     v, i = divmod(s, len(self.dataset))
     item = self._view(i, v)
     if item is None: return None
-    x, partner, lam = self._mixed(*item, i, v) if self.mix else (item[0], int(item[1]), 1.)
+    x, y = item[0], int(item[1])
+    x, partner, lam = self._mixed(x, y, i, v) if self.mix else (x, y, 1.)
     stored = 0 if self.policy.name == 'clean' else v
-    return x, int(item[1]), (stored, -1 if self.rows is None else int(self.rows[i]), partner, lam)
+    return x, y, (stored, -1 if self.rows is None else int(self.rows[i]), partner, lam)
 
 # %% ../nbs/01_views.ipynb #ffa87c65
 REMEMBER_BYTES = 2**28      # 256 MB: CIFAR-size pictures by the ten thousand, no photographs
