@@ -245,14 +245,14 @@ def _until(nb, tag): # nbformat node
     nb.cells = nb.cells[:at[0] + 1]
     return nb
 
-# %% ../nbs/13_runs.ipynb #340f006a
+# %% ../nbs/13_runs.ipynb #ea89639c
 def _execute(nb, out, values, show): # nbformat node, path, parameters, whether to print
     "Papermill, and its error as one sentence"
     import papermill
     look = show and sys.stderr.isatty()
     with _environment(LIBKD_WIDGETS='headless', JPY_SESSION_NAME=None, PYDEVD_DISABLE_FILE_VALIDATION='1', PYTHONWARNINGS='ignore::FutureWarning'):
         try: papermill.execute_notebook(nb, str(out), values, kernel_name='python3', progress_bar=look, stdout_file=_Live(look) if show else None,
-                                            extra_arguments=['--log-level=40'])
+                                            extra_arguments=['--log-level=50'])     # on its way out a kernel may report the interrupt that ends it
         except papermill.PapermillExecutionError as e:
             error = RunError(re.sub(r'\x1b\[[0-9;]*m', '', str(e.evalue)).strip(), out, e.ename)
             what = str(error) if error.by_user else f'{e.ename}: {error}'

@@ -191,9 +191,9 @@ def notebook(path, *cells, parameters="folder = ''  # where\nsteps = 10  # how m
     (dict(step=5), 'close names: steps'), (dict(zzz=5), 'it has folder, steps, lr'), (dict(steps='ten'), 'a whole number'), (dict(steps=1.5), 'how many'),
     (dict(steps=True), 'a whole number'), (dict(lr='fast'), 'a number'), (dict(mix='perhaps'), 'true or false'), (dict(mix=1), 'true or false'), (dict(name=3), 'text')])
 def test_wrong_parameters_stop_a_run_before_it_begins(tmp_path, given, text):
-    nb = notebook(tmp_path/'nb.ipynb', 'open("ran", "w")')
+    nb = notebook(tmp_path/'nb.ipynb', f'open({str(tmp_path/"ran")!r}, "w")')
     with pytest.raises(ValueError, match=text): runs.run(nb, tmp_path/'out', **given)
-    assert not (tmp_path/'out').exists()
+    assert not (tmp_path/'out').exists() and not (tmp_path/'ran').exists()
 
 
 def test_text_from_a_command_line_gets_the_type_of_the_default(tmp_path):
