@@ -491,7 +491,7 @@ def _shard(self:LogitCache, name, view, shard):
     self._open.move_to_end(rel)
     return self._open[rel]
 
-# %% ../nbs/04_cache.ipynb #ab0e45f4
+# %% ../nbs/04_cache.ipynb #8a3bbf47
 @patch
 def gather(self:LogitCache,
            rows:torch.Tensor, # (B,) rows, int64
@@ -503,16 +503,17 @@ def gather(self:LogitCache,
     if len(rows) and not (0 <= int(rows.min()) and int(rows.max()) < self.n):
         raise IndexError(f"Rows {int(rows.min())} to {int(rows.max())} were asked for; the cache {self.path} has rows 0 to {self.n-1}. A row of −1 is a sample that the cache lacks.")
     size, view = self.plan['shard_rows'], torch.as_tensor(view).expand(len(rows))
-    key = view*((self.n-1)//size + 1) + rows//size
+    shards = (self.n-1)//size + 1
+    key = view*shards + rows//size
     order = key.argsort(stable=True)
-    ends = torch.unique_consecutive(key[order], return_counts=True)[1].tolist()
-    parts = [(int(view[m[0]]), int(rows[m[0]])//size, rows[m] % size) for m in order.split(ends)]     # (view, shard, places)
+    keys, counts = torch.unique_consecutive(key[order], return_counts=True)
+    parts = [(k//shards, k % shards, at) for k, at in zip(keys.tolist(), (rows % size)[order].split(counts.tolist()))]     # (view, shard, places)
     return {name: self._answers(name, parts, order.argsort()) for name in (names or self.teachers)}
 
 @patch
 def _answers(self:LogitCache, name, parts, back):
-    found = [{k: t[at] for k, t in self._shard(name, v, s).items()} for v, s, at in parts]
-    got = {k: torch.cat([f[k] for f in found])[back] for k in found[0]}
+    found = [{k: t.index_select(0, at) for k, t in self._shard(name, v, s).items()} for v, s, at in parts]     # three times as fast as t[at]
+    got = {k: torch.cat([f[k] for f in found]).index_select(0, back) for k in found[0]}
     if 'logits' in got: return got['logits'].float()
     return TopK(got['values'].float(), got['indices'].long(), got['tail'], len(self.teachers[name]['classes']), self.plan['tail_T'])
 
