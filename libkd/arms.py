@@ -281,10 +281,10 @@ def step_costs(dls, students, teachers, args): # loaders of labelled images; nam
     return dict(load=load, bytes=4*x[0].numel(), step=steps, answer={n: timed(partial(_answer, m.eval(), x)) for n, m in taught.items()})
 
 # %% ../nbs/15_arms.ipynb #305572d8
-def _views_seconds(costs, batches, bs): # batches of different views
+def _views_seconds(costs, batches, steps, bs): # batches of different views; batches that a student is shown
     "Seconds a process spends on making them once, and on making them again for every student if they are too many to remember"
     fits = batches*bs*costs['bytes'] <= REMEMBER_BYTES
-    return (batches*costs['load'], 0) if fits else (0, batches*costs['load'])
+    return (min(steps, batches)*costs['load'], 0) if fits else (0, steps*costs['load'])
 
 # %% ../nbs/15_arms.ipynb #df82d0e3
 def plan(costs,         # From `step_costs`
@@ -300,7 +300,7 @@ def plan(costs,         # From `step_costs`
     teachers = [e*epoch*costs['step'][t] + min(e, fresh)*epoch*load for e, t in zip(teacher_epochs, costs['answer'])]
     build = views*batches*(load + answers)
     at_once = lambda work: max(sum(work)/jobs, max(work))
-    once = {'fresh': _views_seconds(costs, min(steps, fresh*-(-n_labelled//bs)), bs), 'stored': _views_seconds(costs, min(steps, views*batches), bs)}
+    once = {'fresh': _views_seconds(costs, min(steps, fresh*-(-n_labelled//bs)), steps, bs), 'stored': _views_seconds(costs, views*batches, steps, bs)}
     one = {a: steps*costs['step'][m] for a, (m, taught) in arms.items()}
     again = sum(once['stored' if taught else 'fresh'][1] for _, taught in arms.values())*seeds/jobs
     minutes = {'teachers': (start + at_once(teachers))/60, 'cache': build/60,

@@ -167,7 +167,7 @@ def _compare(stored, wanted, path, complete):
     versions = [d for d in diffs if d[0].startswith('versions') or d[0] == 'device']
     if complete and versions and len(versions) == len(diffs):
         return warnings.warn(f"The cache {path} was built with other versions: " + ', '.join(f'{k} {a} (here {b})' for k, a, b in versions) +
-                             ". Check a few answers with cache.spot_check(teachers).")
+                             ". Check a few answers with cache.spot_check(dls, teachers).")
     if diffs:
         said = '\n'.join(f"  {k}: the cache has {_short(a)}, asked for {_short(b)}" for k, a, b in diffs)
         raise CacheMismatch(f"The folder {path} holds another cache:\n{said}\nGive another folder, or overwrite=True to build it anew. "

@@ -9,8 +9,8 @@ __all__ = ['WEIGHTS', 'ResNetMini', 'resnet_mini', 'model_name', 'classes_of', '
 
 # %% ../nbs/03_teachers.ipynb #687d3430
 import copy, difflib, hashlib, json, re, time, warnings
-from functools import partial
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np

@@ -90,7 +90,9 @@ def test_python_sees_what_the_user_does(lab):
     for _ in range(4): page.keyboard.press('ArrowRight')
     page.click('section.kd [role=option] >> nth=3'); chosen = int(page.get_attribute('section.kd [aria-selected=true]', 'data-index'))
     page.evaluate("() => { const n = jupyterapp.shell.currentWidget.content; n.activeCellIndex = 2; jupyterapp.commands.execute('notebook:run-cell') }")
-    wait(lambda: f'T is 4.0 and selected {chosen}' in json.dumps(output(page, 2)), 30, f'Python did not hear: {output(page, 2)}')
+    heard = lambda: f'T is 4.0 and selected {chosen}' in json.dumps(output(page, 2))
+    wait(heard, 30, f'Python did not hear: {output(page, 2)}')
+    assert heard()
 
 
 def test_running_again_shows_one_view(lab):

@@ -92,7 +92,9 @@ def test_images_come_in_many_shapes(imgs):
 
 def test_many_classes_and_few_images():
     big = {k: rng.normal(size=(3, 120)) for k in ('conv', 'inv')}
-    P.plot_disagreement(IMGS[:3], big).png(); P.plot_confusion(big['conv'], big['inv']).png(); P.plot_softened({k: z[0] for k, z in big.items()}).png()
+    figs = P.plot_disagreement(IMGS[:3], big), P.plot_confusion(big['conv'], big['inv']), P.plot_softened({k: z[0] for k, z in big.items()})
+    assert 'on %d of 3 images' % (big['conv'].argmax(1) != big['inv'].argmax(1)).sum() in figs[0].alt
+    assert all(f.alt and f.png().startswith(b'\x89PNG') for f in figs)
 
 
 def test_one_seed_has_no_interval():

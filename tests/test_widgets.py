@@ -237,7 +237,10 @@ def test_traits_go_both_ways(live):
 def test_module_is_valid_javascript(tmp_path):
     if not shutil.which('node'): pytest.skip('no node on this machine')
     shutil.copy(importlib.resources.files('libkd')/'static'/'disagree.js', tmp_path/'m.mjs')
-    subprocess.run(['node', '--check', tmp_path/'m.mjs'], check=True)
+    check = lambda: subprocess.run(['node', '--check', tmp_path/'m.mjs'], capture_output=True, text=True)
+    assert check().returncode == 0, check().stderr
+    with open(tmp_path/'m.mjs', 'a') as f: f.write('}')
+    assert check().returncode != 0
 
 
 # -- from a Learner --------------------------------------------------------------------------------------------------------
