@@ -5,7 +5,7 @@ for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ.setdefault(name, 
 os.environ.setdefault('MPLBACKEND', 'Agg')
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 # Of other people's code, and only these; a warning of ours stays visible.
 KNOWN_WARNINGS = (
@@ -15,7 +15,9 @@ KNOWN_WARNINGS = (
 )
 
 settings.register_profile('libkd', deadline=None, derandomize=True, database=None, max_examples=25)
-settings.load_profile('libkd')
+# A break needs one failing example, not the smallest.
+settings.register_profile('breaks', settings.get_profile('libkd'), phases=(Phase.explicit, Phase.generate))
+settings.load_profile('breaks' if 'LIBKD_BREAK_DIR' in os.environ else 'libkd')
 
 
 def pytest_configure(config):

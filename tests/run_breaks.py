@@ -5,8 +5,8 @@ The heavy libraries are imported once; each break runs in a forked child, so bre
 that import `x` from there, as long as it comes before their import.
 """
 import argparse, ast, contextlib, gc, importlib, io, multiprocessing as mp, os, shutil, sys, tempfile, textwrap, time, traceback
-from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict, deque
+from multiprocessing import connection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,17 +77,36 @@ def _child(conn, tests, code, home):
     os._exit(0)     # fixtures' threads and worker pools are no reason to wait
 
 
-def _fork(tests, code, home):
-    "Run `tests` in a child; returns (problem, outcomes, log, seconds)."
-    ours, theirs = mp.Pipe(duplex=False)
-    child, start = mp.get_context('fork').Process(target=_child, args=(theirs, tests, code, home)), time.perf_counter()
-    child.start()
-    theirs.close()
-    try: result = ours.recv() if ours.poll(LIMIT_S) else (f'stopped after {LIMIT_S} s', {}, '')
+def _children(jobs, home, workers):
+    """Run each `(tests, code)` in a child of its own, `workers` at a time; yields (number of the job, problem, outcomes, log, seconds) as they end.
+
+    All are forked by this one thread: a fork beside another thread that holds a lock leaves a child that waits for ever.
+    """
+    waiting, running = deque(enumerate(jobs)), {}
+    while waiting or running:
+        while waiting and len(running) < workers:
+            i, (tests, code) = waiting.popleft()
+            ours, theirs = mp.Pipe(duplex=False)
+            child = mp.get_context('fork').Process(target=_child, args=(theirs, tests, code, home))
+            child.start()
+            theirs.close()
+            running[ours] = i, child, time.perf_counter()
+        ready = connection.wait(running, timeout=1)
+        for conn, (i, child, start) in [*running.items()]:
+            secs = time.perf_counter() - start
+            if conn in ready or secs > LIMIT_S:
+                del running[conn]
+                yield i, *_ended(child, conn, conn in ready), secs
+
+
+def _ended(child, conn, answered):
+    "(problem, outcomes, log) of a child that answered, died or took too long; it and what it started are gone afterwards."
+    try: result = conn.recv() if answered else (f'stopped after {LIMIT_S} s', {}, '')
     except EOFError: result = ('the child died without a word', {}, '')
     with contextlib.suppress(ProcessLookupError, PermissionError): os.killpg(child.pid, 9)
     child.join()
-    return *result, time.perf_counter() - start
+    conn.close()
+    return result
 
 
 def _verdict(problem, seen):
@@ -114,11 +133,15 @@ def _check_green(breaks, home, workers):
     "Run each guarding test unbroken, one child a file (one child a test where that fails); returns {test: what is wrong with it}."
     files = defaultdict(dict)
     for b in breaks: files[b.test.split('::')[0]][b.test] = None
-    def check(tests):
-        problem, seen, *_ = _fork(tests, '', home)
-        bad = {t: why for t in tests if (why := _not_green(t, problem, seen))}
-        return bad if len(tests) == 1 else {k: v for t in bad for k, v in check([t]).items()}
-    with ThreadPoolExecutor(workers) as pool: return {k: v for bad in pool.map(check, map(list, files.values())) for k, v in bad.items()}
+    jobs, bad = [[*tests] for tests in files.values()], {}
+    while jobs:
+        again = []
+        for i, problem, seen, *_ in _children([(tests, '') for tests in jobs], home, workers):
+            wrong = {t: why for t in jobs[i] if (why := _not_green(t, problem, seen))}
+            if len(jobs[i]) == 1: bad |= wrong
+            else: again += [[t] for t in wrong]
+        jobs = again
+    return bad
 
 
 def main(breaks, argv=None):
@@ -143,16 +166,15 @@ def main(breaks, argv=None):
     gc.freeze()          # children share these pages as long as nothing walks over them
     with tempfile.TemporaryDirectory(prefix='libkd-breaks-') as home:
         unfit = {} if args.green else _check_green(breaks, home, args.workers)
-        wide, lost, away = max(len(b.promise) for b in breaks), [], 0
-        def one(b): return ((f'NOT GREEN BEFORE: {unfit[b.test]}', {}, '', 0.) if b.test in unfit else _fork([b.test], b.code, home))
-        with ThreadPoolExecutor(args.workers) as pool:
-            for b, (problem, seen, log, secs) in zip(breaks, pool.map(one, breaks)):
-                verdict = problem if b.test in unfit else _verdict(problem, seen)
-                away += (skipped := verdict.startswith('not run here'))
-                if verdict != 'red' and not skipped: lost.append(f'  {b.promise}: {verdict}')
-                why = f'  {seen["failed"][0][1][:110]}' if args.verbose and verdict == 'red' else ''
-                print(f'  {b.promise:<{wide}}  {secs:5.1f} s  {verdict}{why}' + (f'\n      {b.test}' if verdict != 'red' else ''), flush=True)
-                if args.verbose and verdict != 'red' and log: print(textwrap.indent(log[-3000:], '      | '))
+        todo = [b for b in breaks if b.test not in unfit]
+        wide, lost, away = max(len(b.promise) for b in breaks), [f'  {b.promise}: NOT GREEN BEFORE: {unfit[b.test]}' for b in breaks if b.test in unfit], 0
+        for i, problem, seen, log, secs in _children([([b.test], b.code) for b in todo], home, args.workers):
+            b, verdict = todo[i], _verdict(problem, seen)
+            away += (skipped := verdict.startswith('not run here'))
+            if verdict != 'red' and not skipped: lost.append(f'  {b.promise}: {verdict}')
+            why = f'  {seen["failed"][0][1][:110]}' if args.verbose and verdict == 'red' else ''
+            print(f'  {b.promise:<{wide}}  {secs:5.1f} s  {verdict}{why}' + (f'\n      {b.test}' if verdict != 'red' else ''), flush=True)
+            if args.verbose and verdict != 'red' and log: print(textwrap.indent(log[-3000:], '      | '))
     gc.unfreeze()        # or some libraries complain at exit
     print(f'breaks: {len(breaks) - len(lost) - away} of {len(breaks)} promises are guarded'
           + (f', {away} could not be tried here' if away else '') + f' ({time.perf_counter() - start:.0f} s)')
