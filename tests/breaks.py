@@ -131,6 +131,7 @@ BREAKS = [
     Break('4.4 where to put the file of weights', 'mutate(\'libkd.teachers\', "kw[\'pretrained_cfg_overlay\'] = dict(file=str(file))", \'pass\')', 'tests/test_teachers.py::test_pretrained_without_network_says_where_to_put_the_file'),
 
     # -- 4.5 cache -----------------------------------------------------------------------------------------------------
+    Break('4.5 only those teachers that were asked for', "mutate('libkd.cache', 'some.teachers, some.live = {n: self.teachers[n] for n in names}', 'some.teachers, some.live = self.teachers')", 'tests/test_cache.py::test_only_some_teachers_teach_and_the_cache_stays_whole'),
     Break('4.5 a row is answered by its own shard', "mutate('libkd.cache', '+ rows//size', '+ 0*rows//size')", 'tests/test_cache.py::test_gather_gives_each_row_its_own_answer'),
     Break('4.5 a row is answered under its own view', "mutate('libkd.cache', '(k//shards, k % shards, at)', '(0, k % shards, at)')", 'tests/test_cache.py::test_gather_gives_each_row_its_own_answer'),
     Break('4.5 every batch carries its own rows', "mutate('libkd.views', 'int(self.rows[i])', 'int(self.rows[0])')", 'tests/test_cache.py::test_every_batch_is_paired_with_its_own_answers'),

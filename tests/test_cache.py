@@ -26,6 +26,7 @@ from torchvision.transforms import v2
 
 import tiny
 from libkd.cache import TopK, top_k, CacheCorrupt, CacheError, CacheLocked, CacheMismatch, CacheUnfinished, LogitBlock, LogitCache
+from libkd.distill import distill_learner
 from libkd.teachers import Teacher, fit_teacher
 from libkd.views import Mix, clean, finite, image_dls, replay
 
@@ -95,6 +96,16 @@ print(json.dumps([logits.shape, str(logits.dtype), samples['ids'].shape, float(l
     dls, teachers, cache = made
     out = json.loads(subprocess.run([sys.executable, '-c', code, cache.path], capture_output=True, text=True, check=True).stdout)
     assert out == [[18, 3], 'float16', [18, 16], cache.gather(torch.tensor([5]), 1)['a'][0, 2].item()]
+
+
+def test_only_some_teachers_teach_and_the_cache_stays_whole(made):
+    dls, teachers, cache = made
+    one = cache.only('b')
+    assert list(one.gather(torch.arange(3))) == ['b'] and list(cache.teachers) == ['a', 'b'] and one.verify() == cache.verify()
+    learn = distill_learner(dls, tiny.student(heads=('cls', 'inv')), teachers=one, verbose=False)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert learn.recorder.metric_names[-2:-1] == ['kd_b']
+    with pytest.raises(CacheMismatch, match='no answers of nobody. Its teachers are a, b'): cache.only()
 
 
 @pytest.fixture(scope='module')
