@@ -462,6 +462,20 @@ def hide_labels(self:Samples,
     hide = (self.parts == 'train') & ~self._draw(per_class, seed)
     return self._take(np.arange(len(self)), labels=np.where(hide, -1, self.labels))
 
+# %% ../nbs/00_data.ipynb #9abd6a2b
+@patch
+def in_memory(self:Samples,
+    size: int | None=None, # Pixels of both sides, by averaging areas; None: as they are
+    limit: int=2**31,      # Most bytes; more is refused, for it would crowd out the training
+):
+    "The same samples with their pixels at hand."
+    if not len(self): return self
+    w, h = (size, size) if size else open_image(self.source(0)).size
+    if len(self)*w*h*3 > limit: raise ValueError(f'{len(self):,} pictures of {w}×{h} pixels take {len(self)*w*h*3/1e9:.1f} GB. Give a smaller size=, a subset, or a larger limit=; or leave them on disk.')
+    small = lambda im: im.resize((size, size), Image.BOX) if size and im.size != (size, size) else im
+    pixels = [np.asarray(small(open_image(o))) for o in self.sources]
+    return Samples(pixels, self.labels, self.classes, self.parts, self.ids, self.root)
+
 # %% ../nbs/00_data.ipynb #4acb0cd6
 def _shares(n, valid, test):
     "How many of `n` samples go to valid and to test, leaving one at least for train."
