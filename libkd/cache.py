@@ -637,15 +637,15 @@ def _find_root(dl, cache):
     for root in first.parents:
         if cache.rows(np.frombuffer(sample_id(first.relative_to(root).as_posix()), np.uint8)[None])[0] >= 0: dl.root = root; return
 
-# %% ../nbs/04_cache.ipynb #cb7a547b
+# %% ../nbs/04_cache.ipynb #19761b04
 @patch
 def bind(self:LogitCache, dls:DataLoaders)->DataLoaders:
     "Loaders like `dls` whose training batches carry this cache's rows and views; raises `CacheMismatch` naming what differs"
     if list(map(str, dls.vocab)) != self.classes: raise CacheMismatch(f"The cache {self.path} has the classes {_short(self.classes)}, the data {_short(list(map(str, dls.vocab)))}.")
     _stored_dl(dls, self.policy, self.plan['dtype'])
     train = dls.train.new(cls=LogitDL, cache=self, rows=None)
-    if dls.train.rows is not None and (train.rows != dls.train.rows).any():
-        raise CacheMismatch(f"The samples stand in other rows of {self.path} than of {dls.train.cache.path}, and a batch carries one row a sample. Build both caches from the same loaders.")
+    if (other := getattr(dls.train, 'cache', None)) is not None and other.policy != self.policy:
+        raise CacheMismatch(f"{self.path} holds the views {self.policy} and {other.path}, to which these loaders are bound, {other.policy}: a student sees one of the two. Build both caches with the same views.")
     res = DataLoaders(train, *dls.loaders[1:], path=dls.path, device=dls.device)
     if len(dls.loaders) > 2: res.test = dls[2]
     return res

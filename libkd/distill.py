@@ -67,17 +67,25 @@ def checked_route(route:dict, # head -> teacher name or names
     if unheard: raise ValueError(f"route={route} leaves out teacher {', '.join(unheard)}. Give it a head, or do not pass it.")
     return route
 
-# %% ../nbs/07_distill.ipynb #238517e3
+# %% ../nbs/07_distill.ipynb #7ce19f98
 class _Stored:
     "Answers from a cache"
-    def __init__(self, cache): self.cache, self.biases = cache, {n: t['bias'] for n, t in cache.teachers.items()}
+    def __init__(self, cache): self.cache, self.biases, self.bound = cache, {n: t['bias'] for n, t in cache.teachers.items()}, None
     def __call__(self, learn):
         ride = getattr(learn.yb[0], 'ride', None)
-        if ride is None or (ride.row < 0).any():
+        rows = None if ride is None else self._own(learn.dls.train, ride.row)
+        if rows is None or (rows < 0).any():
             raise CacheMismatch(f"The training batches do not carry the rows of the cache {self.cache.path}. Make the learner with distill_learner, or bind the loaders first: dls = cache.bind(dls).")
         if any(isinstance(cb, MixHandler) for cb in learn.cbs):
             raise CacheMismatch("fastai's MixUp and CutMix mix a batch in ways that stored answers cannot know. Mix inside the view instead: image_dls(…, mix=Mix()), then build the cache.")
-        return self.cache.gather(ride.row, ride.view)
+        return self.cache.gather(rows, ride.view)
+
+    def _own(self, train, rows):
+        "Rows of our cache, from those of the cache to which the training loader is bound; None if it is bound to none"
+        bound = getattr(getattr(train, 'dl', train), 'cache', None)     # `.dl`: inside the loader of a `DistributedTrainer`
+        if bound is None or bound is self.cache: return rows if bound else None
+        if self.bound is not bound: self.bound, self.at = bound, torch.as_tensor(self.cache.rows(bound.ids))
+        return self.at[rows]
 
 class _Live:
     "Answers of a teacher to the batch at hand"
@@ -100,7 +108,7 @@ def _sources(teachers):
     if twice: raise ValueError(f"Two teachers are called {', '.join(sorted(twice))}. Give one another name: as_teacher(…, name='…').")
     return out
 
-# %% ../nbs/07_distill.ipynb #d37528cd
+# %% ../nbs/07_distill.ipynb #7c80edd6
 def _each(value, names, what, default=1., positive=True):
     "One value for every teacher, from a value or a dict"
     d = dict(value) if isinstance(value, dict) else {n: value for n in names}
@@ -128,11 +136,11 @@ class MultiTeacherDistill(Callback):
         self.given_route, self.route, self.label_weight, self.schedule = route, None, label_weight, schedule
         self.T, self.weights = _each(T, self.biases, 'T'), _each(weights, self.biases, 'weights', positive=False)
         self.losses = {n: get_loss(l) for n, l in _each(loss, self.biases, 'loss', kd_loss).items()}
-        if not any(self.weights.values()): raise ValueError("All weights are 0: no teacher would be heard. For training without teachers give teachers=None.")
+        self._refuse_silence()
         if not label_weight >= 0: raise ValueError(f"label_weight is {label_weight}: it must be 0 (teachers only) or more.")
         self.z, self.mode = None, None       # head -> logits of the batch; the hook that ends the mode
 
-# %% ../nbs/07_distill.ipynb #73bc7bf3
+# %% ../nbs/07_distill.ipynb #1057d508
 @patch(as_prop=True)
 def teachers(self:MultiTeacherDistill):
     "The `Teacher` objects of this process: live ones, and those that built the cache"
@@ -142,6 +150,10 @@ def teachers(self:MultiTeacherDistill):
 def cache(self:MultiTeacherDistill):
     "The first `LogitCache`, or None"
     return next((s.cache for s in self.sources if isinstance(s, _Stored)), None)
+
+@patch
+def _refuse_silence(self:MultiTeacherDistill):
+    if not any(self.weights.values()): raise ValueError("All weights are 0: no teacher would be heard. For training without teachers give teachers=None.")
 
 @patch
 def __getstate__(self:MultiTeacherDistill): return {**self.__dict__, 'sources': [], 'z': None}
@@ -198,7 +210,7 @@ def after_pred(self:MultiTeacherDistill):
     self.z = {h: z.float() for h, z in out.items()} if isinstance(out, dict) else {heads_of(unwrap(self.model))[0]: out.float()}
     self.learn.pred = self.z.get('cls', next(iter(self.z.values())))
 
-# %% ../nbs/07_distill.ipynb #91f826a2
+# %% ../nbs/07_distill.ipynb #fae871aa
 @patch
 def after_loss(self:MultiTeacherDistill):
     if not self.training: return
@@ -213,11 +225,14 @@ def _terms(self:MultiTeacherDistill):
     "Weighted loss of the labels and of every teacher"
     spare = [h for h in self.z if h != 'cls' and h not in self.route]
     label = (self.loss_grad + sum(self.learn.loss_func(self.z[h], *self.yb) for h in spare)) / (1 + len(spare))
-    answers = {n: z for s in self.sources for n, z in s(self.learn).items()}
+    answers = self._answers()
     factor = self.schedule(self.pct_train) if self.schedule else 1.
     return {'label': self.label_weight * label} | {
         n: factor*self.weights[n] * self.losses[n](self.z[h], answers[n].to(self.z[h].device), self._target(n), T=self.T[n])
         for h, names in self.route.items() for n in names if self.weights[n]}
+
+@patch
+def _answers(self:MultiTeacherDistill): return {n: z for s in self.sources for n, z in s(self.learn).items()}
 
 @patch
 def _target(self:MultiTeacherDistill, teacher):
@@ -237,12 +252,15 @@ def _check_finite(self:MultiTeacherDistill, terms):
     raise ValueError(f"The loss became {terms[bad[0]].item()} in epoch {self.epoch}, batch {self.iter}: term {', '.join(bad)}. "
                      "Lower the learning rate or clip gradients (GradientClip); if only a teacher's term is named, check it with cache.verify().")
 
-# %% ../nbs/07_distill.ipynb #bcad1b89
+# %% ../nbs/07_distill.ipynb #2556edcc
 @patch
 def _columns(self:MultiTeacherDistill, add):
     self.learn.metrics = [m for m in self.learn.metrics if not isinstance(m, _Term)]
     self.sums = {}
-    if add: self.learn.metrics = list(self.learn.metrics) + [_Term(self, n) for n in ('label', *self.biases)]
+    if add: self.learn.metrics = list(self.learn.metrics) + [_Term(self, n) for n in self.term_names]
+
+@patch(as_prop=True)
+def term_names(self:MultiTeacherDistill): return ('label', *self.biases)
 
 class _Term(Metric):
     "Mean of one loss term over an epoch's training batches"
@@ -254,7 +272,7 @@ class _Term(Metric):
         total, n = self.cb.sums.get(self.term, (0., 0))
         return float(total)/n if n else None
     @property
-    def name(self): return self.term if self.term == 'label' else f'kd_{self.term}'
+    def name(self): return f'kd_{self.term}' if self.term in self.cb.biases else self.term
 
 @patch
 def _note(self:MultiTeacherDistill, terms):
@@ -265,7 +283,7 @@ def _note(self:MultiTeacherDistill, terms):
 @patch
 def before_train(self:MultiTeacherDistill): self.sums = {}
 
-# %% ../nbs/07_distill.ipynb #7ca5d2d3
+# %% ../nbs/07_distill.ipynb #d5162ec3
 @dataclass(frozen=True)
 class Method:
     "A published way to distil; `METHODS[name]`"
@@ -278,13 +296,14 @@ class Method:
     reading: str    # What is our reading, and why
     settings: dict  # Arguments of `MultiTeacherDistill`
     multi_head: bool=False # Whether each teacher has a head of its own
+    callback: type=MultiTeacherDistill
 
     def __call__(self, student:nn.Module, teachers, **kw):
         "(student, callbacks)"
         names = [n for s in _sources(teachers) for n in s.biases]
         own = self.scaled(len(names))
         kw = {k: dict.fromkeys(names, own[k]) | v if isinstance(v, dict) and k in own else v for k, v in kw.items()}    # a dict names exceptions
-        return student, [MultiTeacherDistill(teachers, **{**own, **kw})]
+        return student, [self.callback(teachers, **{**own, **kw})]
 
     def scaled(self, n):
         "Settings with the teachers' weight shared among `n` of them, where the method averages"
@@ -457,7 +476,7 @@ def _bound(dls, teachers):
         if isinstance(t, LogitCache): dls = t.bind(dls)
     return dls
 
-# %% ../nbs/07_distill.ipynb #49532ead
+# %% ../nbs/07_distill.ipynb #e5a0900f
 def distill_learner(dls:DataLoaders, # Best from `image_dls`; ordinary fastai loaders do for live teachers
                     student='civt_nano', # Name of a student or timm model, or an `nn.Module`
                     teachers=None, # `LogitCache`, `Teacher`s, timm names, modules, Learners, or a list of these; None: ordinary training
@@ -472,6 +491,7 @@ def distill_learner(dls:DataLoaders, # Best from `image_dls`; ordinary fastai lo
                     weights=None, # Instead of the method's: weight of the teachers, or a dict teacher -> weight
                     label_weight=None, # Instead of the method's: weight of the label term
                     schedule=None, # Factor of the teachers' weights by progress in [0, 1]
+                    method_kw:dict=None, # Further arguments of the method's callback, e.g. `dict(stage_one=.5)` for 'dearkd'
                     loss_func=None, # The label loss; default cross-entropy
                     metrics=accuracy, # As for `Learner`
                     verbose:bool=True, # Print one line: heads ← teachers, T, weights, views
@@ -487,7 +507,7 @@ def distill_learner(dls:DataLoaders, # Best from `image_dls`; ordinary fastai lo
     dls = _own(dls)
     method = None if teachers is None else _method(method or _default_method(student, biases))
     model, cbs = _make_student(student, dls, biases, route, student_kw or {}), list(cbs) if isinstance(cbs, (list, tuple)) else [cbs]*(cbs is not None)
-    given = {k: v for k, v in dict(route=route, loss=loss, T=T, weights=weights, label_weight=label_weight, schedule=schedule).items() if v is not None}
+    given = {k: v for k, v in dict(route=route, loss=loss, T=T, weights=weights, label_weight=label_weight, schedule=schedule, **(method_kw or {})).items() if v is not None}
     if method: model, more = method(model, teachers, **given); cbs += more
     elif given: raise ValueError(f"{', '.join(given)} concern teachers, and teachers=None was given.")
     if resume: cbs.append(Resume(resume))
@@ -495,7 +515,7 @@ def distill_learner(dls:DataLoaders, # Best from `image_dls`; ordinary fastai lo
     if verbose: print(_line(learn, student, method))
     return learn
 
-# %% ../nbs/07_distill.ipynb #06a97f6f
+# %% ../nbs/07_distill.ipynb #c37a271c
 def _line(learn, student, method):
     name = student if isinstance(student, str) else type(student).__name__
     n = sum(p.numel() for p in learn.model.parameters())
@@ -507,11 +527,14 @@ def _line(learn, student, method):
     said = ', '.join(f"{h} ← {' + '.join([t] if isinstance(t, str) else t)}" for h, t in route.items())
     nums = ', '.join(f"{k} {_same(v)}" for k, v in (('T', cb.T), ('weights', cb.weights))) + f", labels {cb.label_weight:g}"
     store = f"views {cb.cache.policy} of {cb.cache.path.name} (samples, labels and views match)" if cb.cache else 'live teachers'
-    return f"{head}, {method.name}: {said} · {nums} · {store}"
+    return f"{head}, {method.name}: {said} · {nums} · {store}{cb.note()}"
+
+@patch
+def note(self:MultiTeacherDistill): return ''      # what a richer callback adds to the line
 
 def _same(d): v = list(d.values()); return f'{v[0]:g}' if len(set(v)) == 1 else str({k: round(x, 3) for k, x in d.items()})
 
-# %% ../nbs/07_distill.ipynb #dccacdda
+# %% ../nbs/07_distill.ipynb #cf95ba69
 @patch
 def distill_summary(self:Learner)->pd.DataFrame: # One row for the labels and for each teacher
     "Heads ← teachers, T, weights and views, and the share of each term in the loss of a first batch; training does not notice"
@@ -522,7 +545,8 @@ def distill_summary(self:Learner)->pd.DataFrame: # One row for the labels and fo
     head = {n: h for h, names in cb.route.items() for n in names}
     labels = dict(arm='labels', bias='', head='cls', loss='', T='', weight=cb.label_weight, source='')
     rows = [labels] + [dict(arm=n, bias=cb.biases[n], head=head[n], loss=cb.losses[n].__name__, T=cb.T[n], weight=cb.weights[n], source=_views(cb, n)) for n in head]
-    values = [terms.get(k, 0.) for k in ('label', *head)]
+    rows += [dict(arm=n, bias='', head='', loss=n, T='', weight='', source='layers') for n in terms if n not in ('label', *head)]
+    values = [terms.get(r['arm'] if r is not labels else 'label', 0.) for r in rows]
     return pd.DataFrame(rows).assign(term=values, share=[f'{v/total:.0%}' for v in values]).set_index('arm')
 
 # %% ../nbs/07_distill.ipynb #136a7993
@@ -570,12 +594,12 @@ class Resume(Callback):
         if self.epoch < self.skip: self.recorder.values[:] = self.kept[:self.epoch+1]     # a skipped epoch leaves its old row, not a new one
         else: self._save()
 
-# %% ../nbs/07_distill.ipynb #b47fdf85
+# %% ../nbs/07_distill.ipynb #e05c6520
 @patch
 def _save(self:Resume):
     train = self.dls.train
     state = dict(model=unwrap(self.model).state_dict(), opt=self.opt.state_dict(), done=self.epoch+1, n_epoch=self.n_epoch, rng=_generators(), order=train.rng.getstate(),
-                 views=getattr(train, 'epoch', None), values=[list(map(_plain, v)) for v in self.recorder.values], losses=list(map(float, self.recorder.losses)), smooth=self._smooth())
+                 cbs={type(cb).__name__: cb.resume_state() for cb in self.learn.cbs if hasattr(cb, 'resume_state')}, views=getattr(train, 'epoch', None), values=[list(map(_plain, v)) for v in self.recorder.values], losses=list(map(float, self.recorder.losses)), smooth=self._smooth())
     self.file.parent.mkdir(parents=True, exist_ok=True)
     tmp = self.file.with_suffix('.tmp')
     with open(tmp, 'wb') as f: torch.save(state, f); f.flush(); os.fsync(f.fileno())
@@ -591,6 +615,8 @@ def _load(self:Resume):
     s = torch.load(self.file, map_location='cpu', weights_only=False)
     if s['n_epoch'] != self.n_epoch: raise ValueError(f"{self.file} belongs to a fit of {s['n_epoch']} epochs, and {self.n_epoch} were asked for: the learning-rate schedule would differ. Use another folder, or delete the file.")
     unwrap(self.model).load_state_dict(s['model']); self.opt.load_state_dict(s['opt'])
+    for cb in self.learn.cbs:
+        if hasattr(cb, 'resume_state'): cb.load_resume_state(s['cbs'][type(cb).__name__])
     self.skip, self.kept = s['done'], s['values']
     self.recorder.losses[:] = s['losses']
     self.smooth, self.rng, self.order_state, self.views = s['smooth'], s['rng'], s['order'], s['views']

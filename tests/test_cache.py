@@ -757,12 +757,33 @@ def test_the_block_shows_the_views_that_were_answered_and_refuses_others(tmp_pat
         with pytest.raises(CacheMismatch, match=r'views\.item_tfms'): block(cache).new(item_tfms=other).dataloaders(root, bs=4, num_workers=0)
 
 
-def test_two_caches_with_other_rows_are_not_mixed_up(tmp_path):
+def test_every_cache_finds_its_own_rows(tmp_path):
+    from libkd.distill import distill_learner
     whole, part = tiny.loaders(), tiny.loaders(data=tiny.samples().subset(per_class=3), bs=4)
-    big, small = build(tmp_path/'big', whole, tiny.teacher('a', 1)), build(tmp_path/'small', part, tiny.teacher('b', 2))
+    a, b = tiny.teacher('a', 1), tiny.teacher('b', 2)
+    big, small, both = build(tmp_path/'big', whole, a), build(tmp_path/'small', part, b), build(tmp_path/'both', part, [a, b])
     assert (small.bind(part).train.rows == np.arange(9)).all() and not (big.bind(part).train.rows == np.arange(9)).all()
-    with pytest.raises(CacheMismatch, match='stand in other rows'): small.bind(big.bind(part))
-    assert (big.bind(big.bind(part)).train.rows == big.bind(part).train.rows).all()
+    losses = []
+    for t in (both, [big, small], [small, big]):
+        learn = distill_learner(part, tiny.Linear(4), t, method='lib-kd', seed=0, check=False, verbose=False, metrics=[])
+        with learn.no_bar(), learn.no_logging(): learn.fit(2)
+        losses.append(list(map(float, learn.recorder.losses)))
+    assert losses[1] == losses[2] and np.allclose(losses[0], losses[1], rtol=1e-3)
+
+
+def test_batches_of_another_cache_never_serve_as_ours(tmp_path):
+    from libkd.distill import MultiTeacherDistill
+    whole, part = tiny.loaders(), tiny.loaders(data=tiny.samples().subset(per_class=3), bs=4)
+    small = build(tmp_path/'small', part, tiny.teacher('b', 2))
+    for dls in (build(tmp_path/'big', whole, tiny.teacher('a', 1)).bind(whole), whole):        # samples that it lacks; no rows at all
+        learn = Learner(dls, tiny.Linear(4), cbs=MultiTeacherDistill(small))
+        with pytest.raises(CacheMismatch, match='do not carry the rows'), learn.no_bar(), learn.no_logging(): learn.fit(1)
+
+
+def test_caches_of_other_views_are_not_used_together(tmp_path):
+    dls = tiny.loaders()
+    one, two = (build(tmp_path/str(v), dls, tiny.teacher(f't{v}', v), views=v) for v in (1, 2))
+    with pytest.raises(CacheMismatch, match=r'finite\(2\).*finite\(1\)'): two.bind(one.bind(dls))
 
 
 def test_a_test_loader_of_the_block_needs_no_rows(blocked):
