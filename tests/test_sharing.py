@@ -9,6 +9,7 @@ import warnings
 import zipfile
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -217,6 +218,13 @@ def test_the_table_has_the_answers(built, kw):
     frame, z = cache.to_frame(view=1), cache.gather(torch.arange(18), 1)
     assert list(frame.columns) == ['label'] + [f'{t}/{c}' for t in 'ab' for c in tiny.CLASSES] and frame.index[3] == cache.ids[3].tobytes().hex()
     assert np.allclose(frame.filter(like='b/').to_numpy(), z['b'].dense() if kw else z['b']) and (frame.label == cache.labels).all()
+
+
+def test_the_table_goes_through_parquet(built, tmp_path):
+    pytest.importorskip('pyarrow', reason="to_parquet needs pyarrow: pip install 'libkd[scale]'")
+    frame = built('ab').to_frame()
+    frame.to_parquet(tmp_path/'answers.parquet')
+    assert pd.read_parquet(tmp_path/'answers.parquet').equals(frame)
 
 
 # -- one file ------------------------------------------------------------------------------------------------------------
