@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_samples', 'verdict_part', 'train_arm', 'run_table', 'plot_arms']
 
-# %% ../nbs/15_arms.ipynb #7afa504c
+# %% ../nbs/15_arms.ipynb #cfdb5d53
 import ast, contextlib, io, os, re, time
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelValidException
-from fastai.torch_core import defaults
 from fastcore.basics import patch
 from PIL import Image
 
@@ -25,7 +24,7 @@ from .distill import distill_learner, save_student
 from .plots import LibkdFigure, looks
 from .runs import job_key, peak_memory
 from .students import create_student
-from .teachers import fit_teacher, model_for
+from .teachers import fit_teacher, model_for, quick_adam
 from .views import REMEMBER_BYTES, Mix, finite, image_dls
 
 # %% ../nbs/15_arms.ipynb #e6806b11
@@ -44,8 +43,8 @@ def verdict_part(samples): # Samples
     "The part on which nothing is chosen"
     return 'test' if samples.has('test') else 'valid'
 
-# %% ../nbs/15_arms.ipynb #b8aaa71f
-NANO  = 'depth:4 embed_dim:64'
+# %% ../nbs/15_arms.ipynb #dbd6a7de
+NANO  = 'depth:3 embed_dim:64'
 SMALL = dict(student='civt_nano', plain='vit_nano', conv='resnet_mini', inv='rednet_mini')
 LARGE = dict(student='civt_tiny_light', plain='vit_tiny_patch16_224', conv='resnet18', inv='rednet26', args='')        # above 64 pixels
 
@@ -60,7 +59,7 @@ def run_defaults(samples,      # Samples
     if size > 64: return dict(size=size, **LARGE)
     return dict(size=size, **SMALL, args=f'patch_size:4 {NANO}' if size == 16 else NANO)
 
-# %% ../nbs/15_arms.ipynb #28e2d212
+# %% ../nbs/15_arms.ipynb #59bdb325
 def in_memory(samples,          # Samples
               limit=2**29,      # Bytes; larger sets stay on disk
 )->Samples:
@@ -75,11 +74,11 @@ class QuickLight:
     def __init__(self, size, flip=False, colour=.2): # Pixels of the shorter side; mirror at random; strength as in ColorJitter
         self.shift, self.flip, self.colour = max(1, size//8), flip, colour
 
-    def __call__(self, img): # PIL image -> PIL image
+    def __call__(self, img): # PIL image -> (3, H, W) uint8
         a, r = np.asarray(img, np.float32), torch.rand(6).numpy()          # torch's generator is the one that a view seeds
         y, x = (self._reflected(n, u) for n, u in zip(a.shape[:2], r))
         if self.flip and r[2] < .5: x = x[::-1]
-        return Image.fromarray(self._coloured(a[y[:, None], x], 1 + self.colour*(2*r[3:] - 1)).astype(np.uint8))
+        return torch.from_numpy(self._coloured(a[y[:, None], x], 1 + self.colour*(2*r[3:] - 1)).astype(np.uint8)).permute(2, 0, 1)
 
 # %% ../nbs/15_arms.ipynb #a33cbd35
 GREY = np.float32([.299, .587, .114])
@@ -111,11 +110,11 @@ def arm_dls(samples,      # Samples of the run
         keep[np.setdiff1d(valid, valid[np.linspace(0, len(valid) - 1, min(curve, len(valid))).astype(int)])] = False
     return image_dls(in_memory(samples[keep]), size=size, tfms=[QuickLight(size, flip)], bs=bs, mix=Mix(prob=float(mix)) if mix else None, seed=seed, check=False)
 
-# %% ../nbs/15_arms.ipynb #f8c54f74
+# %% ../nbs/15_arms.ipynb #f51c2c95
 class SparseValidation(Callback):
     "Validate about `times` times in a fit, and after its last epoch"
     order = 60                                    # after the recorder has reset its metrics
-    def __init__(self, times=20): self.times = times
+    def __init__(self, times=10): self.times = times
     def before_validate(self):
         every = max(1, self.n_epoch//self.times)
         if (self.epoch + 1) % every and self.epoch + 1 < self.n_epoch: raise CancelValidException()
@@ -124,15 +123,15 @@ def epochs_for(steps, dls): # Optimiser steps; loaders
     "Epochs that make about so many steps, at least one"
     return max(1, round(steps/len(dls.train)))
 
-# %% ../nbs/15_arms.ipynb #c253b535
+# %% ../nbs/15_arms.ipynb #9af3450e
 def scores(logits, y): # (n, C), (n,)
     "The columns of the table that follow from answers"
     return dict(accuracy=accuracy(logits, y), macro_accuracy=macro_accuracy(logits, y), ece=ece(logits, y), nll=nll(logits, y))
 
-def arm_learner(dls, model, args, cache, seed, distill): # loaders; name; its arguments; a LogitCache or None; seed; arguments for teaching
+def arm_learner(dls, model, args, cache, seed, distill, wd): # loaders; name; its arguments; a LogitCache or None; seed; arguments for teaching; weight decay
     "A learner of one arm"
     taught = dict(teachers=cache, **distill) if cache is not None else {}
-    return distill_learner(dls, model, seed=seed, student_kw=args, verbose=False, **taught)
+    return distill_learner(dls, model, seed=seed, student_kw=args, verbose=False, **quick_adam(wd), **taught)
 
 # %% ../nbs/15_arms.ipynb #9fdc0259
 _VIEWS = {}                          # of this process: key -> {number of a view of a sample: the view}
@@ -146,7 +145,7 @@ def share_views(dl, n, key): # A `ViewDL`; views of each sample that its trainin
     if key not in _VIEWS and len(_VIEWS) > 2: _VIEWS.clear()
     dl.memory = _VIEWS.setdefault(key, {})
 
-# %% ../nbs/15_arms.ipynb #25365105
+# %% ../nbs/15_arms.ipynb #422496e2
 def train_arm(places,        # dict: data (image folder or ''), cache (folder), out (folder)
               arm, seed, model, taught, # Name of the arm; seed; name of the model; with teachers or not
               setting,       # dict: arguments of `run_samples` ('samples') and of `arm_dls` ('dls')
@@ -159,10 +158,10 @@ def train_arm(places,        # dict: data (image folder or ''), cache (folder), 
     torch.set_num_threads(threads)
     samples = run_samples(places['data'], **setting['samples'])
     dls = arm_dls(samples, **setting['dls'])
-    learn = arm_learner(dls, model, args, LogitCache.open(places['cache']) if taught else None, seed, distill)
+    learn = arm_learner(dls, model, args, LogitCache.open(places['cache']) if taught else None, seed, distill, wd)
     start, epochs = time.perf_counter(), epochs_for(steps, learn.dls)
     share_views(learn.dls.train, min(fresh, epochs*learn.dls.train.repeats), (views_key(setting), places['cache'] if taught else ''))
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, wd=wd, cbs=SparseValidation())
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, cbs=SparseValidation())
     seconds, name = time.perf_counter() - start, f"{arm.replace(' ', '_')}-{seed}"
     preds, y = predictions({arm: learn}, dls, verdict_part(samples))
     _keep_answers(Path(places['out'])/'answers'/f'{name}.npz', preds[arm], y)
@@ -179,19 +178,12 @@ def _curve(learn): # one dict an epoch that was validated; `done` is the share o
     out = [dict(zip(names, map(float, (np.nan if v is None else v for v in r))), done=(i + 1)/len(rows)) for i, r in enumerate(rows)]
     return [r for r in out if np.isfinite(r['valid_loss'])]
 
-# %% ../nbs/15_arms.ipynb #0dcb021d
+# %% ../nbs/15_arms.ipynb #aa4ef9b3
 class SharedViews(Callback):
     "Views are made once a process; the first `n` of each sample are seen in turn"
     order = -5
     def __init__(self, n, key): self.number, self.key = n, key
     def before_fit(self): share_views(self.dls.train, self.number, self.key)
-
-@contextlib.contextmanager
-def every_learner(*cbs):
-    "Every `Learner` that is made inside has these callbacks too"
-    usual, defaults.callbacks = defaults.callbacks, [*defaults.callbacks, *cbs]
-    try: yield
-    finally: defaults.callbacks = usual
 
 # %% ../nbs/15_arms.ipynb #ce381b45
 def capped(epochs, steps, samples, bs): # Passes; most steps; Samples; batch size
@@ -199,14 +191,18 @@ def capped(epochs, steps, samples, bs): # Passes; most steps; Samples; batch siz
     a_pass = max(1, len(samples.train.labelled)//bs)
     return max(1, min(epochs, steps//a_pass))
 
-# %% ../nbs/15_arms.ipynb #715d17ca
-def train_teacher(places, name, setting, epochs, fresh, seed=0, check=True, threads=1, **identity):
-    "Train one teacher, or find it"
-    torch.set_num_threads(threads)
+# %% ../nbs/15_arms.ipynb #49de46b1
+def run_teacher(places, name, setting, epochs, fresh, seed=0, check=True):
+    "One teacher of a run: trained, or found"
     dls = arm_dls(run_samples(places['data'], **setting['samples']), taught=False, **setting['dls'])
-    start, cbs = time.perf_counter(), (SparseValidation(10), SharedViews(fresh, (views_key(setting), '')))
-    with contextlib.redirect_stdout(io.StringIO()), every_learner(*cbs):
-        fit_teacher(name, dls, epochs=epochs, seed=seed, folder=Path(places['out'])/'teachers', check=check)
+    with contextlib.redirect_stdout(io.StringIO()):
+        return fit_teacher(name, dls, epochs=epochs, seed=seed, folder=Path(places['out'])/'teachers', check=check, cbs=[SharedViews(fresh, (views_key(setting), ''))])
+
+def train_teacher(places, threads=1, data_digest='', **teacher): # arguments of `run_teacher`; the digest makes the job another job
+    "Train one teacher in a worker process"
+    torch.set_num_threads(threads)
+    start = time.perf_counter()
+    run_teacher(places, **teacher)
     return dict(seconds=time.perf_counter() - start)
 
 # %% ../nbs/15_arms.ipynb #9605fafb
@@ -228,7 +224,7 @@ def yes_no(text, auto): # 'yes', 'no' or 'auto'; what auto means
     if text not in known: raise ValueError(f"{text!r} is none of {', '.join(known)}")
     return known[text]
 
-# %% ../nbs/15_arms.ipynb #0e9da380
+# %% ../nbs/15_arms.ipynb #dc4e186e
 def timed(f, n=3):
     "Median seconds of `n` calls, after one that does not count"
     f()
@@ -239,7 +235,7 @@ def timed(f, n=3):
 
 def train_step(model, x, y): # module, batch (B, 3, H, W), labels (B,)
     "A function that takes one optimiser step"
-    opt = torch.optim.AdamW(model.train().parameters())
+    opt = torch.optim.AdamW(model.train().parameters(), fused=True)
     def step():
         torch.nn.functional.cross_entropy(model(x), y).backward()
         opt.step(); opt.zero_grad()

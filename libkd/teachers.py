@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'ResNetMini', 'resnet_mini', 'model_name', 'classes_of', 'size_of', 'stats_of', 'model_for', 'bias_of',
            'Teacher', 'as_teacher', 'ChanceError', 'answers', 'check_teacher', 'labelled_loader', 'load_teacher',
-           'fit_teacher', 'warn_if_uneven']
+           'decaying', 'quick_adam', 'fit_teacher', 'warn_if_uneven']
 
-# %% ../nbs/03_teachers.ipynb #687d3430
+# %% ../nbs/03_teachers.ipynb #d6bb2ee0
 import copy, difflib, hashlib, json, re, time, warnings
 from contextlib import ExitStack
 from functools import partial
@@ -22,6 +22,8 @@ from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from fastai.metrics import accuracy
+from fastai.optimizer import OptimWrapper
+from fastai.torch_core import norm_bias_params
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -472,7 +474,19 @@ def load_teacher(
     if not whole: raise ValueError(f'{folder} is damaged ({why}). Delete it; fit_teacher then trains this teacher again.')
     return t
 
-# %% ../nbs/03_teachers.ipynb #71632ddb
+# %% ../nbs/03_teachers.ipynb #ce96558d
+def decaying(model): # A module
+    "Trainable parameters in two groups: those that decay, and norms and biases, which do not"
+    rest = set(norm_bias_params(model))
+    return [[p for p in model.parameters() if p.requires_grad and (p in rest) == r] for r in (False, True)]
+
+def quick_adam(
+    wd: float=.01, # Weight decay
+) -> dict:         # Arguments of a `Learner`
+    "fastai's default `Adam` in one call a step"
+    return dict(opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, betas=(.9, .99), eps=1e-5, fused=True), splitter=decaying, wd=[wd, 0.])
+
+# %% ../nbs/03_teachers.ipynb #49b78b11
 def _create_args(name, dls):
     "What `timm.create_model` needs to make this model again."
     model = model_for(name, dls)
@@ -483,35 +497,35 @@ class _NoValidation(Callback):
     "Epochs without looking at the validation part, which would take longer than training where labels are few."
     def before_validate(self): raise CancelValidException
 
-def _trained(model, dls, epochs, lr, wd, seed, verbose):
+def _trained(model, dls, epochs, lr, wd, seed, verbose, cbs):
     "The model after `fit_one_cycle` on the labelled training images."
     with rng_scope(seed): train = labelled_loader(dls)
-    learn = Learner(DataLoaders(train, dls.valid, device=dls.device), model, metrics=accuracy, wd=wd)
+    learn = Learner(DataLoaders(train, dls.valid, device=dls.device), model, metrics=accuracy, cbs=cbs, **quick_adam(wd))
     quiet = [] if verbose else [learn.no_bar(), learn.no_logging(), learn.added_cbs(_NoValidation())]
     with rng_scope(seed), ExitStack() as stack:
         for q in quiet: stack.enter_context(q)
         learn.fit_one_cycle(epochs, lr)
     return learn.model.cpu()
 
-# %% ../nbs/03_teachers.ipynb #5ec730f9
+# %% ../nbs/03_teachers.ipynb #e5ca18a1
 def _valid_accuracy(t, dls):
     "Accuracy on the validation part; None where there is none."
     if not len(dls.valid_ds): return None
     with rng_scope(0): y = torch.cat([b[-1].cpu() for b in dls.valid])
     return float((answers(t, dls.valid, stats_of(dls)).argmax(1) == y).float().mean())
 
-def _made(name, dls, epochs, lr, wd, pretrained, seed, as_name, verbose):
+def _made(name, dls, epochs, lr, wd, pretrained, seed, as_name, verbose, cbs):
     "A teacher, trained now."
     with rng_scope(seed):
         model, create = _create_args(name, dls)
         if pretrained: model = _pretrained(name, **create)
-    model = _trained(model, dls, epochs, lr or (1e-3 if pretrained else 5e-3), wd, seed, verbose)
+    model = _trained(model, dls, epochs, lr or (1e-3 if pretrained else 5e-3), wd, seed, verbose, cbs)
     size = size_of(dls) if 'img_size' in create else None
     t = Teacher(model, classes_of(dls), as_name, None, *stats_of(dls), size=size)
     t.accuracy = _valid_accuracy(t, dls)
     return t, dict(arch=model_name(name), create=create)
 
-# %% ../nbs/03_teachers.ipynb #7fe81f9a
+# %% ../nbs/03_teachers.ipynb #7bb71bbd
 def fit_teacher(
     name: str,               # timm name, or 'resnet_mini', 'rednet_mini'
     dls,                     # Data with labels
@@ -524,15 +538,16 @@ def fit_teacher(
     as_name: str | None=None,# Another name in caches and tables, for instance for a second seed
     check: bool=True,        # Refuse a teacher at chance
     verbose: bool=False,     # fastai's table while it trains
+    cbs: list=(),            # Further fastai callbacks; their classes are a part of the digest
 ) -> Teacher:
     "A teacher for these data: trained and saved, or loaded if it was made before."
     began, label, samples = time.time(), as_name or model_name(name).split('/')[-1].lower(), Samples.from_dls(dls)
     with rng_scope(seed): epochs = epochs or max(20, -(-600//max(1, len(labelled_loader(dls)))))
-    args = dict(name=model_name(name), epochs=epochs, lr=lr, wd=wd, pretrained=pretrained, seed=seed, data=_data_digest(dls, samples))
+    args = dict(name=model_name(name), epochs=epochs, lr=lr, wd=wd, pretrained=pretrained, seed=seed, data=_data_digest(dls, samples), **({'cbs': [type(c).__name__ for c in cbs]} if cbs else {}))
     path = Path(folder)/f'{label}-{hashlib.sha256(json.dumps(args, sort_keys=True).encode()).hexdigest()[:12]}'
     if (old := path.is_dir()): t = load_teacher(path)
     else:
-        t, info = _made(name, dls, epochs, lr, wd, pretrained, seed, label, verbose)
+        t, info = _made(name, dls, epochs, lr, wd, pretrained, seed, label, verbose, list(cbs))
         if check: check_teacher(t, dls)
         write_once(path, lambda tmp: _save_teacher(tmp, t, info | dict(args=args, seconds=round(time.time() - began, 1))))
     did = 'loaded' if old else f'trained on {len(samples.train.labelled):,} images, {epochs} epochs'

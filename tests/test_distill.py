@@ -20,7 +20,7 @@ import tiny
 from libkd.cache import CacheMismatch, LogitCache
 from libkd.distill import METHODS, MultiTeacherDistill, cite, distill_learner, load_student, recipe, save_student
 from libkd.losses import hard_kd_loss, kd_loss
-from libkd.teachers import ChanceError, Teacher
+from libkd.teachers import ChanceError, Teacher, quick_adam
 from libkd.views import Mix, finite, replay
 
 SMALL = dict(depth=1, embed_dim=32, num_heads=2)
@@ -300,9 +300,9 @@ class Killed(Callback):
         if self.training and self.epoch == self.stop and self.iter == (self.at or 0): raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize('epoch, batch', [(1, 0), (2, 1), (3, 2)])
-def test_a_killed_fit_continues_with_the_same_history(tmp_path, epoch, batch):
-    kw = dict(student_kw={**SMALL, 'drop_rate': .2}, teachers=two())
+@pytest.mark.parametrize('epoch, batch, more', [(1, 0, {}), (2, 1, quick_adam(.05)), (3, 2, {})], ids=['1-0', '2-1-quick_adam', '3-2'])
+def test_a_killed_fit_continues_with_the_same_history(tmp_path, epoch, batch, more):
+    kw = dict(student_kw={**SMALL, 'drop_rate': .2}, teachers=two(), **more)
     whole = learner(**kw)
     with whole.no_bar(), whole.no_logging(): whole.fit_one_cycle(4, 1e-3)
     first = learner(**kw, resume=tmp_path, cbs=Killed(epoch, batch))

@@ -1,5 +1,5 @@
 """Runs: statistics against scipy and simulations, parameters, jobs that survive a kill, pages, the command line."""
-import json, math, os, re, signal, subprocess, sys, textwrap, time
+import json, math, os, re, shutil, signal, subprocess, sys, textwrap, time
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest
@@ -335,11 +335,21 @@ def test_the_main_run_can_be_parameterised_by_scalars_that_are_explained():
 
 
 # -- end to end --------------------------------------------------------------------------------------------------------
+def some_digits(folder, **parts):
+    "An image folder with so many digits a class in each part"
+    from libkd.data import digits
+    for part, n in parts.items():
+        for c in sorted((digits()/part).iterdir()):
+            (folder/part/c.name).mkdir(parents=True)
+            for f in sorted(c.iterdir())[:n]: shutil.copy(f, folder/part/c.name)
+    return folder
+
+
 @pytest.mark.slow
 def test_the_main_run_from_images_to_answers(tmp_path):
-    from libkd.data import digits
-    words = ['-p', 'steps=12', 'conv_epochs=4', 'inv_epochs=4', 'student_args=depth:2', 'seeds=2', 'views=2', 'bs=32', 'jobs=2']
-    first = libkd('run', digits(), '--folder', tmp_path/'run', *words)
+    data = some_digits(tmp_path/'data', train=30, valid=10, test=10)
+    words = ['-p', 'steps=12', 'conv_epochs=8', 'inv_epochs=8', 'student_args=depth:1', 'seeds=2', 'views=2', 'bs=32', 'jobs=2']
+    first = libkd('run', data, '--folder', tmp_path/'run', *words)
     assert first.returncode == 0, first.stderr
     result = runs.read_json(tmp_path/'run'/'result.json')
     assert [r['arm'] for r in result['table']] == ['taught', 'untaught', 'plain ViT', 'resnet_mini', 'rednet_mini', 'mean of the teachers']
@@ -347,14 +357,40 @@ def test_the_main_run_from_images_to_answers(tmp_path):
     made = {p: p.stat().st_mtime for p in (tmp_path/'run'/'jobs').glob('*.json')}
     assert len(made) == 2 + 1 + 3*2
     assert {'distill.ipynb', 'history.csv', 'student', 'figures'} <= {p.name for p in (tmp_path/'run').iterdir()}
-    again = libkd('run', *words, f"data={digits()}", f"folder={tmp_path/'run'}")        # trains nothing, says the same
+    again = libkd('run', *words, f"data={data}", f"folder={tmp_path/'run'}")        # trains nothing, says the same
     assert again.returncode == 0 and {p: p.stat().st_mtime for p in (tmp_path/'run'/'jobs').glob('*.json')} == made
     assert runs.read_json(tmp_path/'run'/'result.json')['metrics'] == result['metrics']
     answers = tmp_path/'answers.csv'
     (tmp_path/'bad.png').write_bytes(b'no image')
-    out = libkd('predict', tmp_path/'run'/'student', digits()/'test', tmp_path/'bad.png', '--out', answers)
+    out = libkd('predict', tmp_path/'run'/'student', data/'test', tmp_path/'bad.png', '--out', answers)
     rows = pd.read_csv(answers, dtype={'class': str})
-    assert out.returncode == 0 and len(rows) == 401 and rows['error'].notna().sum() == 1
+    assert out.returncode == 0 and len(rows) == 101 and rows['error'].notna().sum() == 1
     right = (rows['class'] == rows['file'].map(lambda f: Path(f).parent.name))[rows['error'].isna()].mean()
     taught = next(r for r in result['runs'] if r['arm'] == 'taught' and r['seed'] == 0)
     assert abs(right - taught['accuracy']) < .006                            # the same student, prepared the same way
+
+
+@pytest.mark.slow
+def test_every_line_of_the_front_page_can_be_run_twice(tmp_path, monkeypatch):
+    "A reader of a notebook runs a cell again, or all of them: everything below `dls` is made anew, loaded or opened"
+    import ast
+    from fresh import ten_lines
+    code = ten_lines() + '\nstudent.explore_disagreement()'
+    for old, new in (('cluttered_digits()', 'cluttered_digits(train=60, unlabelled=60, valid=60, test=20)'), ('_mini\', dls)', '_mini\', dls, epochs=2, check=False)'),
+                     ('views=4)', 'views=4, check=False)'), ('fit_one_cycle(10)', 'fit_one_cycle(1)')):
+        assert old in code
+        code = code.replace(old, new)
+    monkeypatch.chdir(tmp_path)
+    lines, names = ast.parse(code).body, {}
+    assert len(lines) == 10
+    for line in [o for o in lines for _ in range(2)] + lines: exec(compile(ast.unparse(line), '<ten lines>', 'exec'), names)
+    assert len(list((tmp_path/'teachers').iterdir())) == 2                   # the second call found the first one's
+    assert names['student'].recorder.values and names['student'].model is not names['plain'].model
+
+
+@pytest.mark.slow
+def test_the_lesson_on_views_runs_through_papermill(tmp_path):
+    done = runs.run('02_view_policies', tmp_path, show=False, images=300, epochs=3, seeds=2, jobs=2)
+    assert done == {} and len(list((tmp_path/'jobs').glob('*.json'))) == 2*6
+    table = [o for c in runs.read_json(tmp_path/'02_view_policies.ipynb')['cells'] if 'with answers' in ''.join(c['source']) for o in c.get('outputs', [])]
+    assert all(p in str(table) for p in ('untaught', 'clean', 'finite_1', 'finite_4', 'replay', 'live'))
