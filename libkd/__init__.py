@@ -4,7 +4,7 @@
 """
 __version__ = "0.1.0"
 
-_ROOMS = ('data', 'views', 'involution', 'teachers', 'cache', 'students', 'losses', 'distill', 'diagnose', 'plots', 'widgets', 'runs', 'evidence', 'arms', 'report', 'sharing', 'cli', 'all')
+_ROOMS = ('data', 'views', 'involution', 'teachers', 'cache', 'students', 'losses', 'distill', 'features', 'datafree', 'diagnose', 'plots', 'widgets', 'runs', 'evidence', 'arms', 'report', 'sharing', 'cli', 'all')
 
 
 def __getattr__(name):

@@ -7,6 +7,8 @@ from .cache import *
 from .students import *
 from .losses import *
 from .distill import *
+from .features import *
+from .datafree import *
 from .diagnose import *
 from .plots import *
 from .widgets import *
