@@ -3,6 +3,7 @@ import os, shutil, tempfile
 
 for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ.setdefault(name, '1')   # two threads on two shared cores are slower than one
 os.environ.setdefault('MPLBACKEND', 'Agg')
+os.environ.setdefault('HF_HUB_OFFLINE', '1')             # tests ask no network, and do not wait a minute for one
 
 import pytest
 from hypothesis import Phase, settings

@@ -155,7 +155,7 @@ def main(breaks, argv=None):
     if args.only: breaks = [b for b in breaks if any(o in b.promise + ' ' + b.test for o in args.only)]
     if not breaks: print('no breaks to run'); return int(bool(args.only))
     os.chdir(ROOT)
-    for k, v in dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', MPLBACKEND='Agg', PYTEST_DISABLE_PLUGIN_AUTOLOAD='1').items(): os.environ[k] = v
+    for k, v in dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', MPLBACKEND='Agg', HF_HUB_OFFLINE='1', PYTEST_DISABLE_PLUGIN_AUTOLOAD='1').items(): os.environ[k] = v
     import warnings
     start = time.perf_counter()
     with warnings.catch_warnings():
