@@ -134,13 +134,13 @@ def test_teachers_stay_as_they_are_and_gradients_reach_the_images(tmp_path):
     assert t.fingerprint == before and not any(m.training for m in t.model.modules()) and not hooks(t.model)
     assert all(torch.equal(v, buffers[k]) for k, v in t.model.state_dict().items()) and all(p.grad is None for p in t.model.parameters())
     x = torch.randn(6, 3, 8, 8, requires_grad=True)
-    with D.reading(t, D.bn_layers(t)) as read:
+    with D.inside(t, D.bn_layers(t)) as read:
         for part in (read(x)[0].sum(), D.bn_loss(read(x)[1], D.bn_layers(t)), read(x)[2].sum()): assert torch.autograd.grad(part, x)[0].abs().sum() > 0
 
 
 def test_what_is_read_is_what_enters(tmp_path):
     t, x = teacher(), torch.randn(5, 3, 8, 8)
-    with D.reading(t, D.bn_layers(t)) as read: z, seen, f = read(x)
+    with D.inside(t, D.bn_layers(t)) as read: z, seen, f = read(x)
     torch.testing.assert_close(z, t.logits(x))
     torch.testing.assert_close(seen[0], t.model.a(x))
     torch.testing.assert_close(t.model.out(f), z)
@@ -151,7 +151,7 @@ def test_hooks_are_gone_after_an_exception(tmp_path, monkeypatch):
     monkeypatch.setattr(D, 'tv_loss', lambda *a: 1/0)
     with pytest.raises(ZeroDivisionError): make(tmp_path/'a', t)
     assert not hooks(t.model)
-    with pytest.raises(RuntimeError), D.reading(t, D.bn_layers(t)) as read: read(torch.zeros(1, 2, 8, 8))
+    with pytest.raises(RuntimeError), D.inside(t, D.bn_layers(t)) as read: read(torch.zeros(1, 2, 8, 8))
     assert not hooks(t.model)
 
 
@@ -369,7 +369,7 @@ def test_diversity_by_hand(tmp_path):
     said = t.logits(x).argmax(1)
     apart = [np.mean([(f[i] - f[j]).norm().item() for i in range(len(y)) for j in range(i) if y[i] == y[j] == c]) for c in range(3)]
     p = np.bincount(said, minlength=3)/len(said)
-    row = D.diversity({'real': s}, t).loc['real']
+    row = D.image_diversity({'real': s}, t).loc['real']
     assert row['images'] == 24 and row['distance'] == pytest.approx(np.mean(apart), abs=1e-4)
     assert row['agrees'] == pytest.approx((said == y).float().mean().item()) and row['coverage'] == pytest.approx((p > 0).mean())
     assert row['entropy'] == pytest.approx(-sum(v*math.log(v) for v in p if v)/math.log(3), abs=1e-6)
@@ -380,18 +380,18 @@ def _features(t, x):
 
 
 def test_noise_is_always_in_the_table(tmp_path):
-    table = D.diversity({'synthetic': make(tmp_path/'a'), 'real': tiny.samples()}, teacher())
+    table = D.image_diversity({'synthetic': make(tmp_path/'a'), 'real': tiny.samples()}, teacher())
     assert list(table.index) == ['noise', 'synthetic', 'real'] and table.loc['noise', 'images'] == 12
     assert table.loc['real', 'images'] == 24
-    assert D.diversity({'x': tiny.samples()}, teacher(), per_class=2).loc['x', 'images'] == 6
-    with pytest.raises(ValueError, match='must be the same'): D.diversity({'x': tiny.samples()}, Teacher(Net(), 'abc'))
+    assert D.image_diversity({'x': tiny.samples()}, teacher(), per_class=2).loc['x', 'images'] == 6
+    with pytest.raises(ValueError, match='must be the same'): D.image_diversity({'x': tiny.samples()}, Teacher(Net(), 'abc'))
 
 
 def test_classes_in_another_order_are_compared_by_name():
     s = tiny.samples()
     t = teacher()
     turned = Samples(s.items, 2 - s.labels, s.classes[::-1], s.parts, s.ids)
-    a, b = (D.diversity({'x': o}, t).loc['x'] for o in (s, turned))
+    a, b = (D.image_diversity({'x': o}, t).loc['x'] for o in (s, turned))
     assert a['agrees'] == pytest.approx(b['agrees']) and a['distance'] == pytest.approx(b['distance'], abs=1e-5)
 
 
