@@ -6,8 +6,8 @@
 __all__ = ['STATS', 'TERMS', 'bn_layers', 'bn_loss', 'tv_loss', 'l2_loss', 'competition_loss', 'intra_divergence_loss', 'inside',
            'image_grid', 'synthesize', 'image_diversity', 'datafree_learner']
 
-# %% ../nbs/09_datafree.ipynb #68fb40a6
-import base64, difflib, io, json, math, os, shutil, sys
+# %% ../nbs/09_datafree.ipynb #e56a731d
+import base64, copy, difflib, io, json, math, os, shutil, sys
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -148,7 +148,7 @@ def _parts(x, y, reads, layers, rival, terms):
     if rival: f['compete'] = lambda: mean(lambda o, l, z=_asked(rival, x): competition_loss(z, o[0]))
     return {k: f[k]() for k, a in terms.items() if a}
 
-# %% ../nbs/09_datafree.ipynb #8c11986f
+# %% ../nbs/09_datafree.ipynb #4c1faadd
 def _pixels(x, clip=False):
     "Images `(B, 3, H, W)` in [0, 1]; or, with `clip`, in the units of `STATS` again"
     m, s = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in STATS)
@@ -169,6 +169,7 @@ def _dream(plan, k, y, reads, layers, rival, device, watch):
             opt.step()
             with torch.no_grad(): x.copy_(_pixels(x, clip=True))
             watch(x.detach(), {n: v.detach() for n, v in parts.items()})
+    if not x.isfinite().all(): raise ValueError(f'batch {k} became NaN: a teacher answers NaN, or lr={plan["lr"]:g} is too high.')
     return _pixels(x.detach()).cpu()
 
 # %% ../nbs/09_datafree.ipynb #7039cfe1
@@ -212,15 +213,17 @@ def _check_numbers(plan):
         if not plan[k] >= v: raise ValueError(f'{k}={plan[k]}: at least {v} is needed' + (', a class without images is none' if k == 'per_class' else ', a batch has statistics from two images on' if k == 'bs' else '') + '.')
     if plan['low'] > 1: raise ValueError(f"low={plan['low']}: a share of the steps, from 0 to 1, is needed.")
 
-# %% ../nbs/09_datafree.ipynb #e2badfb5
+# %% ../nbs/09_datafree.ipynb #09d7b948
 def _flat(d, at=''):
     return {n: o for k, v in d.items() for n, o in (_flat(v, f'{at}{k}.').items() if isinstance(v, dict) else [(at + k, v)])}
 
 def _found(folder, plan):
     "Is this folder's card there, and does it say the same? `ValueError` where it says something else"
-    if not folder.exists() or folder.is_dir() and all(p.name.startswith('.') for p in folder.iterdir()): return False
-    try: old = _flat(json.loads((folder/'card.json').read_text(encoding='utf-8'))['plan'])
-    except (OSError, ValueError, KeyError, TypeError): raise FileExistsError(f'{folder} exists and is not a folder of synthetic images (no readable card.json). Give another folder; this one is not touched.') from None
+    if not folder.exists() or folder.is_dir() and all(p.name in ('.lock', '.card.json') for p in folder.iterdir()): return False
+    try:
+        card = json.loads((folder/'card.json').read_text(encoding='utf-8'))
+        old = _flat(card['plan'] if card['about'].startswith('Synthetic images') else None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError): raise FileExistsError(f'{folder} exists and is not a folder of synthetic images (no readable card.json). Give another folder; this one is not touched.') from None
     for k, new in _flat(plan).items():
         if old.get(k) != new: raise ValueError(f'{folder} was made with {k} = {old.get(k)}; asked for is {k} = {new}. Give the same arguments, another folder, or overwrite=True.')
     return True
@@ -308,11 +311,11 @@ def _make(folder, plan, teachers, rival):
             x = _dream(plan, k, torch.tensor(c, device=device), reads, layers, rival and rival.to(device), device, watch)
             for im, f in zip(x, files): _save(im, f)
 
-# %% ../nbs/09_datafree.ipynb #c123c85b
+# %% ../nbs/09_datafree.ipynb #948594e2
 def _rival(student, plan):
     "The student as it is now, frozen; its fingerprint goes into the plan"
     classes = None if isinstance(student, Learner) else plan['classes']
-    t = as_teacher(student, classes=classes, name='student')
+    t = copy.copy(as_teacher(student, classes=classes, name='student'))
     if t.classes != plan['classes']: raise ValueError(f'the student has the classes {t.classes[:5]}, the teachers {plan["classes"][:5]}: these must be the same, in one order.')
     t.size = t.size or (plan['size'],)*2                 # a transformer wants its size at half resolution, too
     plan['student'] = t.fingerprint

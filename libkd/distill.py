@@ -210,7 +210,7 @@ def after_pred(self:MultiTeacherDistill):
     self.z = {h: z.float() for h, z in out.items()} if isinstance(out, dict) else {heads_of(unwrap(self.model))[0]: out.float()}
     self.learn.pred = self.z.get('cls', next(iter(self.z.values())))
 
-# %% ../nbs/07_distill.ipynb #fae871aa
+# %% ../nbs/07_distill.ipynb #f92a8c47
 @patch
 def after_loss(self:MultiTeacherDistill):
     if not self.training: return
@@ -231,6 +231,7 @@ def _terms(self:MultiTeacherDistill):
         n: factor*self.weights[n] * self.losses[n](self.z[h], answers[n].to(self.z[h].device), self._target(n), T=self.T[n])
         for h, names in self.route.items() for n in names if self.weights[n]}
 
+# %% ../nbs/07_distill.ipynb #57602112
 @patch
 def _answers(self:MultiTeacherDistill): return {n: z for s in self.sources for n, z in s(self.learn).items()}
 
@@ -252,7 +253,7 @@ def _check_finite(self:MultiTeacherDistill, terms):
     raise ValueError(f"The loss became {terms[bad[0]].item()} in epoch {self.epoch}, batch {self.iter}: term {', '.join(bad)}. "
                      "Lower the learning rate or clip gradients (GradientClip); if only a teacher's term is named, check it with cache.verify().")
 
-# %% ../nbs/07_distill.ipynb #2556edcc
+# %% ../nbs/07_distill.ipynb #d21adacd
 @patch
 def _columns(self:MultiTeacherDistill, add):
     self.learn.metrics = [m for m in self.learn.metrics if not isinstance(m, _Term)]
@@ -262,6 +263,7 @@ def _columns(self:MultiTeacherDistill, add):
 @patch(as_prop=True)
 def term_names(self:MultiTeacherDistill): return ('label', *self.biases)
 
+# %% ../nbs/07_distill.ipynb #ba946b42
 class _Term(Metric):
     "Mean of one loss term over an epoch's training batches"
     def __init__(self, cb, term): self.cb, self.term = cb, term
@@ -515,7 +517,7 @@ def distill_learner(dls:DataLoaders, # Best from `image_dls`; ordinary fastai lo
     if verbose: print(_line(learn, student, method))
     return learn
 
-# %% ../nbs/07_distill.ipynb #c37a271c
+# %% ../nbs/07_distill.ipynb #bc07612c
 def _line(learn, student, method):
     name = student if isinstance(student, str) else type(student).__name__
     n = sum(p.numel() for p in learn.model.parameters())
@@ -530,7 +532,9 @@ def _line(learn, student, method):
     return f"{head}, {method.name}: {said} · {nums} · {store}{cb.note()}"
 
 @patch
-def note(self:MultiTeacherDistill): return ''      # what a richer callback adds to the line
+def note(self:MultiTeacherDistill):
+    "What a richer callback adds to the line"
+    return ''
 
 def _same(d): v = list(d.values()); return f'{v[0]:g}' if len(set(v)) == 1 else str({k: round(x, 3) for k, x in d.items()})
 

@@ -8,7 +8,7 @@ __all__ = ['RULES', 'Feature', 'as_feature', 'reading', 'depth_of', 'probe', 'fe
            'SimilarityPreserving', 'Relations', 'attention_of', 'PartiallyCrossAttention', 'patch_groups',
            'GroupwiseLinear', 'Discriminator', 'CAKD', 'multi_view', 'FeatureDistill', 'cakd_ramp']
 
-# %% ../nbs/08_features.ipynb #3e40ef69
+# %% ../nbs/08_features.ipynb #6844f931
 import copy, difflib
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
@@ -16,7 +16,6 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from fastai.callback.training import GradientClip
 from fastai.torch_core import num_distrib, trainable_params
 from fastcore.basics import patch
 from timm.layers import Attention
@@ -24,9 +23,9 @@ from torch import nn
 
 from .distill import METHODS, Method, MultiTeacherDistill, _Live, unwrap
 from .losses import hard_kd_loss
-from .teachers import Teacher, as_teacher, size_of
+from .teachers import Teacher, size_of
 
-# %% ../nbs/08_features.ipynb #7f4b7b3c
+# %% ../nbs/08_features.ipynb #3604348a
 class Feature(NamedTuple):
     "What a layer says about a batch: one vector for each place of a grid"
     tokens: torch.Tensor # (B, N, D), row by row
@@ -36,7 +35,9 @@ class Feature(NamedTuple):
     def map(self): return self.tokens.transpose(1, 2).unflatten(2, self.grid)      # (B, D, rows, columns)
 
     @classmethod
-    def of_map(cls, x): return cls(x.flatten(2).transpose(1, 2), tuple(x.shape[-2:]))
+    def of_map(cls, x): # (B, D, rows, columns)
+        "From a map"
+        return cls(x.flatten(2).transpose(1, 2), tuple(x.shape[-2:]))
 
 # %% ../nbs/08_features.ipynb #31648184
 def _patch_grid(model, size): # (height, width) of the images
@@ -171,14 +172,16 @@ def _checked_pair(p):
     why = 'one of them has a single place' if min(h*w, a*b) == 1 else 'they have different proportions'
     raise ValueError(f"{p} cannot be matched: {why}. Choose layers with feature_layers(model, x); layers={{'{p.student}': …}}.")
 
-# %% ../nbs/08_features.ipynb #6827c0cf
+# %% ../nbs/08_features.ipynb #35943bcf
 def to_grid(f:Feature, grid)->Feature: # (rows, columns)
     "Average over the cells of a coarser grid, or interpolate to a finer one"
     if f.grid == tuple(grid): return f
     finer = f.grid[0] >= grid[0] and f.grid[1] >= grid[1]
     return Feature.of_map(F.adaptive_avg_pool2d(f.map, grid) if finer else F.interpolate(f.map, grid, mode='bilinear', align_corners=False))
 
-def coarser(a:Feature, b:Feature): return min(a.grid, b.grid, key=lambda g: g[0]*g[1])
+def coarser(a:Feature, b:Feature)->tuple:
+    "The grid with fewer places"
+    return min(a.grid, b.grid, key=lambda g: g[0]*g[1])
 
 # %% ../nbs/08_features.ipynb #74e9d177
 class PairRule(nn.Module):
@@ -466,7 +469,7 @@ def _answers(self:FeatureDistill):
     self.theirs = {n: Feature(f.tokens.clone(), f.grid) for n, f in theirs.items()}
     return answers
 
-# %% ../nbs/08_features.ipynb #cec71b68
+# %% ../nbs/08_features.ipynb #e687e077
 @patch
 def _terms(self:FeatureDistill):
     if self.alone: return {'label': sum(self.learn.loss_func(z, *self.yb) for z in self.z.values())/len(self.z)}
@@ -488,10 +491,13 @@ def note(self:FeatureDistill):
     return f" · {'+'.join(self.rule.terms)}: {', '.join(s)} ← {', '.join(t)} of {self.advisor.name}{stage}"
 
 @patch
-def resume_state(self:FeatureDistill): return dict(rule=self.rule.state_dict(), judge=self.rule.judge.opt.state_dict() if hasattr(self.rule, 'judge') else None)
+def resume_state(self:FeatureDistill):
+    "What `Resume` saves of the rule"
+    return dict(rule=self.rule.state_dict(), judge=self.rule.judge.opt.state_dict() if hasattr(self.rule, 'judge') else None)
 
 @patch
-def load_resume_state(self:FeatureDistill, state):
+def load_resume_state(self:FeatureDistill, state): # From `resume_state`
+    "Go on with a saved rule"
     self.rule.load_state_dict(state['rule'])
     if state['judge']: self.rule.judge.opt.load_state_dict(state['judge'])
 

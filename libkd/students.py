@@ -209,7 +209,7 @@ class MultiHeadConvAttention(Attention):
 
     def forward(self, x, attn_mask=None, is_causal=False): return super().forward(x, attn_mask=self.position_scores().to(x.dtype)[None])
 
-# %% ../nbs/05_students.ipynb #5910f840
+# %% ../nbs/05_students.ipynb #9c310d92
 class TokenViT(VisionTransformer):
     "A timm ViT with one token and one linear head for the labels and for each teacher; CivT (2106.12378) and DeiT (2012.12877) are two settings"
     def __init__(self,
@@ -233,6 +233,7 @@ class TokenViT(VisionTransformer):
         self.weight_init_mode = 'reset' if weight_init == 'skip' else weight_init
         if weight_init != 'skip': self.init_weights(needs_reset=False)
 
+# %% ../nbs/05_students.ipynb #96a6015b
 @patch
 def _use_conv_attention(self:TokenViT, n, kw):
     "Replace the attention of the first `n` blocks"

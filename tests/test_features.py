@@ -91,7 +91,7 @@ def test_images_that_are_not_square():
     (pair,) = match_features(model, timm.create_model('resnet18'), torch.randn(1, 3, 32, 64), layers={'blocks.0': 'layer2'})
     assert pair.t.grid == (4, 8)
 
-@pytest.mark.parametrize('layer, words', [('blocks.99', 'Close: blocks'), ('norm.x', 'no layer'), ('', 'no layer')])
+@pytest.mark.parametrize('layer, words', [('blocks.99', 'Close: blocks.9'), ('norm.x', 'no layer'), ('', 'no layer')])
 def test_unknown_layer_offers_close_names(layer, words):
     with pytest.raises(ValueError, match=words): find_layer(net('vit_tiny_patch16_224'), layer, images())
 
@@ -198,7 +198,7 @@ def test_the_students_adversarial_term_trains_the_student_and_not_the_judge():
     judge.fooled(fake).backward()
     assert fake.grad.abs().sum() > 0 and all(p.grad is None for p in judge.parameters())
     losses = [judge.learn(real, fake) for _ in range(60)]
-    assert losses[-1] < .6*losses[0] and judge.fooled(fake) > judge.fooled(real)
+    assert losses[-1] < .6*losses[0] and judge.net(real).mean() > 0 > judge.net(fake).mean()
 
 def test_ramp(): assert [round(cakd_ramp(e/120), 3) for e in (0, 25, 30, 35, 60)] == [0, 0, .1, .2, .2]
 

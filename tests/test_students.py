@@ -327,3 +327,30 @@ def test_ordinary_timm_models_are_students_with_one_head():
 
 def test_gray_images_and_other_channels():
     for c in (1, 4): assert nano(in_chans=c)(torch.randn(2, c, 32, 32)).shape == (2, 10)
+
+
+# -- attention that can act like a convolution -----------------------------------------------------------------------------
+
+def test_conv_attention_looks_at_its_offset():
+    attn = S.MultiHeadConvAttention(36, 9, grid=(5, 5), n_prefix=2).eval()
+    with torch.no_grad():
+        attn.sharpness.fill_(30.)                      # sharp enough to see one place
+        A = attn.position_scores()[:, 2:, 2:].softmax(-1)
+    centre = 2*5 + 2
+    seen = [divmod(int(A[h, centre].argmax()), 5) for h in range(9)]
+    assert sorted(seen) == [(y, x) for y in (1, 2, 3) for x in (1, 2, 3)] and A[:, centre].amax(-1).min() > .99      # a 3×3 convolution
+    assert (attn.position_scores()[:, :2] == 0).all() and (attn.position_scores()[:, :, :2] == 0).all()
+
+def test_conv_attention_is_one_attention_fused_or_not():
+    torch.manual_seed(0)
+    model, x = S.create_student('civt_nano', 5, (16, 16), conv_attention=2, depth=3).eval(), torch.randn(2, 3, 16, 16)
+    assert [type(b.attn).__name__ for b in model.blocks] == ['MultiHeadConvAttention']*2 + ['Attention']
+    fused = model(x)
+    for b in model.blocks: b.attn.fused_attn = not b.attn.fused_attn
+    torch.testing.assert_close(model(x), fused, atol=1e-5, rtol=1e-4)
+    model.set_input_size(img_size=(16, 32))
+    assert model(torch.randn(2, 3, 16, 32)).shape == (2, 5)
+
+@pytest.mark.parametrize('kw, words', [(dict(conv_attention=9), 'has 6 blocks'), (dict(conv_attention=1, dynamic_img_size=True), 'images of one size')])
+def test_conv_attention_refuses(kw, words):
+    with pytest.raises(ValueError, match=words): S.create_student('civt_nano', 5, (16, 16), **kw)
