@@ -478,7 +478,7 @@ def _bound(dls, teachers):
         if isinstance(t, LogitCache): dls = t.bind(dls)
     return dls
 
-# %% ../nbs/07_distill.ipynb #e5a0900f
+# %% ../nbs/07_distill.ipynb #42a06b49
 def distill_learner(dls:DataLoaders, # Best from `image_dls`; ordinary fastai loaders do for live teachers
                     student='civt_nano', # Name of a student or timm model, or an `nn.Module`
                     teachers=None, # `LogitCache`, `Teacher`s, timm names, modules, Learners, or a list of these; None: ordinary training
@@ -504,7 +504,7 @@ def distill_learner(dls:DataLoaders, # Best from `image_dls`; ordinary fastai lo
     if not isinstance(dls, DataLoaders): raise TypeError(f"The first argument is the data, fastai DataLoaders; a {type(dls).__name__} was given: distill_learner(dls, 'civt_nano', …).")
     teachers = None if teachers is None else _as_teachers(teachers, dls, check)
     biases = {} if teachers is None else {n: b for s in _sources(teachers) for n, b in s.biases.items()}
-    dls = _labelled(dls) if teachers is None else _bound(dls, teachers)
+    dls = _labelled(dls) if teachers is None else _bound(dls, [*teachers, *(method_kw or {}).values()])
     if seed is not None: set_seed(seed)
     dls = _own(dls)
     method = None if teachers is None else _method(method or _default_method(student, biases))

@@ -6,11 +6,13 @@
 __all__ = ['RULES', 'Feature', 'as_feature', 'reading', 'depth_of', 'probe', 'feature_layers', 'find_layer', 'Pair',
            'match_features', 'to_grid', 'coarser', 'PairRule', 'Align', 'Hint', 'AttentionTransfer',
            'SimilarityPreserving', 'Relations', 'attention_of', 'PartiallyCrossAttention', 'patch_groups',
-           'GroupwiseLinear', 'Discriminator', 'CAKD', 'multi_view', 'FeatureDistill', 'cakd_ramp']
+           'GroupwiseLinear', 'Discriminator', 'CAKD', 'multi_view', 'LayerTeacher', 'store_features', 'FeatureDistill',
+           'cakd_ramp']
 
-# %% ../nbs/08_features.ipynb #6844f931
-import copy, difflib
+# %% ../nbs/08_features.ipynb #64188e29
+import copy, difflib, re, shutil
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -21,9 +23,11 @@ from fastcore.basics import patch
 from timm.layers import Attention
 from torch import nn
 
-from .distill import METHODS, Method, MultiTeacherDistill, _Live, unwrap
+from .cache import LogitCache
+from .distill import METHODS, Method, MultiTeacherDistill, _Live, _Stored, unwrap
 from .losses import hard_kd_loss
 from .teachers import Teacher, size_of
+from .views import as_policy
 
 # %% ../nbs/08_features.ipynb #3604348a
 class Feature(NamedTuple):
@@ -367,14 +371,65 @@ def multi_view(size:int, # Pixels of a side
     change = [v2.ColorJitter(.4, .4, .4, .1), v2.RandomResizedCrop(size, scale=(.5, 1), antialias=True), v2.RandomRotation(15), v2.PILToTensor(), v2.RandomErasing(1, (.02, .2))]
     return [v2.RandomApply([v2.Compose([*change, v2.ToPILImage()])], .5)]
 
-# %% ../nbs/08_features.ipynb #fe3331cd
+# %% ../nbs/08_features.ipynb #2349de5f
+class LayerTeacher(Teacher):
+    "A teacher whose answer is what one layer says, `(B, N·D)`: for `LogitCache.build`"
+    def __init__(self, teacher, layer, grid):
+        self.__dict__.update(vars(teacher))
+        self.layer, self.grid = layer, tuple(grid)
+        self.name = f'{teacher.name}.{layer.lower()}.{grid[0]}x{grid[1]}'
+
+    def logits(self, x, stats=None, amp=False):
+        "Tokens of the layer, row by row"
+        with reading(self.model, [self.layer]) as said: super().logits(x, stats, amp)
+        return to_grid(said[self.layer], self.grid).tokens.flatten(1).float().clone()
+
+    def _spec(self): return super()._spec() | dict(layer=self.layer, grid=self.grid)      # part of the fingerprint
+
+# %% ../nbs/08_features.ipynb #fbff49da
+def store_features(path, # Folder of the cache
+                   dls, # From `image_dls`
+                   teacher:Teacher, # Whose layers
+                   layers, # Names
+                   grid=None, # (rows, columns) to which they are pooled; None: as they are
+                   views=4, # As for `LogitCache.build`
+                   **kw)->LogitCache: # As for `LogitCache.build`
+    "Store what layers say about every view of every training image, for `method_kw=dict(features=cache)`; says first how much it will be"
+    policy, said = as_policy(views), probe(teacher.model, teacher.adapt(torch.zeros(1, 3, *size_of(dls))), layers)
+    many = {n: (tuple(grid or f.grid), f.tokens.shape[-1]) for n, f in said.items()}
+    nbytes = 2*len(dls.train.items)*policy.n*sum(h*w*d for (h, w), d in many.values())
+    print(f"{len(dls.train.items):,} images × {policy}: {nbytes/1e6:,.1f} MB for " + ', '.join(f'{n} {h}×{w}×{d}' for n, ((h, w), d) in many.items()))
+    free = shutil.disk_usage(Path(path).absolute().parent if Path(path).absolute().parent.exists() else '.').free
+    if nbytes > free: raise ValueError(f'{nbytes/1e9:,.1f} GB are needed and {free/1e9:,.1f} GB are free: give grid=(4, 4), fewer layers or fewer views.')
+    return LogitCache.build(path, dls, [LayerTeacher(teacher, n, g) for n, (g, _) in many.items()], views=policy, check=False, **kw)
+
+# %% ../nbs/08_features.ipynb #44243e05
+def _stored_layer(cache, layer): # -> name in the cache, grid
+    "Where a layer's features are"
+    found = {n: m for n in cache.teachers if (m := re.search(rf'\.{re.escape(str(layer).lower())}\.(\d+)x(\d+)$', n))}
+    if len(found) == 1: return next((n, tuple(map(int, m.groups()))) for n, m in found.items())
+    raise ValueError(f"{cache.path} holds {len(found)} layers called {layer!r}; it has {', '.join(cache.teachers)}. Store features with store_features(path, dls, teacher, layers).")
+
+def _stored_feature(cache, layer, answers):
+    name, grid = _stored_layer(cache, layer)
+    return Feature(answers[name].unflatten(1, (grid[0]*grid[1], -1)), grid)
+
+def _stored_pairs(student, cache, x, layers):
+    "As `match_features`, for layers that are in a cache; they have to be named"
+    if not layers: raise ValueError(f"Which layers listen to the stored ones? layers={{'blocks.0': '…'}}; {cache.path} has {', '.join(cache.teachers)}.")
+    s, first = probe(student, x, [find_layer(student, n, x) for n in layers]), cache.gather(torch.tensor([0]))
+    return [_checked_pair(Pair(a, t, s[a], _stored_feature(cache, t, first))) for a, t in zip(s, layers.values())]
+
+# %% ../nbs/08_features.ipynb #1ee89554
 RULES = dict(align=Align, hint=Hint, at=AttentionTransfer, sp=SimilarityPreserving, rkd=Relations)
 
-def _make_rule(rule, student, teacher, x, layers): # name or function; module; Teacher; images; see `match_features`
+def _make_rule(rule, student, teacher, x, layers): # name or function; module; Teacher or cache of features; images; see `match_features`
     if callable(rule): return rule(student, teacher, x, layers)
+    stored = isinstance(teacher, LogitCache)
+    if rule == 'cakd' and stored: raise ValueError("CAKD reads queries, keys and values of a live teacher: give the Teacher instead of stored features.")
     if rule == 'cakd': return CAKD(teacher.model, match_features(student, teacher, x, layers or _last_pair(student, teacher, x))[0])
     if rule not in RULES: raise ValueError(f"There is no rule {rule!r}. Known: {', '.join(RULES)}, cakd; or a function of (student, teacher, x, layers) that makes one.")
-    return PairRule(rule, match_features(student, teacher, x, layers), RULES[rule])
+    return PairRule(rule, (_stored_pairs if stored else match_features)(student, teacher, x, layers), RULES[rule])
 
 def _last_pair(student, teacher, x):
     "The deepest layers whose grids are most alike, with more than one place"
@@ -383,14 +438,15 @@ def _last_pair(student, teacher, x):
     best = min(((a, b) for a in s.itertuples() for b in t.itertuples()), key=lambda p: (round(apart(*p), 3), -p[0].depth - p[1].depth))
     return {best[0].Index: best[1].Index}
 
-# %% ../nbs/08_features.ipynb #1e2e9298
+# %% ../nbs/08_features.ipynb #c4b5c58c
 class FeatureDistill(MultiTeacherDistill):
     "Teachers advise heads, and one of them also layers, of a student; then the student goes on alone"
     def __init__(self,
-                 teachers, # As for `MultiTeacherDistill`; one `Teacher` must be live, for its features are read
+                 teachers, # As for `MultiTeacherDistill`; one `Teacher` must be live, unless its features are stored
                  rule='align', # Name in `RULES`, 'cakd', or a function (student, teacher, x, layers) -> module with `layers` and `terms`
                  layers:dict=None, # student layer -> teacher layer, names or depths; None: by depth and grid
                  advisor:str=None, # Name of the teacher whose layers are read; needed where several are live
+                 features:LogitCache=None, # From `store_features`, instead of a live teacher's; `layers` says who listens to what
                  feature_weight:float=1., # Of the rule's terms
                  ramp=None, # progress in [0, 1] -> factor of the rule's terms
                  stage_one:float=1., # Share of the training with teachers, above 0
@@ -399,13 +455,14 @@ class FeatureDistill(MultiTeacherDistill):
         if not feature_weight > 0: raise ValueError(f"feature_weight={feature_weight}: it must be above 0. Without a rule for features use MultiTeacherDistill.")
         super().__init__(teachers, **kw)
         self.given, self.layers, self.feature_weight, self.ramp, self.stage_one = rule, layers, feature_weight, ramp, stage_one
-        self.advisor, self.rule, self.hooks, self.feats = _advisor(self.sources, advisor), None, None, None
+        self.store = _Stored(features) if features is not None else None
+        self.advisor, self.rule, self.hooks, self.feats = _advisor(self.sources, advisor) if self.store is None else None, None, None, None
 
-# %% ../nbs/08_features.ipynb #03ed393e
+# %% ../nbs/08_features.ipynb #d3cdcc8d
 def _advisor(sources, name):
     "The live teacher whose layers are read"
     live = {s.teacher.name: s.teacher for s in sources if isinstance(s, _Live)}
-    if not live: raise ValueError("Features are read from a live teacher, and only stored answers were given. Give the Teacher itself: teachers=[teacher].")
+    if not live: raise ValueError("Features are read from a live teacher, and only stored answers were given. Give the Teacher itself, teachers=[teacher], or its stored features, method_kw=dict(features=store_features(…), layers={…}).")
     if name is None and len(live) == 1: return next(iter(live.values()))
     if name in live: return live[name]
     raise ValueError((f"advisor={name!r} is none of them" if name else f"{len(live)} teachers are live") + f": say whose layers advise, advisor='{next(iter(live))}' or another of {', '.join(live)}.")
@@ -413,13 +470,13 @@ def _advisor(sources, name):
 @patch
 def _refuse_silence(self:FeatureDistill): pass      # weights of 0 for all answers are fine: the features are heard
 
-# %% ../nbs/08_features.ipynb #4e1887e3
+# %% ../nbs/08_features.ipynb #336bc661
 @patch
 def after_create(self:FeatureDistill):
     student, size = unwrap(self.model), size_of(self.dls)
     p = next(student.parameters())
-    self.advisor.to(p.device)
-    self.rule = _make_rule(self.given, student, self.advisor, torch.zeros(2, 3, *size, device=p.device), self.layers).to(p.device)
+    if self.advisor: self.advisor.to(p.device)
+    self.rule = _make_rule(self.given, student, self.advisor or self.store.cache, torch.zeros(2, 3, *size, device=p.device), self.layers).to(p.device)
     self.learn.splitter = self._with_rule
 
 @patch
@@ -429,15 +486,17 @@ def _with_rule(self:FeatureDistill, model): # In the place of the learner's spli
     return [[*trainable_params(model), *own]]
 
 @patch
-def __getstate__(self:FeatureDistill): return {**MultiTeacherDistill.__getstate__(self), 'rule': None, 'advisor': None, 'feats': None, 'hooks': None}
+def __getstate__(self:FeatureDistill): return {**MultiTeacherDistill.__getstate__(self), 'rule': None, 'advisor': None, 'store': None, 'theirs': None, 'feats': None, 'hooks': None}
 
-# %% ../nbs/08_features.ipynb #58dd62df
+# %% ../nbs/08_features.ipynb #a8e736c1
 @patch
 def before_fit(self:FeatureDistill):
     if num_distrib() > 1: raise ValueError("Features are distilled in one process: the rule's parameters are not shared among several. Train on one device.")
     MultiTeacherDistill.before_fit(self)
+    self.kept = None
+    if self.rule is None: return                # an exported learner that predicts
     self.rule.to(next(self.model.parameters()).device).train()
-    self.kept = copy.deepcopy(self.rule.state_dict()) if hasattr(self.learn, 'lr_finder') else None
+    if hasattr(self.learn, 'lr_finder'): self.kept = copy.deepcopy(self.rule.state_dict())
 
 @patch
 def after_fit(self:FeatureDistill):
@@ -449,7 +508,7 @@ def alone(self:FeatureDistill):
     "Whether the student is in its second stage, without teachers"
     return self.pct_train >= self.stage_one
 
-# %% ../nbs/08_features.ipynb #0efa1a83
+# %% ../nbs/08_features.ipynb #100a9285
 @patch
 def before_batch(self:FeatureDistill):
     MultiTeacherDistill.before_batch(self)
@@ -465,11 +524,15 @@ def _after_forward(self:FeatureDistill, student):
 @patch
 def _answers(self:FeatureDistill):
     "As before, and what the advisor's layers say in the same forward; copied, for what is made in inference mode has no place in a gradient"
+    if self.store:
+        said, device = self.store(self.learn), self.xb[0].device
+        self.theirs = {n: _stored_feature(self.store.cache, n, {k: v.to(device) for k, v in said.items()}) for n in self.rule.layers[1]}
+        return MultiTeacherDistill._answers(self)
     with reading(self.advisor.model, self.rule.layers[1]) as theirs: answers = MultiTeacherDistill._answers(self)
     self.theirs = {n: Feature(f.tokens.clone(), f.grid) for n, f in theirs.items()}
     return answers
 
-# %% ../nbs/08_features.ipynb #e687e077
+# %% ../nbs/08_features.ipynb #8e3e56d2
 @patch
 def _terms(self:FeatureDistill):
     if self.alone: return {'label': sum(self.learn.loss_func(z, *self.yb) for z in self.z.values())/len(self.z)}
@@ -488,7 +551,7 @@ def note(self:FeatureDistill):
     "What the line of `distill_learner` adds"
     s, t = self.rule.layers
     stage = '' if self.stage_one == 1 else f', until {self.stage_one:.0%} of the training, then alone'
-    return f" · {'+'.join(self.rule.terms)}: {', '.join(s)} ← {', '.join(t)} of {self.advisor.name}{stage}"
+    return f" · {'+'.join(self.rule.terms)}: {', '.join(s)} ← {', '.join(t)} of {self.advisor.name if self.advisor else self.store.cache.path.name}{stage}"
 
 @patch
 def resume_state(self:FeatureDistill):

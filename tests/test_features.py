@@ -10,9 +10,10 @@ from fastai.learner import load_learner
 from torch import nn
 
 import tiny
+from libkd.cache import CacheMismatch, LogitCache
 from libkd.distill import METHODS, MultiTeacherDistill, distill_learner, load_student, save_student
-from libkd.features import (CAKD, RULES, Align, Discriminator, Feature, FeatureDistill, GroupwiseLinear, PairRule, PartiallyCrossAttention, attention_of,
-                            cakd_ramp, depth_of, feature_layers, find_layer, match_features, multi_view, patch_groups, probe, reading, to_grid)
+from libkd.features import (CAKD, RULES, Align, Discriminator, Feature, FeatureDistill, GroupwiseLinear, LayerTeacher, PairRule, PartiallyCrossAttention, attention_of,
+                            cakd_ramp, depth_of, feature_layers, find_layer, match_features, multi_view, patch_groups, probe, reading, store_features, to_grid)
 from libkd.students import create_student
 from libkd.teachers import Teacher
 
@@ -327,12 +328,33 @@ def test_older_methods_train(method):
     assert learn.recorder.values[0][-1] > 0
 
 def test_stored_answers_and_a_live_advisor(tmp_path):
-    from libkd.cache import LogitCache
     dls = tiny.loaders()
     cache = LogitCache.build(tmp_path/'c', dls, [tiny.teacher('lin', 1)], views=2, check=False)
     learn = dearkd(dls=dls, teachers=[cache, conv()], epochs=1)
     assert callback(learn).advisor.name == 'conv' and learn.recorder.metric_names[-4:-1] == ['kd_conv', 'kd_lin', 'align']
     with pytest.raises(ValueError, match='live teacher, and only stored'): dearkd(dls=dls, teachers=cache)
+
+def test_stored_features_teach_as_live_ones_do(tmp_path, capsys):
+    "float32 and two views: the same losses, step by step"
+    dls, t, layers = tiny.loaders(), conv(), {'blocks.0': 'a', 'blocks.1': 'b'}
+    logits = LogitCache.build(tmp_path/'z', dls, t, views=2, dtype='float32', check=False)
+    store = store_features(tmp_path/'f', dls, t, ['a', 'b'], views=2, dtype='float32')
+    assert '0.0 MB for a 8×8×4, b 4×4×8' in capsys.readouterr().out and list(store.teachers) == ['conv.a.8x8', 'conv.b.4x4']
+    stored = dearkd(dls=dls, teachers=logits, epochs=2, features=store)
+    live = dearkd(dls=logits.bind(dls), teachers=t, epochs=2)
+    for a, b in zip(stored.recorder.losses, live.recorder.losses): assert a.item() == pytest.approx(b.item(), abs=1e-5)
+    assert callback(stored).advisor is None
+
+def test_stored_features_know_whose_they_are(tmp_path):
+    dls, t = tiny.loaders(), conv()
+    store = store_features(tmp_path/'f', dls, t, ['a'], grid=(2, 2), views=1)
+    assert store.gather(torch.tensor([0]))['conv.a.2x2'].shape == (1, 2*2*4)
+    other = LayerTeacher(t, 'b', (2, 2))
+    assert other.fingerprint != LayerTeacher(t, 'a', (2, 2)).fingerprint != t.fingerprint
+    with pytest.raises(CacheMismatch): store_features(tmp_path/'f', dls, t, ['a'], grid=(4, 4), views=1)
+    with pytest.raises(ValueError, match="0 layers called 'c'; it has conv.a.2x2"): dearkd(dls=dls, teachers=t, features=store, layers={'blocks.0': 'c'})
+    with pytest.raises(ValueError, match='Which layers listen'): dearkd(dls=dls, teachers=t, features=store, layers=None)
+    with pytest.raises(ValueError, match='CAKD reads queries'): dearkd(dls=dls, teachers=t, features=store, rule='cakd')
 
 @pytest.mark.parametrize('kw, words', [(dict(stage_one=0), 'stage_one=0'), (dict(stage_one=1.5), 'stage_one=1.5'), (dict(feature_weight=0), 'feature_weight=0'),
                                        (dict(advisor='nobody'), "advisor='nobody' is none of them"), (dict(rule='alin'), "no rule 'alin'"), (dict(layers={'blocks.7': 'a'}), "no layer 'blocks.7'")])
