@@ -129,11 +129,11 @@ def evaluating(model):
     finally:
         for m, mode in was: m.training = mode
 
-# %% ../nbs/10_diagnose.ipynb #1f5a8639
+# %% ../nbs/10_diagnose.ipynb #47502231
 def _is_learner(m): return hasattr(m, 'dls') and hasattr(m, 'model')
 def _is_teacher(m): return not _is_learner(m) and callable(getattr(m, 'logits', None))
 def _net(m): return m if isinstance(m, torch.nn.Module) and not _is_teacher(m) else m.model
-def _taught(m): return any(type(cb).__name__ == 'MultiTeacherDistill' for cb in getattr(m, 'cbs', []))
+def _taught(m): return any(c.__name__ == 'MultiTeacherDistill' for cb in getattr(m, 'cbs', []) for c in type(cb).__mro__)
 
 def _answers(model, stats):
     "A function from a normalised batch to the logits of a `Teacher`, `Learner` or module"

@@ -377,3 +377,7 @@ def test_conv_attention_is_an_option_of_the_student(tmp_path):
     model, _ = load_student(tmp_path/'s')
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(model(x), learn.model.eval()(x))
+
+def test_a_student_whose_layers_are_advised_is_a_taught_one():
+    from libkd.diagnose import scoreboard
+    assert list(scoreboard({'s': dearkd()})['role']) == ['taught student']
