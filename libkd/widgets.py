@@ -229,11 +229,11 @@ def explore_disagreement(imgs, # (n, H, W, 3) uint8
     "Look through the images on which the teachers disagree"
     return Explorer(imgs, preds, y, names, T, max_items, classes, heads, teachers, student)
 
-# %% ../nbs/12_widgets.ipynb #eb4dbf93
+# %% ../nbs/12_widgets.ipynb #0351702c
 def _teachers_of(learn, teachers):
     "Live teachers of a Learner: given, or known to it"
     if teachers is not None: return list(teachers.values()) if isinstance(teachers, dict) else list(teachers) if isinstance(teachers, (list, tuple)) else [teachers]
-    found = [t for cb in learn.cbs if type(cb).__name__ == 'MultiTeacherDistill' for t in cb.teachers]
+    found = [t for cb in learn.cbs if 'MultiTeacherDistill' in [c.__name__ for c in type(cb).__mro__] for t in cb.teachers]
     if not found: raise ValueError('This Learner knows no live teachers whose answers to the validation images could be shown: it was trained without teachers, or from a '
                                    'cache that another process built. Pass them: learn.explore_disagreement(teachers=[conv, inv]).')
     return found

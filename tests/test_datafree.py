@@ -234,6 +234,10 @@ def test_competition_makes_images_where_the_student_errs(tmp_path):
         return D.competition_loss(Teacher(student, t.classes).logits(x), t.logits(x))
     assert agreement(harder) < agreement(plain)
     assert not hooks(student) and student.training
+    rival = Teacher(student, t.classes)
+    before = rival.fingerprint
+    make(tmp_path/'c', t, terms=dict(compete=20.), student=rival)
+    assert rival.fingerprint == before
     with pytest.raises(ValueError, match='student = '): make(tmp_path/'b', t, steps=40, bs=12, terms=dict(compete=20.), student=Net(8))
 
 
@@ -273,6 +277,20 @@ def test_killed_at_any_moment_it_ends_with_the_same_images(tmp_path):
         assert pixels(make(folder)) == whole and not part.exists()
 
 
+@pytest.mark.parametrize('after', [1, 8, 12])
+def test_stopped_at_any_moment_it_ends_with_the_same_images(tmp_path, monkeypatch, after):
+    whole, save, calls = pixels(make(tmp_path/'whole')), D._save, []
+    def stop(im, path):
+        calls.append(path)
+        if len(calls) == after: raise KeyboardInterrupt
+        save(im, path)
+    monkeypatch.setattr(D, '_save', stop)
+    with pytest.raises(KeyboardInterrupt): make(tmp_path/'a')
+    assert not (tmp_path/'a').exists() and len(pixels(tmp_path/'a.unfinished')) == after - 1
+    monkeypatch.undo()
+    assert pixels(make(tmp_path/'a')) == whole and not (tmp_path/'a.unfinished').exists()
+
+
 def test_whole_batches_are_not_made_again(tmp_path, monkeypatch):
     made, dream = [], D._dream
     monkeypatch.setattr(D, '_dream', lambda plan, k, *a: made.append(k) or dream(plan, k, *a))
@@ -310,6 +328,11 @@ def test_a_folder_of_somebody_else_is_not_touched(tmp_path, overwrite):
     (tmp_path/'a').mkdir(); (tmp_path/'a'/'thesis.txt').write_text('…')
     with pytest.raises(FileExistsError, match='not touched'): make(tmp_path/'a', overwrite=overwrite)
     assert (tmp_path/'a'/'thesis.txt').read_text() == '…' and os.listdir(tmp_path) == ['a']
+    (tmp_path/'a'/'thesis.txt').rename(tmp_path/'a'/'.thesis')
+    with pytest.raises(FileExistsError, match='not touched'): make(tmp_path/'a', overwrite=overwrite)
+    (tmp_path/'a'/'card.json').write_text('{"about": "my business card", "plan": {}}')
+    with pytest.raises(FileExistsError, match='not touched'): make(tmp_path/'a', overwrite=overwrite)
+    assert len(os.listdir(tmp_path/'a')) == 2
     (tmp_path/'b').mkdir()
     assert len(pixels(make(tmp_path/'b'))) == 12               # an empty folder is nobody's
 
@@ -352,6 +375,13 @@ def test_bad_input_is_one_sentence_before_any_work(tmp_path, case):
     change, words = BAD[case]
     with pytest.raises((ValueError, TypeError), match=words): make(tmp_path/'a', **change)
     assert not os.listdir(tmp_path)
+
+
+def test_images_that_became_nothing_are_not_written(tmp_path):
+    t = teacher()
+    t.model.out.weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match='batch 0 became NaN'): make(tmp_path/'a', t)
+    assert not pixels(tmp_path)
 
 
 def test_converted_statistics_are_statistics():
