@@ -47,6 +47,7 @@ class Output:
         if 'image/png' in data: return self.picture(data['image/png'], data.get('text/plain', ''))
         if 'text/markdown' in data: return markdown(data['text/markdown'])
         text = ''.join(out.get('text', '')) or data.get('text/plain', '')
+        if text.startswith('<IPython.core.display.HTML'): return ''         # fastai's table of a fit: the site shows it
         return '```\n' + text.rstrip('\n') + '\n```' if text.strip() else ''
 
 
