@@ -91,15 +91,17 @@ def _taps(model):
     if info: return [d['module'] for d in (info if isinstance(info, list) else info.info)]
     return [n for n, _ in model.named_children()]
 
-# %% ../nbs/08_features.ipynb #2c7fb631
-def depth_of(model, layer)->float: # From 0 (the image) to 1 (the logits)
+# %% ../nbs/08_features.ipynb #753ba27b
+def depth_of(model, # Any model
+             layer, # Name of a layer
+            )->float: # From 0 (the image) to 1 (the logits)
     "Share of the model's weight layers up to and with `layer`"
     names = [n for n, _ in model.named_modules()]
     heavy = [i for i, (_, m) in enumerate(model.named_modules()) if getattr(getattr(m, 'weight', None), 'ndim', 0) > 1]
     last = max(i for i, n in enumerate(names) if n == layer or n.startswith(f'{layer}.'))
     return sum(i <= last for i in heavy)/max(1, len(heavy))
 
-# %% ../nbs/08_features.ipynb #1fa52028
+# %% ../nbs/08_features.ipynb #8e7d717b
 @contextmanager
 def _untouched(model):
     "Evaluate without a trace: every module's mode, and with it the BN statistics, as before"
@@ -109,8 +111,11 @@ def _untouched(model):
     finally:
         for m, mode in modes.items(): m.training = mode
 
-def probe(model, x, layers=None): # model, images (B, 3, H, W), names; default: the layers that timm names
-    "dict layer -> `Feature` of a forward that leaves no trace"
+def probe(model, # Any model
+          x, # Images (B, 3, H, W)
+          layers=None, # Names; None: the layers that timm names
+         )->dict: # layer -> `Feature`
+    "What layers say in a forward that leaves no trace"
     with _untouched(model), reading(model, layers or _taps(model)) as feats: model(x)
     return feats
 
@@ -123,8 +128,9 @@ def feature_layers(model:nn.Module, # Any timm model; others by their direct chi
     rows = [dict(layer=n, depth=depth_of(model, n), rows=f.grid[0], columns=f.grid[1], channels=f.tokens.shape[-1]) for n, f in feats.items()]
     return pd.DataFrame(rows).set_index('layer').sort_values('depth', kind='stable')
 
-# %% ../nbs/08_features.ipynb #c2198fa5
-def find_layer(model, layer, # Name, or depth from 0 to 1
+# %% ../nbs/08_features.ipynb #a311c6bd
+def find_layer(model, # Any model
+               layer, # Name, or depth from 0 to 1
                x, # Some images
               )->str:
     "The name of a layer, or that of the one nearest to a depth"
@@ -176,14 +182,18 @@ def _checked_pair(p):
     why = 'one of them has a single place' if min(h*w, a*b) == 1 else 'they have different proportions'
     raise ValueError(f"{p} cannot be matched: {why}. Choose layers with feature_layers(model, x); layers={{'{p.student}': …}}.")
 
-# %% ../nbs/08_features.ipynb #35943bcf
-def to_grid(f:Feature, grid)->Feature: # (rows, columns)
+# %% ../nbs/08_features.ipynb #105b68ff
+def to_grid(f:Feature, # What a layer says
+            grid, # (rows, columns)
+           )->Feature:
     "Average over the cells of a coarser grid, or interpolate to a finer one"
     if f.grid == tuple(grid): return f
     finer = f.grid[0] >= grid[0] and f.grid[1] >= grid[1]
     return Feature.of_map(F.adaptive_avg_pool2d(f.map, grid) if finer else F.interpolate(f.map, grid, mode='bilinear', align_corners=False))
 
-def coarser(a:Feature, b:Feature)->tuple:
+def coarser(a:Feature, # Of the one network
+            b:Feature, # Of the other
+           )->tuple: # (rows, columns)
     "The grid with fewer places"
     return min(a.grid, b.grid, key=lambda g: g[0]*g[1])
 
@@ -268,8 +278,9 @@ def _angles(x):
     e = F.normalize(x[None] - x[:, None], dim=2)
     return e @ e.transpose(1, 2)
 
-# %% ../nbs/08_features.ipynb #7b3102e6
-def attention_of(model, layer): # A timm ViT; the name of a block
+# %% ../nbs/08_features.ipynb #991755b3
+def attention_of(model, # Any model
+                 layer): # The name of a block
     "The name of a block's `qkv` layer and its number of heads, or None where it has no plain self-attention"
     attn = getattr(_module(model, layer), 'attn', None)
     return (f'{layer}.attn.qkv', attn.num_heads) if isinstance(attn, Attention) else None
@@ -295,8 +306,9 @@ class PartiallyCrossAttention(nn.Module):
         same = lambda v: v @ v.transpose(-1, -2) * scale
         return F.mse_loss(weigh(*mixed), weigh(*qkv[:2])) + F.mse_loss(same(ours[2]), same(qkv[2]))
 
-# %% ../nbs/08_features.ipynb #56da6f4a
-def patch_groups(grid, side=4): # (rows, columns); places along a neighbourhood
+# %% ../nbs/08_features.ipynb #dd137b8b
+def patch_groups(grid, # (rows, columns)
+                 side=4): # Places along a neighbourhood
     "Number of the neighbourhood of each place `(N,)`, row by row; those at the border may be smaller"
     r, c = (torch.arange(n)//side for n in grid)
     return (r[:, None]*(int(c[-1]) + 1) + c).flatten()
@@ -386,15 +398,16 @@ class LayerTeacher(Teacher):
 
     def _spec(self): return super()._spec() | dict(layer=self.layer, grid=self.grid)      # part of the fingerprint
 
-# %% ../nbs/08_features.ipynb #fbff49da
+# %% ../nbs/08_features.ipynb #fc7f8fb0
 def store_features(path, # Folder of the cache
                    dls, # From `image_dls`
                    teacher:Teacher, # Whose layers
                    layers, # Names
                    grid=None, # (rows, columns) to which they are pooled; None: as they are
                    views=4, # As for `LogitCache.build`
-                   **kw)->LogitCache: # As for `LogitCache.build`
-    "Store what layers say about every view of every training image, for `method_kw=dict(features=cache)`; says first how much it will be"
+                   **kw, # As for `LogitCache.build`: dtype, shard_rows, overwrite
+                  )->LogitCache: # One 'teacher' a layer
+    "Store what layers say about every view of every training image, for `method_kw=dict(features=cache)`; says first how much it will be; `kw` go to `LogitCache.build`"
     policy, said = as_policy(views), probe(teacher.model, teacher.adapt(torch.zeros(1, 3, *size_of(dls))), layers)
     many = {n: (tuple(grid or f.grid), f.tokens.shape[-1]) for n, f in said.items()}
     nbytes = 2*len(dls.train.items)*policy.n*sum(h*w*d for (h, w), d in many.values())

@@ -306,7 +306,7 @@ BREAKS = [
     Break('4.9 projectors exist in training only', "mutate('libkd.features', 'if not rule.training: raise', 'if False: raise')", 'tests/test_features.py::test_projectors_are_not_for_evaluation'),
     Break('4.9 CAKD: entries are exchanged', "mutate('libkd.features', 'torch.where(torch.rand_like(a) < .5, t, a)', 'a')", 'tests/test_features.py::test_half_of_the_entries_are_exchanged_at_random'),
     Break('4.9 CAKD: both value terms have one scale', "mutate('libkd.features', 'same(qkv[2]))', 'same(qkv[2])/scale)')", 'tests/test_features.py::test_the_released_code_scales_its_two_value_terms_differently'),
-    Break('4.9 CAKD: neighbourhoods of 4 by 4', "mutate('libkd.features', 'def patch_groups(grid, side=4)', 'def patch_groups(grid, side=3)')", 'tests/test_features.py::test_groups_of_patches[grid0-sizes0]'),
+    Break('4.9 CAKD: neighbourhoods of 4 by 4', "mutate('libkd.features', 'side=4): # Places', 'side=3): # Places')", 'tests/test_features.py::test_groups_of_patches[grid0-sizes0]'),
     Break('4.9 CAKD: places stay in order', "mutate('libkd.features', 'torch.cat(out, 1)[:, self.back]', 'torch.cat(out, 1)')", 'tests/test_features.py::test_groupwise_linear_keeps_places_in_order'),
     Break('4.9 CAKD: the adversarial term trains the student', "mutate('libkd.features', 'weights, (fake,)', 'weights, (fake.detach(),)')", 'tests/test_features.py::test_the_students_adversarial_term_trains_the_student_and_not_the_judge'),
     Break('4.9 CAKD: the discriminator sees real tokens', "mutate('libkd.features', 'F.softplus(-self.net(real.detach())).mean() +', '')", 'tests/test_features.py::test_the_students_adversarial_term_trains_the_student_and_not_the_judge'),
