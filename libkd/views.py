@@ -423,14 +423,15 @@ def _finish(dls):
     if len(dls.loaders) > 2: dls.test = dls[2]
     return dls
 
-# %% ../nbs/01_views.ipynb #3ec902e9
+# %% ../nbs/01_views.ipynb #99dde37b
 def _spec(t):
     "A transform as text (or a list of it) that is the same in every process"
     inside = t.tfms if isinstance(t, TrainTfm) else getattr(t, 'transforms', None)       # Compose of torchvision and timm
     if isinstance(inside, (list, tuple)): return [_spec(f) for f in inside]
     if inspect.isfunction(t): return f'{t.__qualname__}#{hashlib.sha256(t.__code__.co_code + repr(t.__code__.co_consts).encode()).hexdigest()[:12]}'
     if type(t) is Transform: return _spec(getattr(t.encodes, '_f', t.name))              # fastai wraps a function
-    state = {k: _spec(v) if inspect.isfunction(v) else v for k, v in getattr(t, '__dict__', {}).items()
+    given = getattr(t, '__stored_args__', None) or getattr(t, '__dict__', {})            # fastai's: what it was made with, not what it drew last
+    state = {k: _spec(v) if inspect.isfunction(v) else v for k, v in given.items()
              if inspect.isfunction(v) or isinstance(v, (int, float, str, tuple, list))}
     return re.sub(r' at 0x[0-9a-f]+', '', f'{type(t).__qualname__}: {t!r} {state or ""}'.strip())
 

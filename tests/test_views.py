@@ -17,7 +17,8 @@ from torch import nn
 from torchvision.transforms import v2
 
 import tiny
-from libkd.views import LabelLoss, Mix, Ride, ViewSampler, ViewSet, as_policy, clean, finite, mix_pair, online, open_sample, replay, rng_scope, view_seed
+from libkd.data import Samples
+from libkd.views import LabelLoss, Mix, Ride, ViewSampler, ViewSet, as_policy, clean, finite, image_dls, mix_pair, online, open_sample, replay, rng_scope, view_seed
 
 
 class Given:
@@ -338,3 +339,10 @@ def test_predict_takes_paths_arrays_and_images(tmp_path):
     Image.fromarray(array).save(tmp_path/'x.png')
     with learn.no_bar(): answers = [learn.predict(o)[2] for o in (array, tmp_path/'x.png', str(tmp_path/'x.png'), Image.fromarray(array))]
     assert all(torch.equal(answers[0], a) for a in answers[1:])
+
+@pytest.mark.parametrize('tfms', [[], [RandomResizedCrop(6)], None], ids=['only resized', "fastai's random crop", 'default'])
+def test_a_description_is_of_the_transforms_and_not_of_what_they_drew_last(tfms):
+    dls = image_dls(Samples.from_arrays(list(np.random.default_rng(0).integers(0, 255, (24, 9, 13, 3), dtype=np.uint8)), [0, 1]*12, classes=['a', 'b']), size=6, tfms=tfms, bs=4, check=False)
+    before = dls.train.describe()
+    dls.train.one_batch(); dls.valid.one_batch()
+    assert dls.train.describe() == before
