@@ -9,7 +9,7 @@ __all__ = ['RULES', 'Feature', 'as_feature', 'reading', 'depth_of', 'probe', 'fe
            'GroupwiseLinear', 'Discriminator', 'CAKD', 'multi_view', 'LayerTeacher', 'store_features', 'FeatureDistill',
            'cakd_ramp']
 
-# %% ../nbs/08_features.ipynb #64188e29
+# %% ../nbs/08_features.ipynb #659a2039
 import copy, difflib, re, shutil
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,12 +18,12 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from fastai.torch_core import num_distrib, trainable_params
+from fastai.torch_core import num_distrib
 from fastcore.basics import patch
 from timm.layers import Attention
 from torch import nn
 
-from .cache import LogitCache
+from .cache import DTYPES, LogitCache
 from .distill import METHODS, Method, MultiTeacherDistill, _Live, _Stored, unwrap
 from .losses import hard_kd_loss
 from .teachers import Teacher, size_of
@@ -91,11 +91,12 @@ def _taps(model):
     if info: return [d['module'] for d in (info if isinstance(info, list) else info.info)]
     return [n for n, _ in model.named_children()]
 
-# %% ../nbs/08_features.ipynb #753ba27b
+# %% ../nbs/08_features.ipynb #0b72a6b1
 def depth_of(model, # Any model
              layer, # Name of a layer
             )->float: # From 0 (the image) to 1 (the logits)
     "Share of the model's weight layers up to and with `layer`"
+    _module(model, layer)
     names = [n for n, _ in model.named_modules()]
     heavy = [i for i, (_, m) in enumerate(model.named_modules()) if getattr(getattr(m, 'weight', None), 'ndim', 0) > 1]
     last = max(i for i, n in enumerate(names) if n == layer or n.startswith(f'{layer}.'))
@@ -398,7 +399,7 @@ class LayerTeacher(Teacher):
 
     def _spec(self): return super()._spec() | dict(layer=self.layer, grid=self.grid)      # part of the fingerprint
 
-# %% ../nbs/08_features.ipynb #fc7f8fb0
+# %% ../nbs/08_features.ipynb #b67b1212
 def store_features(path, # Folder of the cache
                    dls, # From `image_dls`
                    teacher:Teacher, # Whose layers
@@ -410,7 +411,7 @@ def store_features(path, # Folder of the cache
     "Store what layers say about every view of every training image, for `method_kw=dict(features=cache)`; says first how much it will be; `kw` go to `LogitCache.build`"
     policy, said = as_policy(views), probe(teacher.model, teacher.adapt(torch.zeros(1, 3, *size_of(dls))), layers)
     many = {n: (tuple(grid or f.grid), f.tokens.shape[-1]) for n, f in said.items()}
-    nbytes = 2*len(dls.train.items)*policy.n*sum(h*w*d for (h, w), d in many.values())
+    nbytes = DTYPES[kw.get('dtype', 'float16')].itemsize*len(dls.train.items)*policy.n*sum(h*w*d for (h, w), d in many.values())
     print(f"{len(dls.train.items):,} images × {policy}: {nbytes/1e6:,.1f} MB for " + ', '.join(f'{n} {h}×{w}×{d}' for n, ((h, w), d) in many.items()))
     free = shutil.disk_usage(Path(path).absolute().parent if Path(path).absolute().parent.exists() else '.').free
     if nbytes > free: raise ValueError(f'{nbytes/1e9:,.1f} GB are needed and {free/1e9:,.1f} GB are free: give grid=(4, 4), fewer layers or fewer views.')
@@ -483,20 +484,22 @@ def _advisor(sources, name):
 @patch
 def _refuse_silence(self:FeatureDistill): pass      # weights of 0 for all answers are fine: the features are heard
 
-# %% ../nbs/08_features.ipynb #336bc661
+# %% ../nbs/08_features.ipynb #87c765c6
 @patch
 def after_create(self:FeatureDistill):
     student, size = unwrap(self.model), size_of(self.dls)
     p = next(student.parameters())
     if self.advisor: self.advisor.to(p.device)
     self.rule = _make_rule(self.given, student, self.advisor or self.store.cache, torch.zeros(2, 3, *size, device=p.device), self.layers).to(p.device)
-    self.learn.splitter = self._with_rule
+    self.split, self.learn.splitter = self.learn.splitter, self._with_rule
 
 @patch
 def _with_rule(self:FeatureDistill, model): # In the place of the learner's splitter
-    "One group: the student's parameters and those of the rule, which has an optimiser of its own for its discriminator"
+    "The student's groups, and in the first one the rule's parameters too; its discriminator has an optimiser of its own"
     own = () if self.rule is None else [p for n, p in self.rule.named_parameters() if not n.startswith('judge.')]
-    return [[*trainable_params(model), *own]]
+    groups = list(self.split(model))
+    if isinstance(groups[0], torch.Tensor): groups = [groups]
+    return [[*groups[0], *own], *groups[1:]]
 
 @patch
 def __getstate__(self:FeatureDistill): return {**MultiTeacherDistill.__getstate__(self), 'rule': None, 'advisor': None, 'store': None, 'theirs': None, 'feats': None, 'hooks': None}
@@ -582,7 +585,7 @@ def cakd_ramp(p): # Progress in [0, 1]
     "Weight of CAKD's terms: the released code's w(e), as shares of its 120 epochs"
     return min(max(120*p - 25, 0)/50, .2)
 
-# %% ../nbs/08_features.ipynb #ef51e9e5
+# %% ../nbs/08_features.ipynb #aa3014b1
 def _feature_method(name, paper, authors, year, arxiv, exact, reading, **settings):
     METHODS[name] = Method(name, paper, authors, year, arxiv, exact, reading, settings, callback=FeatureDistill)
 
@@ -595,11 +598,10 @@ _feature_method('cakd', 'Cross-Architecture Knowledge Distillation', 'Liu, Cao, 
     reading='attention maps rather than what they attend to; λ=0.05; -log D for the student, which in the released code learns nothing from this term; from CNN to transformer Q=K=V is the normalised map',
     rule='cakd', ramp=cakd_ramp, weights=0., label_weight=1.)
 _feature_method('fitnet', 'FitNets: Hints for Thin Deep Nets', 'Romero, Ballas, Kahou, Chassang, Gatta, Bengio', 2015, '1412.6550',
-    exact='a regressor to the teacher\'s feature, mean squared error', reading='one fit instead of two; grids are pooled to the coarser one', rule='hint', loss=hard_kd_loss, weights=0., label_weight=1.)
+    exact='a regressor to the teacher\'s feature, mean squared error', reading='one fit instead of two; grids are pooled to the coarser one', rule='hint', weights=0., label_weight=1.)
 _feature_method('at', 'Paying More Attention to Attention', 'Zagoruyko, Komodakis', 2017, '1612.03928',
     exact='squared error of normalised maps of channel energy, weight 1000', reading='grids are pooled to the coarser one', rule='at', feature_weight=1000., weights=0., label_weight=1.)
 _feature_method('sp', 'Similarity-Preserving Knowledge Distillation', 'Tung, Mori', 2019, '1907.09682',
     exact='squared difference of row-normalised similarities over B²; weight 3000 as in the paper', reading='tokens for maps where there are none', rule='sp', feature_weight=3000., weights=0., label_weight=1.)
 _feature_method('rkd', 'Relational Knowledge Distillation', 'Park, Kim, Lu, Cho', 2019, '1904.05068',
     exact='distances (25) and angles (50) with Huber\'s loss', reading='of mean features of paired layers; in the paper of embeddings', rule='rkd', weights=0., label_weight=1.)
-METHODS.table()[['year', 'our reading']].tail(6)

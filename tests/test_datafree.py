@@ -39,7 +39,8 @@ def hooks(model): return [h for m in model.modules() for h in (*m._forward_hooks
 
 # -- the terms: published arithmetic -------------------------------------------------------------------------------------
 
-def same(name, f, *z):
+def assert_published(name, f, *z):
+    "`f` has the recorded value and gradients"
     z = [f64(o).requires_grad_() for o in z]
     v = f(*z)
     assert v.item() == pytest.approx(PUBLISHED[name]['value'], abs=1e-8)
@@ -52,11 +53,11 @@ def layers():
     return out
 
 
-def test_bn_loss_is_the_published_one(): same('bn', lambda *m: D.bn_loss(m, layers()), *PUBLISHED['maps'])
+def test_bn_loss_is_the_published_one(): assert_published('bn', lambda *m: D.bn_loss(m, layers()), *PUBLISHED['maps'])
 def test_tv_loss_is_the_published_one():
-    same('tv_l2', D.tv_loss, PUBLISHED['images'])
-    same('tv_l1', lambda x: D.tv_loss(x, 1), PUBLISHED['images'])
-def test_l2_loss_is_the_published_one(): same('l2', D.l2_loss, PUBLISHED['images'])
+    assert_published('tv_l2', D.tv_loss, PUBLISHED['images'])
+    assert_published('tv_l1', lambda x: D.tv_loss(x, 1), PUBLISHED['images'])
+def test_l2_loss_is_the_published_one(): assert_published('l2', D.l2_loss, PUBLISHED['images'])
 
 
 def softmax(z):
