@@ -7,7 +7,7 @@ __all__ = ['STATS', 'TERMS', 'bn_layers', 'bn_loss', 'tv_loss', 'l2_loss', 'comp
            'image_grid', 'synthesize', 'image_diversity', 'datafree_learner']
 
 # %% ../nbs/09_datafree.ipynb #e56a731d
-import base64, copy, difflib, io, json, math, os, shutil, sys
+import base64, copy, io, json, math, os, shutil, sys
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from torchvision.utils import make_grid
 
 from . import __version__
-from .data import PART_NAMES, Samples, open_image
+from .data import PART_NAMES, Samples, did_you_mean, open_image
 from .distill import distill_learner
 from .teachers import Teacher, _only_tensor, as_teacher
 from .views import image_dls
@@ -190,8 +190,7 @@ def _checked_teachers(teachers):
 def _checked_terms(terms, student):
     "`TERMS`, with what was given in its place"
     for k in terms or {}:
-        near = difflib.get_close_matches(k, TERMS, 1, .4)
-        if k not in TERMS: raise ValueError(f'terms: there is no {k!r}{f" (did you mean {near[0]!r}?)" if near else ""}. There are {", ".join(TERMS)}.')
+        if k not in TERMS: raise ValueError(f'terms: there is no {k!r}.' + did_you_mean(k, TERMS))
     out = {k: float(v) for k, v in (TERMS | (terms or {})).items()}
     if (bad := {k: v for k, v in out.items() if not 0 <= v < math.inf}): raise ValueError(f'terms: {bad}: a coefficient is a number from 0 up; 0 leaves the term out.')
     if out['compete'] and student is None: raise ValueError('terms: compete asks where a student still errs: give student=…, a module or a Learner; or compete=0.')

@@ -12,7 +12,6 @@ __all__ = ['accuracy', 'macro_accuracy', 'reliability', 'ece', 'nll', 'brier', '
 
 # %% ../nbs/10_diagnose.ipynb #1515b1e1
 from contextlib import ExitStack, contextmanager
-from difflib import get_close_matches
 from html import escape
 from itertools import combinations
 from time import perf_counter
@@ -20,6 +19,7 @@ import numpy as np, pandas as pd, torch
 from scipy.special import log_softmax, logsumexp, softmax
 from sklearn.metrics import recall_score
 from torch.utils.flop_counter import FlopCounterMode
+from .data import did_you_mean
 
 # %% ../nbs/10_diagnose.ipynb #09b24b96
 def _array(a):
@@ -320,7 +320,7 @@ def _roles(preds, teachers, student):
     if student is None and 'student' in preds: student = 'student'
     teachers = [k for k in preds if k != student] if teachers is None else list(teachers)
     for k in [*teachers, *([student] if student else [])]:
-        if k not in preds: raise KeyError(f'no predictions of {k!r}; there are: {", ".join(preds)}. Close: {get_close_matches(str(k), map(str, preds)) or "none"}')
+        if k not in preds: raise KeyError(f'no predictions of {k!r}.' + did_you_mean(k, preds))
     return teachers, student
 
 # %% ../nbs/10_diagnose.ipynb #a4558689
@@ -478,7 +478,7 @@ def _layer(net, name=None):
     if name is None:
         info = getattr(net, 'feature_info', None)
         name = info[-1]['module'] if info else next((k for k, m in reversed(mods.items()) if isinstance(m, torch.nn.Conv2d)), None)
-    if name not in mods: raise KeyError(f'{type(net).__name__} has no module {name!r}; close names: {get_close_matches(str(name), mods, 5) or list(mods)[1:8]}')
+    if name not in mods: raise KeyError(f'{type(net).__name__} has no module {name!r}.' + did_you_mean(name, [m for m in mods if m]))
     return mods[name]
 
 def grad_cam(model, # A network with feature maps (B, C, h, w), or the `Teacher`/`Learner` that holds it

@@ -4,14 +4,13 @@
 
 # %% ../nbs/07_distill.ipynb #fcacf7f9
 from __future__ import annotations
-import copy, difflib, json, os, random
+import copy, json, os, random
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Callable
 
-import numpy as np, pandas as pd
-import timm, torch
+import numpy as np, pandas as pd, timm, torch
 from fastai.callback.core import Callback, CancelEpochException
 from fastai.callback.mixup import MixHandler
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, combine_scheds
@@ -26,6 +25,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .cache import CacheMismatch, LogitCache
+from .data import did_you_mean
 from .losses import LOSSES, NEEDS_TARGET, get_loss, hard_kd_loss, kd_loss
 from .students import create_student, heads_of, student_name
 from .teachers import Teacher, as_teacher, check_teacher, size_of, stats_of
@@ -49,10 +49,6 @@ def route_by_bias(heads:tuple, # The student's heads, e.g. ('cls', 'conv', 'inv'
     return {h: names for h, names in route.items() if names}
 
 # %% ../nbs/07_distill.ipynb #ecec3af9
-def _close(name, known): 
-    m = difflib.get_close_matches(str(name), list(map(str, known)), n=2)
-    return f" Did you mean {' or '.join(map(repr, m))}?" if m else f" Known: {', '.join(map(str, known))}."
-
 def checked_route(route:dict, # head -> teacher name or names
                   heads:tuple, # The student's heads
                   names:list, # Names of the teachers
@@ -60,9 +56,9 @@ def checked_route(route:dict, # head -> teacher name or names
     "A route given by hand, or the reason why it cannot be"
     route = {h: [t] if isinstance(t, str) else list(t) for h, t in route.items()}
     for h, ts in route.items():
-        if h not in heads: raise ValueError(f"The student has no head {h!r}.{_close(h, heads)}")
+        if h not in heads: raise ValueError(f"The student has no head {h!r}.{did_you_mean(h, heads)}")
         for t in ts:
-            if t not in names: raise ValueError(f"No teacher is called {t!r}.{_close(t, names)}")
+            if t not in names: raise ValueError(f"No teacher is called {t!r}.{did_you_mean(t, names)}")
     unheard = [n for n in names if not any(n in ts for ts in route.values())]
     if unheard: raise ValueError(f"route={route} leaves out teacher {', '.join(unheard)}. Give it a head, or do not pass it.")
     return route
@@ -113,7 +109,7 @@ def _each(value, names, what, default=1., positive=True):
     "One value for every teacher, from a value or a dict"
     d = dict(value) if isinstance(value, dict) else {n: value for n in names}
     for n in d:
-        if n not in names: raise ValueError(f"{what} names a teacher {n!r} that is not there.{_close(n, names)}")
+        if n not in names: raise ValueError(f"{what} names a teacher {n!r} that is not there.{did_you_mean(n, names)}")
     d = {n: d.get(n, default) for n in names}
     bad = [n for n, v in d.items() if isinstance(v, (int, float)) and not (v > 0 if positive else v >= 0)]
     if bad: raise ValueError(f"{what} of {bad[0]} is {d[bad[0]]}: it must be {'above 0' if positive else '0 or more'}.")
@@ -350,7 +346,7 @@ def cite(method:str)->str: # Name in `METHODS`
     return f"@article{{{m.authors.split(',')[0].lower()}{m.year},\n  title = {{{m.paper}}},\n  author = {{{' and '.join(a.strip() for a in m.authors.split(','))}}},\n  year = {{{m.year}}},\n  eprint = {{{m.arxiv}}},\n  archivePrefix = {{arXiv}}\n}}"
 
 def _method(name):
-    if name not in METHODS: raise KeyError(f"No method is called {name!r}.{_close(name, METHODS)}")
+    if name not in METHODS: raise KeyError(f"No method is called {name!r}.{did_you_mean(name, METHODS)}")
     return METHODS[name]
 
 # %% ../nbs/07_distill.ipynb #a67de4c7

@@ -10,7 +10,7 @@ __all__ = ['RULES', 'Feature', 'as_feature', 'reading', 'depth_of', 'probe', 'fe
            'cakd_ramp']
 
 # %% ../nbs/08_features.ipynb #659a2039
-import copy, difflib, re, shutil
+import copy, re, shutil
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from timm.layers import Attention
 from torch import nn
 
 from .cache import DTYPES, LogitCache
+from .data import did_you_mean
 from .distill import METHODS, Method, MultiTeacherDistill, _Live, _Stored, unwrap
 from .losses import hard_kd_loss
 from .teachers import Teacher, size_of
@@ -82,8 +83,7 @@ def _module(model, layer):
     "The module called `layer`; `ValueError` with close names where there is none"
     known = dict(model.named_modules())
     if layer in known and layer: return known[layer]
-    near = difflib.get_close_matches(str(layer), [*_taps(model), *known], 4, .4)
-    raise ValueError(f"{type(model).__name__} has no layer {layer!r}. Close: {', '.join(near) or ', '.join(_taps(model))}. feature_layers(model, x) lists what can be read.")
+    raise ValueError(f"{type(model).__name__} has no layer {layer!r}.{did_you_mean(layer, [*_taps(model), *filter(None, known)])} feature_layers(model, x) lists what can be read.")
 
 def _taps(model):
     "Layers that timm names for features; without them, the model's direct children"

@@ -7,13 +7,14 @@ __all__ = ['BACKENDS', 'involution2d', 'Involution2d', 'InvolutionBlock', 'RedNe
            'rednet50', 'rednet101', 'rednet152', 'rednet_mini']
 
 # %% ../nbs/02_involution.ipynb #21cf65fa
-import difflib, functools, math, re
+import functools, math, re
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from timm.layers import ClassifierHead, ConvNormAct, DropPath
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import nn, Tensor
+from .data import did_you_mean
 
 # %% ../nbs/02_involution.ipynb #bfcd0f5e
 def _unfolded(x, weight, stride):
@@ -208,9 +209,7 @@ def _check_shapes(x, weight, stride):
 # %% ../nbs/02_involution.ipynb #0b8e24fe
 def _choose(backend, x):
     "The path for `backend` and the device of `x`"
-    if backend not in BACKENDS:
-        close = difflib.get_close_matches(str(backend), BACKENDS, 1)
-        raise ValueError(f'Unknown backend {backend!r}.' + (f' Did you mean {close[0]!r}?' if close else '') + f' There are: {", ".join(BACKENDS)}.')
+    if backend not in BACKENDS: raise ValueError(f'Unknown backend {backend!r}.' + did_you_mean(backend, BACKENDS))
     if backend == 'triton': _check_triton(x)
     exporting = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
     if backend == 'auto': backend = 'reference' if exporting else 'triton' if x.is_cuda and triton else 'lean'

@@ -7,10 +7,10 @@ __all__ = ['LOSSES', 'NEEDS_TARGET', 'kd_loss', 'hard_kd_loss', 'dkd_loss', 'nkd
            'combine_losses', 'confidence_weights', 'drop_easiest']
 
 # %% ../nbs/06_losses.ipynb #92c86ad7
-import difflib
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from .data import did_you_mean
 
 # %% ../nbs/06_losses.ipynb #66fb66c5
 def _check_logits(z, who):
@@ -24,7 +24,7 @@ def _check_logits(z, who):
     return z if z.dtype == torch.float64 else z.float()
 
 # %% ../nbs/06_losses.ipynb #99603761
-def _sparse(teacher): return hasattr(teacher, 'tail')     # a `TopK` of libkd.cache; this room imports nothing but torch
+def _sparse(teacher): return hasattr(teacher, 'tail')     # a `TopK` of libkd.cache; this room knows no cache
 
 def _check(student, teacher, T, reduction):
     "Student and teacher in float32 (float64 stays), the teacher without gradient"
@@ -163,8 +163,7 @@ def get_loss(loss): # A name of `LOSSES`, or any function with their signature
     "The loss function called `loss`"
     if callable(loss): return loss
     if loss in LOSSES: return LOSSES[loss]
-    close = difflib.get_close_matches(str(loss), LOSSES, n=2)
-    raise KeyError(f"No loss is called {loss!r}{f', did you mean {close[0]!r}?' if close else ''}. There are {', '.join(LOSSES)}")
+    raise KeyError(f'No loss is called {loss!r}.' + did_you_mean(loss, LOSSES))
 
 # %% ../nbs/06_losses.ipynb #12195a58
 def _topk_kd(student, teacher, T, reduction):

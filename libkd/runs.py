@@ -6,13 +6,14 @@
 __all__ = ['USER_ERRORS', 'run_jobs', 'scalars', 'Run', 'RunError', 'default_folder', 'run', 'sweep']
 
 # %% ../nbs/13_runs.ipynb #9c01a864
-import ast, contextlib, difflib, hashlib, itertools, json, math, os, platform, re, sys, time, traceback
+import ast, contextlib, hashlib, itertools, json, math, os, platform, re, sys, time, traceback
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
+from .data import did_you_mean
 
 # %% ../nbs/13_runs.ipynb #a2ea79cc
 def write_json(path, obj):
@@ -95,8 +96,7 @@ def find_notebook(name): # A path, or the name of a run or tutorial: 'distill'
     if (p := Path(name).expanduser()).suffix == '.ipynb' and p.exists(): return p
     known = {q.stem: q for d in reversed(_here()) for q in [*d.glob('*/*.ipynb'), *d.glob('*.ipynb')] if q.stem[0] not in '_.'}
     if str(name) in known: return known[str(name)]
-    close = difflib.get_close_matches(str(name), known, 3) or sorted(known)
-    raise FileNotFoundError(f"no notebook {str(name)!r}: it is neither a file that ends in .ipynb nor one of libkd's; close names: {', '.join(close)}")
+    raise FileNotFoundError(f"no notebook {str(name)!r}: it is neither a file that ends in .ipynb nor one of libkd's.{did_you_mean(name, sorted(known))}")
 
 # %% ../nbs/13_runs.ipynb #2509685c
 def parameters(notebook, # A path, or a name as for `find_notebook`
@@ -130,9 +130,7 @@ def check_parameters(notebook, given): # dict name -> value or text
     "The given parameters with their types, or a `ValueError` before any work"
     known = parameters(notebook)
     for name in given:
-        if name in known: continue
-        close = difflib.get_close_matches(name, known, 3, .5)
-        raise ValueError(f"{Path(notebook).stem} has no parameter {name!r}; " + (f"close names: {', '.join(close)}" if close else f"it has {', '.join(known)}"))
+        if name not in known: raise ValueError(f'{Path(notebook).stem} has no parameter {name!r}.' + did_you_mean(name, known))
     return {k: _typed(k, v, *known[k]) for k, v in given.items()}
 
 # %% ../nbs/13_runs.ipynb #22fc6f44

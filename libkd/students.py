@@ -11,7 +11,7 @@ __all__ = ['STUDENTS', 'PatchProj', 'Stem', 'StemEmbed', 'patch_for', 'token_sou
            'heads_of']
 
 # %% ../nbs/05_students.ipynb #d9c00043
-import math, re, difflib
+import math, re
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from fastcore.basics import patch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import Attention, resample_abs_pos_embed, to_2tuple, trunc_normal_
 from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, load_state_dict, register_model
+from .data import did_you_mean
 from .involution import Involution2d
 
 # %% ../nbs/05_students.ipynb #534d11c0
@@ -314,7 +315,7 @@ def set_distilled_training(self:TokenViT, enable=True):
 def set_ensemble(self:TokenViT, ensemble):
     "How the heads become one answer: 'mean_logits', 'mean_probs', or the name of one head"
     known = ('mean_logits', 'mean_probs', *self.heads)
-    if ensemble not in known: raise ValueError(f'ensemble={ensemble!r} is none of {known}')
+    if ensemble not in known: raise ValueError(f'No way to combine heads is called {ensemble!r}.' + did_you_mean(ensemble, known))
     self.ensemble = ensemble
     return self
 
@@ -505,8 +506,7 @@ def student_name(short): # 'civt_nano', or any name that timm knows
     "The name under which timm knows the student `short`"
     if short in STUDENTS: return STUDENTS[short]
     if timm.is_model(short): return short
-    close = difflib.get_close_matches(short, [*STUDENTS, *timm.list_models()], n=4)
-    raise ValueError(f"Unknown student {short!r}. Close names: {', '.join(close) or 'none'}. Ours: {', '.join(STUDENTS)}")
+    raise ValueError(f"Unknown student {short!r}.{did_you_mean(short, [*STUDENTS, *timm.list_models()])} Ours: {', '.join(STUDENTS)}.")
 
 # %% ../nbs/05_students.ipynb #0ea6b472
 def create_student(name, # 'civt_nano', 'deit_nano', 'vit_nano', …, or the name of any timm model

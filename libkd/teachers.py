@@ -8,7 +8,7 @@ __all__ = ['WEIGHTS', 'ResNetMini', 'resnet_mini', 'model_name', 'classes_of', '
            'decaying', 'quick_adam', 'fit_teacher', 'warn_if_uneven']
 
 # %% ../nbs/03_teachers.ipynb #d6bb2ee0
-import copy, difflib, hashlib, json, re, time, warnings
+import copy, hashlib, json, re, time, warnings
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from timm.models._features import feature_take_indices
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
-from .data import Samples, _lots, content_digest, data_home, write_once
+from .data import Samples, _lots, content_digest, data_home, did_you_mean, write_once
 from .views import online, rng_scope
 from . import involution                       # registers the RedNets
 
@@ -76,8 +76,7 @@ def model_name(
     if re.match(r'(hf[-_]hub|local-dir):', name): return name
     for n in (name, f'vit_{name}'):
         if timm.is_model(n.split('.')[0]): return n
-    near = difflib.get_close_matches(name, timm.list_models(), 4, .5)
-    raise ValueError(f'no model is called {name!r}. Close: {", ".join(near) or "none"}. All: timm.list_models("*{name.split("_")[0]}*").')
+    raise ValueError(f'no model is called {name!r}.{did_you_mean(name, timm.list_models())} All: timm.list_models("*{name.split("_")[0]}*").')
 
 def classes_of(dls) -> list[str]:
     "The class names of the DataLoaders `dls`; `ValueError` where it has none."

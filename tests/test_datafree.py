@@ -366,7 +366,7 @@ def bad():
                 module=(dict(teachers=Net()), 'as_teacher'), nobody=(dict(teachers=[]), 'at least one'), other=(dict(teachers=[teacher(), Teacher(Net(), 'abc', 'abc')]), 'must be the same'),
                 unmapped=(dict(teachers=part), "does not know \\['square'\\]"), folder=(dict(teachers=odd), "'a/b'.*names of folders"), size=(dict(size=None), 'size=32'), flat=(dict(size=(8, 16)), 'square'),
                 few=(dict(per_class=0), 'per_class=0: at least 1'), bs=(dict(bs=1), 'two images'), steps=(dict(steps=-1), 'steps=-1'), low=(dict(low=2.), 'from 0 to 1'),
-                term=(dict(terms=dict(spred=1.)), "did you mean 'spread'"), minus=(dict(terms=dict(tv=-1.)), 'from 0 up'), nan=(dict(terms=dict(tv=float('nan'))), 'from 0 up'),
+                term=(dict(terms=dict(spred=1.)), "Did you mean 'spread'"), minus=(dict(terms=dict(tv=-1.)), 'from 0 up'), nan=(dict(terms=dict(tv=float('nan'))), 'from 0 up'),
                 nostudent=(dict(terms=dict(compete=1.)), 'give student='), notcompeting=(dict(student=Net()), 'terms=dict\\(compete=1.\\)'),
                 strange=(dict(terms=dict(compete=1.), student=Teacher(Net(), 'abc')), "'a', 'b', 'c'"))
 

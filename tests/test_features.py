@@ -92,7 +92,7 @@ def test_images_that_are_not_square():
     (pair,) = match_features(model, timm.create_model('resnet18'), torch.randn(1, 3, 32, 64), layers={'blocks.0': 'layer2'})
     assert pair.t.grid == (4, 8)
 
-@pytest.mark.parametrize('layer, words', [('blocks.99', 'Close: blocks.9'), ('norm.x', 'no layer'), ('', 'no layer')])
+@pytest.mark.parametrize('layer, words', [('blocks.99', "Did you mean 'blocks.9"), ('norm.x', 'no layer'), ('', 'no layer')], ids=['near', 'far', 'none'])
 def test_unknown_layer_offers_close_names(layer, words):
     with pytest.raises(ValueError, match=words): find_layer(net('vit_tiny_patch16_224'), layer, images())
 

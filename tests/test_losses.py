@@ -251,4 +251,4 @@ def test_drop_easiest_keeps_the_largest():
 
 def test_names():
     assert L.get_loss('dkd') is L.dkd_loss and L.get_loss(F.mse_loss) is F.mse_loss
-    with pytest.raises(KeyError, match='did you mean'): L.get_loss('ofaa')
+    with pytest.raises(KeyError, match='Did you mean'): L.get_loss('ofaa')

@@ -188,7 +188,7 @@ def notebook(path, *cells, parameters="folder = ''  # where\nsteps = 10  # how m
 
 
 @pytest.mark.parametrize('given, text', [
-    (dict(step=5), 'close names: steps'), (dict(zzz=5), 'it has folder, steps, lr'), (dict(steps='ten'), 'a whole number'), (dict(steps=1.5), 'how many'),
+    (dict(step=5), "Did you mean 'steps'"), (dict(zzz=5), 'There are folder, steps, lr'), (dict(steps='ten'), 'a whole number'), (dict(steps=1.5), 'how many'),
     (dict(steps=True), 'a whole number'), (dict(lr='fast'), 'a number'), (dict(mix='perhaps'), 'true or false'), (dict(mix=1), 'true or false'), (dict(name=3), 'text')])
 def test_wrong_parameters_stop_a_run_before_it_begins(tmp_path, given, text):
     nb = notebook(tmp_path/'nb.ipynb', f'open({str(tmp_path/"ran")!r}, "w")')
@@ -304,8 +304,8 @@ def libkd(*words, **kw): return subprocess.run([PYTHON, '-c', 'from libkd.cli im
 
 
 @pytest.mark.parametrize('words, text', [
-    (['run', '/no/such/folder'], 'does not exist'), (['run', '-p', 'stepz=3'], 'close names: steps'), (['run', '-p', 'steps=many'], 'a whole number'),
-    (['run', '-p', 'steps'], 'name=value'), (['run', '--notebook', 'distil'], 'close names: distill'), (['cache', 'info', '{tmp}'], 'libkd: '),
+    (['run', '/no/such/folder'], 'does not exist'), (['run', '-p', 'stepz=3'], "Did you mean 'steps'"), (['run', '-p', 'steps=many'], 'a whole number'),
+    (['run', '-p', 'steps'], 'name=value'), (['run', '--notebook', 'distil'], "Did you mean 'distill'"), (['cache', 'info', '{tmp}'], 'libkd: '),
     (['cache', 'verify', '{tmp}/no'], 'libkd: '), (['predict', '{tmp}', '{tmp}/no.png'], 'does not exist'), (['predict', '{tmp}', '{tmp}'], 'no images'), (['new', '{full}'], 'nothing of yours')])
 def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path, capsys, words, text):
     (tmp_path/'full').mkdir(); (tmp_path/'full'/'mine.txt').touch(); (tmp_path/'empty').mkdir()

@@ -191,7 +191,7 @@ def test_ensembles():
     torch.testing.assert_close(m(x32), z.mean(0))
     torch.testing.assert_close(m.set_ensemble('mean_probs')(x32).exp(), z.softmax(-1).mean(0))
     torch.testing.assert_close(m.set_ensemble('inv')(x32), z[2])
-    with pytest.raises(ValueError, match='mean_logits'): m.set_ensemble('mean')
+    with pytest.raises(ValueError, match="Did you mean 'mean_probs'"): m.set_ensemble('mean_prob')
 
 def test_each_head_reads_its_own_token():
     m = nano().eval()
