@@ -115,7 +115,7 @@ BREAKS = [
     Break('4.4 bias is inferred', "import libkd.teachers as m; m._mixer = lambda o: 'conv' if 'conv' in type(o).__name__.lower() else None", 'tests/test_teachers.py::test_bias_is_inferred_and_can_be_overridden'),
     Break('4.4 names stay in their folder', 'import libkd.teachers as m; m._checked_name = lambda n: n', 'tests/test_teachers.py::test_names_that_could_leave_their_folder'),
     Break('4.4 resnet_mini in timm', "mutate('libkd.teachers', '(1, 1, 2, 4)', '(1, 2, 2, 4)')", 'tests/test_teachers.py::test_resnet_mini_keeps_timms_contract'),
-    Break('4.4 unknown models offer close names', "import libkd.teachers as m; m.difflib = type('d', (), dict(get_close_matches=lambda *a: []))", 'tests/test_teachers.py::test_unknown_model_offers_close_names'),
+    Break('4.4 unknown models offer close names', "import libkd.teachers as m; m.did_you_mean = lambda *a: ''", 'tests/test_teachers.py::test_unknown_model_offers_close_names'),
     Break('4.4 files are read without running code', 'mutate(\'libkd.teachers\', "map_location=\'cpu\', weights_only=True", "map_location=\'cpu\', weights_only=False")', 'tests/test_teachers.py::test_no_code_from_a_file_runs'),
     Break('4.4 refusals say what to do', 'import libkd.teachers as m; m._refuse_non_module = lambda o: None', 'tests/test_teachers.py::test_refusals_say_what_to_do'),
     Break('4.4 a guesser is refused', "mutate('libkd.teachers', '.pvalue < .01', '.pvalue <= 1')", 'tests/test_teachers.py::test_a_trained_teacher_passes_and_guessers_are_refused'),
@@ -217,7 +217,8 @@ BREAKS = [
     Break('4.6 multiply-adds of the official stems', "mutate('libkd.students', '_conv_bn(32, 64), 64', '_conv_bn(32, 64, 5), 64')", 'tests/test_students.py::test_multiply_adds_are_those_counted_from_the_official_code'),
     Break('4.6 light stems cost little', "mutate('libkd.students', 'width = 16 if stride == 4 else 32', 'width = 64')", 'tests/test_students.py::test_light_stems_cost_little'),
     Break('4.6 exports', "mutate('libkd.students', 'pos = self.pos_embed\\n', 'pos = self.pos_embed * float(maps[self.patch_embed.stems[0]].abs().sum() > 0)\\n')", 'tests/test_students.py::test_exports_with_a_free_batch'),
-    Break('4.6 unknown names get close ones', 'import libkd.students as m; m.difflib.get_close_matches = lambda *a, **k: []', 'tests/test_students.py::test_unknown_name_offers_close_ones'),
+    Break('4.6 unknown names get close ones', 'import libkd.students as m; m.did_you_mean = lambda *a: ""', 'tests/test_students.py::test_unknown_name_offers_close_ones'),
+    Break('4.6 unknown ensembles get close ones', 'import libkd.students as m; m.did_you_mean = lambda *a: ""', 'tests/test_students.py::test_ensembles'),
     Break('4.6 patch size follows from the image', 'import libkd.students as m; m.patch_for = lambda size: 4', 'tests/test_students.py::test_sizes_of_small_images'),
 
     # -- 4.7 losses ----------------------------------------------------------------------------------------------------
