@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_samples', 'verdict_part', 'train_arm', 'run_table', 'plot_arms']
 
-# %% ../nbs/15_arms.ipynb #cfdb5d53
+# %% ../nbs/15_arms.ipynb #cbbbd17a
 import ast, contextlib, io, os, re, time
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,8 @@ from PIL import Image
 from .cache import LogitCache
 from .data import Samples, cluttered_digits, open_image
 from .diagnose import accuracy, ece, macro_accuracy, nll, predictions
-from .distill import distill_learner, save_student
+from .distill import METHODS, distill_learner, save_student
+from .features import FeatureDistill
 from .plots import LibkdFigure, looks
 from .runs import job_key, peak_memory
 from .students import create_student
@@ -123,15 +124,20 @@ def epochs_for(steps, dls): # Optimiser steps; loaders
     "Epochs that make about so many steps, at least one"
     return max(1, round(steps/len(dls.train)))
 
-# %% ../nbs/15_arms.ipynb #9af3450e
+# %% ../nbs/15_arms.ipynb #c95621d5
 def scores(logits, y): # (n, C), (n,)
     "The columns of the table that follow from answers"
     return dict(accuracy=accuracy(logits, y), macro_accuracy=macro_accuracy(logits, y), ece=ece(logits, y), nll=nll(logits, y))
 
-def arm_learner(dls, model, args, cache, seed, distill, wd): # loaders; name; its arguments; a LogitCache or None; seed; arguments for teaching; weight decay
+def arm_learner(dls, model, args, teachers, seed, distill, wd): # loaders; name; its arguments; a LogitCache, a Teacher or None; seed; arguments for teaching; weight decay
     "A learner of one arm"
-    taught = dict(teachers=cache, **distill) if cache is not None else {}
+    taught = dict(teachers=teachers, check=False, **distill) if teachers is not None else {}     # they were checked when they were trained
     return distill_learner(dls, model, seed=seed, student_kw=args, verbose=False, **quick_adam(wd), **taught)
+
+# %% ../nbs/15_arms.ipynb #496f6e7f
+def reads_layers(method): # Name in `METHODS`
+    "Whether this method needs a live teacher"
+    return issubclass(METHODS[method].callback, FeatureDistill)
 
 # %% ../nbs/15_arms.ipynb #9fdc0259
 _VIEWS = {}                          # of this process: key -> {number of a view of a sample: the view}
@@ -145,20 +151,22 @@ def share_views(dl, n, key): # A `ViewDL`; views of each sample that its trainin
     if key not in _VIEWS and len(_VIEWS) > 2: _VIEWS.clear()
     dl.memory = _VIEWS.setdefault(key, {})
 
-# %% ../nbs/15_arms.ipynb #422496e2
+# %% ../nbs/15_arms.ipynb #28544daa
 def train_arm(places,        # dict: data (image folder or ''), cache (folder), out (folder)
               arm, seed, model, taught, # Name of the arm; seed; name of the model; with teachers or not
               setting,       # dict: arguments of `run_samples` ('samples') and of `arm_dls` ('dls')
               steps, lr, wd, # Length, peak of the one-cycle schedule, weight decay
               fresh,         # Most views of each image without teachers; then they come again
               args, distill, # Arguments of the model and of `distill_learner`, dicts
+              teacher=None,  # Arguments of `run_teacher`: asked while training, about the cache's views, by methods that read layers
               keep=False,    # Save the student as well
               threads=1, **identity): # digests of data and cache: they make the job another job
     "Train `model` as `arm` with one `seed` for `steps` at `lr`; its metrics and history; `identity` is only remembered"
     torch.set_num_threads(threads)
     samples = run_samples(places['data'], **setting['samples'])
-    dls = arm_dls(samples, **setting['dls'])
-    learn = arm_learner(dls, model, args, LogitCache.open(places['cache']) if taught else None, seed, distill, wd)
+    dls, advice = arm_dls(samples, **setting['dls']), LogitCache.open(places['cache']) if taught else None
+    if teacher: dls, advice = advice.bind(dls), run_teacher(places, **teacher)
+    learn = arm_learner(dls, model, args, advice, seed, distill, wd)
     start, epochs = time.perf_counter(), epochs_for(steps, learn.dls)
     share_views(learn.dls.train, min(fresh, epochs*learn.dls.train.repeats), (views_key(setting), places['cache'] if taught else ''))
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, cbs=SparseValidation())
@@ -177,6 +185,18 @@ def _curve(learn): # one dict an epoch that was validated; `done` is the share o
     names, rows = list(learn.recorder.metric_names)[1:-1], learn.recorder.values
     out = [dict(zip(names, map(float, (np.nan if v is None else v for v in r))), done=(i + 1)/len(rows)) for i, r in enumerate(rows)]
     return [r for r in out if np.isfinite(r['valid_loss'])]
+
+# %% ../nbs/15_arms.ipynb #796e8aef
+def tell(done, of, row, new): # as `run_jobs` calls its `progress`
+    "One line about a job"
+    what = f"{row['arm']}, seed {row['seed']}" if 'arm' in row else row.get('name', 'stored answers')
+    news = row.get('error') or (f"{row['accuracy']:.1%}" if 'accuracy' in row else 'ready')
+    print(f"· {done}/{of} {what}: {news} " + (f"in {row.get('job_seconds', 0):.0f} s" if new else '(from before)'), flush=True)
+
+def finished(rows): # from `run_jobs`
+    "The rows of jobs without which there is nothing to go on with, or the first error among them"
+    if 'error' in rows: raise ValueError(rows['error'].dropna().iloc[0])
+    return rows
 
 # %% ../nbs/15_arms.ipynb #aa4ef9b3
 class SharedViews(Callback):
@@ -205,12 +225,12 @@ def train_teacher(places, threads=1, data_digest='', **teacher): # arguments of 
     run_teacher(places, **teacher)
     return dict(seconds=time.perf_counter() - start)
 
-# %% ../nbs/15_arms.ipynb #9605fafb
-def build_cache(places, teachers, key, views, setting):
+# %% ../nbs/15_arms.ipynb #cbe692cb
+def build_cache(places, teachers, key, views, setting, check=True):
     "Build the cache of a run, or open it"
     dls = arm_dls(run_samples(places['data'], **setting['samples']), **setting['dls'])
     start = time.perf_counter()
-    cache = LogitCache.build(places['cache'], dls, teachers, views=views)
+    cache = LogitCache.build(places['cache'], dls, teachers, views=views, check=check)
     return dict(seconds=time.perf_counter() - start, bytes=cache.nbytes)
 
 # %% ../nbs/15_arms.ipynb #e97b24ff

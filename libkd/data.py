@@ -7,7 +7,7 @@ __all__ = ['PARTS', 'EXTENSIONS', 'PART_NAMES', 'sample_id', 'array_id', 'Sample
            'write_once', 'digits', 'cluttered_digits', 'content_digest']
 
 # %% ../nbs/00_data.ipynb #39818a10
-import difflib, hashlib, json, os, shutil, tempfile, unicodedata, warnings
+import hashlib, json, os, shutil, tempfile, unicodedata, warnings
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
@@ -631,11 +631,3 @@ def from_dls(cls:Samples,
     files = [Path(o).absolute() for o in src]
     if not all(f.is_relative_to(root) for f in files): root = Path(os.path.commonpath([f.parent for f in files]))
     return cls([f.relative_to(root).as_posix() for f in files], labels, list(vocab), parts, root=root)._whole()
-
-# %% ../nbs/00_data.ipynb #1af33fb6
-def did_you_mean(name, known, n=3): # What was asked for; the names there are; most to offer
-    "The end of a sentence that refuses `name`"
-    known = [str(k) for k in known]
-    close = list(dict.fromkeys(difflib.get_close_matches(str(name), known, n, .5)))
-    if close: return f" Did you mean {' or '.join(map(repr, close))}?"
-    return f" There are {', '.join(known[:20])}{', …' if len(known) > 20 else ''}."

@@ -26,7 +26,8 @@ from torchvision.transforms.functional import pil_to_tensor
 from torchvision.utils import make_grid
 
 from . import __version__
-from .data import PART_NAMES, Samples, did_you_mean, open_image
+from . import did_you_mean
+from .data import PART_NAMES, Samples, open_image
 from .distill import distill_learner
 from .teachers import Teacher, _only_tensor, as_teacher
 from .views import image_dls

@@ -19,7 +19,7 @@ import numpy as np, pandas as pd, torch
 from scipy.special import log_softmax, logsumexp, softmax
 from sklearn.metrics import recall_score
 from torch.utils.flop_counter import FlopCounterMode
-from .data import did_you_mean
+from . import did_you_mean
 
 # %% ../nbs/10_diagnose.ipynb #09b24b96
 def _array(a):

@@ -24,8 +24,8 @@ from fastai.torch_core import num_distrib, set_seed
 from fastcore.basics import patch
 from torch import nn
 
+from . import did_you_mean
 from .cache import CacheMismatch, LogitCache
-from .data import did_you_mean
 from .losses import LOSSES, NEEDS_TARGET, get_loss, hard_kd_loss, kd_loss
 from .students import create_student, heads_of, student_name
 from .teachers import Teacher, as_teacher, check_teacher, size_of, stats_of
@@ -346,7 +346,8 @@ def cite(method:str)->str: # Name in `METHODS`
     return f"@article{{{m.authors.split(',')[0].lower()}{m.year},\n  title = {{{m.paper}}},\n  author = {{{' and '.join(a.strip() for a in m.authors.split(','))}}},\n  year = {{{m.year}}},\n  eprint = {{{m.arxiv}}},\n  archivePrefix = {{arXiv}}\n}}"
 
 def _method(name):
-    if name not in METHODS: raise KeyError(f"No method is called {name!r}.{did_you_mean(name, METHODS)}")
+    more = '' if 'dearkd' in METHODS else ' Methods that read layers are there after: import libkd.features'
+    if name not in METHODS: raise KeyError(f"No method is called {name!r}.{did_you_mean(name, METHODS)}{more}")
     return METHODS[name]
 
 # %% ../nbs/07_distill.ipynb #a67de4c7

@@ -89,6 +89,7 @@ def _check_results(results, baseline, metric, scale):
     arms = list(dict.fromkeys(results['arm']))
     if baseline not in arms:
         raise ValueError(f"no arm is called {baseline!r}; the arms are {', '.join(map(repr, arms))}")
+    if len(arms) == 1: raise ValueError(f"the results hold the arm {baseline!r} and no other one to hold against it")
     if scale == 100 and results[metric].abs().max() > 1:
         raise ValueError(f"{metric} has values beyond 1, so a hundredth of it is no point; give scale=1 if it is in points already")
     return [a for a in arms if a != baseline]

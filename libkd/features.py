@@ -23,8 +23,8 @@ from fastcore.basics import patch
 from timm.layers import Attention
 from torch import nn
 
+from . import did_you_mean
 from .cache import DTYPES, LogitCache
-from .data import did_you_mean
 from .distill import METHODS, Method, MultiTeacherDistill, _Live, _Stored, unwrap
 from .losses import hard_kd_loss
 from .teachers import Teacher, size_of

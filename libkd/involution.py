@@ -14,7 +14,7 @@ from timm.layers import ClassifierHead, ConvNormAct, DropPath
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import nn, Tensor
-from .data import did_you_mean
+from . import did_you_mean
 
 # %% ../nbs/02_involution.ipynb #bfcd0f5e
 def _unfolded(x, weight, stride):

@@ -10,7 +10,7 @@ __all__ = ['LOSSES', 'NEEDS_TARGET', 'kd_loss', 'hard_kd_loss', 'dkd_loss', 'nkd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .data import did_you_mean
+from . import did_you_mean
 
 # %% ../nbs/06_losses.ipynb #66fb66c5
 def _check_logits(z, who):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from .data import did_you_mean
+from . import did_you_mean
 
 # %% ../nbs/13_runs.ipynb #a2ea79cc
 def write_json(path, obj):

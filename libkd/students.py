@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import Attention, resample_abs_pos_embed, to_2tuple, trunc_normal_
 from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, load_state_dict, register_model
-from .data import did_you_mean
+from . import did_you_mean
 from .involution import Involution2d
 
 # %% ../nbs/05_students.ipynb #534d11c0

@@ -32,9 +32,9 @@ from timm.models._features import feature_take_indices
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
-from .data import Samples, _lots, content_digest, data_home, did_you_mean, write_once
+from .data import Samples, _lots, content_digest, data_home, write_once
 from .views import online, rng_scope
-from . import involution                       # registers the RedNets
+from . import did_you_mean, involution         # which registers the RedNets
 
 # %% ../nbs/03_teachers.ipynb #21d3acf9
 class ResNetMini(ResNet):

@@ -7,6 +7,7 @@ from hypothesis import Phase, given, settings, strategies as st
 from scipy import stats
 
 from libkd import arms, cli, evidence, report, runs
+from libkd.distill import METHODS
 
 PYTHON = sys.executable
 plainly = settings(phases=[Phase.explicit, Phase.generate])    # an example that fails is small enough as it is
@@ -48,6 +49,7 @@ def test_a_seed_that_one_arm_lacks_is_no_pair():
     r = pd.concat([table(base=[.5, .6, .7], new=[.52, .63]), pd.DataFrame([dict(arm='new', seed=2, accuracy=math.nan)])])
     assert evidence.compare(r, 'base').loc['new', 'seeds'] == 2
     with pytest.raises(ValueError, match='two rows for one seed'): evidence.compare(pd.concat([r, r]), 'base')
+    with pytest.raises(ValueError, match='no other one'): evidence.compare(table(base=[.5, .6]), 'base')
 
 
 def test_no_difference_needs_an_interval_inside_the_margin():
@@ -329,8 +331,9 @@ def test_new_copies_runs_and_tutorials(tmp_path):
     assert e.value.code == 0 and (tmp_path/'mine'/'runs'/'distill.ipynb').exists()
 
 
-def test_the_main_run_can_be_parameterised_by_scalars_that_are_explained():
-    for name, (default, comment) in runs.parameters('distill').items():
+@pytest.mark.parametrize('notebook', ['distill', 'methods'])
+def test_a_run_can_be_parameterised_by_scalars_that_are_explained(notebook):
+    for name, (default, comment) in runs.parameters(notebook).items():
         assert isinstance(default, (bool, int, float, str)) and len(comment) > 8, name
 
 
@@ -368,6 +371,34 @@ def test_the_main_run_from_images_to_answers(tmp_path):
     right = (rows['class'] == rows['file'].map(lambda f: Path(f).parent.name))[rows['error'].isna()].mean()
     taught = next(r for r in result['runs'] if r['arm'] == 'taught' and r['seed'] == 0)
     assert abs(right - taught['accuracy']) < .006                            # the same student, prepared the same way
+
+
+@pytest.mark.slow
+def test_every_published_method_runs_through_papermill(tmp_path):
+    data = some_digits(tmp_path/'data', train=12, valid=4, test=6)
+    methods = [m for m in METHODS if m != 'deit-soft']
+    words = ['-p', 'steps=3', 'teacher_epochs=1', 'check=no', 'student_args=depth:3', 'seeds=1', 'views=2', 'jobs=2', f"methods={' '.join(methods)}"]
+    done = libkd('run', data, '--notebook', 'methods', '--folder', tmp_path/'run', *words)
+    assert done.returncode == 0, done.stderr
+    result = runs.read_json(tmp_path/'run'/'result.json')
+    assert {r['arm'] for r in result['table']} == {'untaught', *methods, 'resnet_mini', 'rednet_mini', 'mean of the teachers'}
+    assert len(result['conclusion']) == len(methods) and all(s.startswith('NOT ENOUGH RUNS') for s in result['conclusion'])
+    assert (tmp_path/'run'/'report.html').exists()
+
+def test_an_arm_that_reads_layers_asks_its_teacher(tmp_path):
+    "Also in a process that has not seen `libkd.all`"
+    data = some_digits(tmp_path/'data', train=8, valid=2, test=2)
+    setting = dict(samples=dict(labels=0, valid=.2, seed=0, size=0), dls=dict(size=8, bs=16, mix=0., flip=False, seed=0))
+    teacher, places = dict(name='resnet_mini', setting=setting, epochs=1, fresh=1, check=False), dict(data=str(data), out=str(tmp_path), cache=str(tmp_path/'cache'))
+    arms.build_cache(places, [arms.run_teacher(places, **teacher)], 'key', 2, setting, check=False)
+    job = dict(arm='at', seed=0, model='vit_nano', taught=True, setting=setting, steps=2, lr=1e-3, wd=0., fresh=1, args=dict(depth=2), distill=dict(method='at'), teacher=teacher)
+    code = f"from libkd.arms import train_arm\nprint(train_arm({places!r}, **{job!r})['history'][-1])"
+    out = subprocess.run([PYTHON, '-W', 'ignore', '-c', code], capture_output=True, text=True, cwd=tmp_path)
+    assert "'at'" in out.stdout, out.stderr
+
+def test_a_cache_that_could_not_be_built_stops_the_run_with_its_reason():
+    with pytest.raises(ValueError, match='35 of 250'): arms.finished(pd.DataFrame([dict(key='k', error='ChanceError: right on 35 of 250')]))
+    assert len(arms.finished(pd.DataFrame([dict(key='k', seconds=1.)]))) == 1
 
 
 @pytest.mark.slow
