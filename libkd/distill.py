@@ -434,7 +434,7 @@ def _make_student(student, dls, biases, route, kw):
     "A fresh student for these loaders, or the given module"
     if isinstance(student, nn.Module): return student
     heads = _heads_for(student, biases, route) if biases else None
-    return create_student(student, len(dls.vocab), size_of(dls), **({'heads': heads} if heads else {}), **kw)
+    return create_student(student, len(dls.vocab), size_of(dls), **({'heads': heads} if heads else {}) | kw)
 
 def _as_teachers(teachers, dls, check):
     "Caches as they are; everything else as a checked `Teacher`"
