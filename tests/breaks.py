@@ -247,6 +247,7 @@ BREAKS = [
 
     # -- 4.8 distill ---------------------------------------------------------------------------------------------------
     Break('4.8 the loss is the formula', "mutate('libkd.distill', 'factor*self.weights[n] *', 'factor*self.weights[n]**2 * 1.1 *')", 'tests/test_distill.py::test_the_step_is_the_formula'),
+    Break('4.8 heads given by hand are taken', "mutate('libkd.distill', \"**({'heads': heads} if heads else {}) | kw\", \"**kw | ({'heads': heads} if heads else {})\")", 'tests/test_distill.py::test_heads_given_by_hand_are_taken'),
     Break('4.8 each head listens to its own teacher', "mutate('libkd.distill', 'if b == h]', 'if b != h]')", 'tests/test_distill.py::test_the_step_is_the_formula'),
     Break('4.8 terms are columns', "mutate('libkd.distill', 'self.sums[n] = (total + t.detach(), k + 1)', 'self.sums[n] = (t.detach(), 1)')", 'tests/test_distill.py::test_terms_are_columns_and_sum_to_the_loss'),
     Break('4.8 order of teachers changes nothing', "mutate('libkd.distill', 'key=lambda s: sorted(s.biases))', 'key=lambda s: 0)')", 'tests/test_distill.py::test_order_of_teachers_changes_nothing[vit_nano]'),

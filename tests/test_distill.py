@@ -140,6 +140,14 @@ def test_deit_teaches_its_own_token_the_decision():
     assert cb.route == {'dist': ['a']} and cb.losses['a'] is hard_kd_loss and cb.label_weight == .5
 
 
+def test_heads_given_by_hand_are_taken():
+    "The same student for one teacher as for two"
+    heads = dict(cls='learned', conv='conv', inv='inv')
+    learn = learner(teachers=tiny.teacher('a', 1), student_kw=SMALL | dict(heads=heads))
+    assert learn.model.heads == tuple(heads)
+    fit(learn)
+    assert learn.model.heads == tuple(heads) and len(learn.recorder.values) == 1
+
 def test_schedule_follows_the_progress():
     "With a schedule that is 0 the teachers say nothing"
     silent = learner(schedule=lambda p: 0.)
