@@ -438,7 +438,7 @@ BREAKS = [
     Break('4.11 a finished job is whole or not there', "mutate('libkd.runs', \"part = path.with_name(f'{path.name}.{os.getpid()}.part')\", 'part = path')", 'tests/test_runs.py::test_a_result_is_written_whole_or_not_at_all'),
     Break('4.11 a process that dies is a row', "mutate('libkd.runs', 'except Exception as e: return (yield None,', 'except KeyError as e: return (yield None,')", 'tests/test_runs.py::test_a_process_that_dies_is_a_row_with_an_error'),
     Break('4.11 a failed run is a row with its error', "mutate('libkd.runs', 'except Exception as e:\\n        path', 'except KeyError as e:\\n        path')", 'tests/test_runs.py::test_a_sweep_keeps_going_when_a_run_fails'),
-    Break('4.11 unknown parameters fail before any work', "mutate('libkd.runs', 'if name in known: continue', 'continue')", 'tests/test_runs.py::test_wrong_parameters_stop_a_run_before_it_begins'),
+    Break('4.11 unknown parameters fail before any work', "mutate('libkd.runs', 'if name not in known: raise', 'if False: raise')", 'tests/test_runs.py::test_wrong_parameters_stop_a_run_before_it_begins'),
     Break('4.11 ill-typed parameters fail before any work', "import libkd.runs as m; m._typed = lambda name, value, *a: value", 'tests/test_runs.py::test_wrong_parameters_stop_a_run_before_it_begins'),
     Break('4.11 no half-made result looks whole', "mutate('libkd.runs', '(self.folder/old).unlink(missing_ok=True)', 'pass')", 'tests/test_runs.py::test_a_run_that_stops_half_way_never_looks_whole'),
     Break('4.11 --plan stops there', "mutate('libkd.runs', \"_until(nb, 'plan') if plan else nb\", 'nb')", 'tests/test_runs.py::test_a_plan_stops_before_any_work_and_keeps_the_last_result'),
