@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelValidException
-from fastcore.basics import patch
 from PIL import Image
 
 from .cache import LogitCache
@@ -23,7 +22,7 @@ from .diagnose import accuracy, ece, macro_accuracy, nll, predictions
 from .distill import METHODS, distill_learner, save_student
 from .features import FeatureDistill
 from .plots import LibkdFigure, looks
-from .runs import job_key, peak_memory
+from .runs import job_key, peak_memory, run_jobs
 from .students import create_student
 from .teachers import fit_teacher, model_for, quick_adam
 from .views import REMEMBER_BYTES, Mix, finite, image_dls
@@ -61,41 +60,12 @@ def run_defaults(samples,      # Samples
     return dict(size=size, **SMALL, args=f'patch_size:4 {NANO}' if size == 16 else NANO)
 
 # %% ../nbs/15_arms.ipynb #59bdb325
-def in_memory(samples,          # Samples
-              limit=2**29,      # Bytes; larger sets stay on disk
+def at_hand(samples,          # Samples
+            limit=2**29,      # Bytes; larger sets stay on disk
 )->Samples:
-    "The same samples with their pixels at hand, if they are small"
-    h, w = open_image(samples.source(0)).size
-    if len(samples)*h*w*3 > limit or max(h, w) > 64: return samples
-    pixels = [np.asarray(open_image(o)) for o in samples.sources]
-    return Samples(pixels, samples.labels, samples.classes, samples.parts, samples.ids, samples.root)
-
-class QuickLight:
-    "`light_tfms` in one pass: a shift by up to an eighth with reflected borders, brightness, contrast, saturation, perhaps a mirror"
-    def __init__(self, size, flip=False, colour=.2): # Pixels of the shorter side; mirror at random; strength as in ColorJitter
-        self.shift, self.flip, self.colour = max(1, size//8), flip, colour
-
-    def __call__(self, img): # PIL image -> (3, H, W) uint8
-        a, r = np.asarray(img, np.float32), torch.rand(6).numpy()          # torch's generator is the one that a view seeds
-        y, x = (self._reflected(n, u) for n, u in zip(a.shape[:2], r))
-        if self.flip and r[2] < .5: x = x[::-1]
-        return torch.from_numpy(self._coloured(a[y[:, None], x], 1 + self.colour*(2*r[3:] - 1)).astype(np.uint8)).permute(2, 0, 1)
-
-# %% ../nbs/15_arms.ipynb #a33cbd35
-GREY = np.float32([.299, .587, .114])
-
-@patch
-def _reflected(self:QuickLight, n, u): # Pixels of one side; a number in [0, 1)
-    "Indices after a shift, mirrored at the borders"
-    i = np.abs(np.arange(n) + int(u*(2*self.shift + 1)) - self.shift)
-    return np.where(i >= n, 2*n - 2 - i, i)
-
-@patch
-def _coloured(self:QuickLight, a, factors): # (H, W, 3) from 0 to 255; brightness, contrast, saturation
-    b, c, s = factors
-    a = np.minimum(a*b, 255)
-    a = a*c + (a @ GREY).mean()*(1 - c)
-    return (a*s + (a @ GREY)[..., None]*(1 - s)).clip(0, 255)
+    "The same samples with their pixels in memory, if they are small"
+    w, h = open_image(samples.source(0)).size
+    return samples.in_memory() if max(w, h) <= 64 and len(samples)*w*h*3 <= limit else samples
 
 # %% ../nbs/15_arms.ipynb #4dc51a06
 def arm_dls(samples,      # Samples of the run
@@ -109,7 +79,7 @@ def arm_dls(samples,      # Samples of the run
     if samples.has('test'):
         valid = np.flatnonzero(samples.parts == 'valid')
         keep[np.setdiff1d(valid, valid[np.linspace(0, len(valid) - 1, min(curve, len(valid))).astype(int)])] = False
-    return image_dls(in_memory(samples[keep]), size=size, tfms=[QuickLight(size, flip)], bs=bs, mix=Mix(prob=float(mix)) if mix else None, seed=seed, check=False)
+    return image_dls(at_hand(samples[keep]), size=size, flip=flip, bs=bs, mix=Mix(prob=float(mix)) if mix else None, seed=seed, check=False)
 
 # %% ../nbs/15_arms.ipynb #f51c2c95
 class SparseValidation(Callback):
@@ -232,6 +202,21 @@ def build_cache(places, teachers, key, views, setting, check=True):
     start = time.perf_counter()
     cache = LogitCache.build(places['cache'], dls, teachers, views=views, check=check)
     return dict(seconds=time.perf_counter() - start, bytes=cache.nbytes)
+
+# %% ../nbs/15_arms.ipynb #1e32b95f
+def prepare_teachers(places, lengths, setting, fresh, digest, seed=0, check=True, jobs=1, threads=1): # lengths: dict name -> epochs; digest of the samples
+    "The teachers of a run, and the seconds that each took"
+    asked = [dict(name=n, setting=setting, epochs=e, fresh=fresh, seed=seed, check=check) for n, e in lengths.items()]
+    rows = finished(run_jobs(partial(train_teacher, places), [dict(a, data_digest=digest) for a in asked], Path(places['out'])/'jobs', jobs, threads, tell))
+    teachers = [run_teacher(places, **a) for a in asked]
+    return teachers, {t.name: s for t, s in zip(teachers, rows['seconds'])}
+
+def prepare_cache(places, teachers, views, setting, digest, check=True): # digest of the samples
+    "`places` with the run's cache, its key, and the seconds that it took"
+    key = job_key(dict(teachers=[t.fingerprint for t in teachers], data=digest, views=views, **setting['dls']))
+    places = dict(places, cache=str(Path(places['out'])/f'cache-{key}'))
+    rows = finished(run_jobs(partial(build_cache, places, teachers), [dict(key=key, views=views, setting=setting, check=check)], Path(places['out'])/'jobs', progress=tell))
+    return places, key, rows['seconds'].iloc[0]
 
 # %% ../nbs/15_arms.ipynb #e97b24ff
 def arguments(text): # 'depth:4 drop_path_rate:0.1'

@@ -4,7 +4,7 @@
 
 # %% ../nbs/07_distill.ipynb #fcacf7f9
 from __future__ import annotations
-import copy, json, os, random
+import copy, importlib, json, os, random
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -346,8 +346,8 @@ def cite(method:str)->str: # Name in `METHODS`
     return f"@article{{{m.authors.split(',')[0].lower()}{m.year},\n  title = {{{m.paper}}},\n  author = {{{' and '.join(a.strip() for a in m.authors.split(','))}}},\n  year = {{{m.year}}},\n  eprint = {{{m.arxiv}}},\n  archivePrefix = {{arXiv}}\n}}"
 
 def _method(name):
-    more = '' if 'dearkd' in METHODS else ' Methods that read layers are there after: import libkd.features'
-    if name not in METHODS: raise KeyError(f"No method is called {name!r}.{did_you_mean(name, METHODS)}{more}")
+    if name not in METHODS: importlib.import_module('libkd.features')      # it registers the methods that read layers; a worker process may not have loaded it
+    if name not in METHODS: raise KeyError(f"No method is called {name!r}.{did_you_mean(name, METHODS)}")
     return METHODS[name]
 
 # %% ../nbs/07_distill.ipynb #a67de4c7

@@ -274,6 +274,7 @@ BREAKS = [
     Break('4.8 the recipe can be used', 'mutate(\'libkd.distill\', "label_smoothing=n[\'label_smoothing\']", \'label_smoothing=0.\')', 'tests/test_distill.py::test_the_small_recipe_trains_a_student'),
     Break('4.8 a dict names exceptions from the method', "mutate('libkd.distill', 'dict.fromkeys(names, own[k]) | v', 'v')", 'tests/test_distill.py::test_a_dict_names_exceptions_from_the_method'),
     Break('4.8 METHODS prints', "mutate('libkd.distill', \"'our reading': m.reading} for\", \"} for\")", 'tests/test_distill.py::test_methods_print_as_a_table'),
+    Break('4.8 later methods are found', "mutate('libkd.distill', \"if name not in METHODS: importlib.import_module('libkd.features')\", 'pass')", 'tests/test_distill.py::test_methods_that_read_layers_are_found_by_a_process_that_has_not_loaded_them'),
     Break('4.8 soft DeiT is equation 2', "mutate('libkd.distill', 'settings=dict(loss=kd_loss, T=1., weights=.5,', 'settings=dict(loss=hard_kd_loss, T=1., weights=.5,')", 'tests/test_distill.py::test_soft_deit_is_equation_2'),
     Break('4.8 teachers of other sizes and normalisations', "mutate('libkd.distill', 'stats=stats_of(learn.dls))}', 'stats=None)}')", 'tests/test_distill.py::test_teachers_of_other_sizes_normalisations_and_classes'),
     Break('4.8 teachers that know some classes only', "mutate('libkd.losses', 'return s.masked_fill(t.isneginf(), -torch.inf), t', 'return s, t')", 'tests/test_distill.py::test_teachers_of_other_sizes_normalisations_and_classes'),

@@ -392,6 +392,15 @@ def test_methods_print_as_a_table():
     for m in METHODS.values(): assert m.paper in repr(METHODS) and m.reading in METHODS._repr_html_().replace('&amp;', '&')
 
 
+def test_methods_that_read_layers_are_found_by_a_process_that_has_not_loaded_them(monkeypatch):
+    import libkd.distill as room
+    import libkd.features
+    later, asked = {n: m for n, m in METHODS.items() if m.callback is libkd.features.FeatureDistill}, []
+    for n in later: monkeypatch.delitem(METHODS, n)
+    monkeypatch.setattr(room.importlib, 'import_module', lambda name: (asked.append(name), METHODS.update(later)))
+    assert '2204.12997' in cite('dearkd') and asked == ['libkd.features'] and set(later) >= {'dearkd', 'cakd', 'at'}
+
+
 # -- teachers that differ from the student and from one another --------------------------------------------------------------
 
 def strangers():
