@@ -154,7 +154,7 @@ def _keep_answers(path, logits, y):
 def _curve(learn): # one dict an epoch that was validated; `done` is the share of the training behind it
     names, rows = list(learn.recorder.metric_names)[1:-1], learn.recorder.values
     out = [dict(zip(names, map(float, (np.nan if v is None else v for v in r))), done=(i + 1)/len(rows)) for i, r in enumerate(rows)]
-    return [r for r in out if np.isfinite(r['valid_loss'])]
+    return [r for r in out if np.isfinite(r.get('valid_loss', np.nan))]         # most epochs of many short ones are not validated
 
 # %% ../nbs/15_arms.ipynb #796e8aef
 def tell(done, of, row, new): # as `run_jobs` calls its `progress`
@@ -262,13 +262,41 @@ def threads_or_processes(step, # One training step, as a function
     together = cores/seconds[1] >= 1/seconds[cores]
     return dict(jobs=cores if together else 1, threads=1 if together else cores, one_thread=seconds[1], all_threads=seconds[cores])
 
+# %% ../nbs/15_arms.ipynb #39921e1e
+def _steps_between(make, start, end): # A function that makes a step; two moments as `time.time()` tells them
+    "Steps that this process finishes from `start` to `end`"
+    step, n = make(), 0
+    step()
+    while time.time() < start: time.sleep(.005)
+    while time.time() < end: step(); n += 1
+    return n
+
+def crowding(make, # Makes a step; plain enough to be sent to another process
+             n,    # Processes
+             threads=1, # Threads of each
+             seconds=2.,
+)->float:
+    "How many times longer a step takes in each of `n` processes at a time than in one alone"
+    from joblib import Parallel, delayed, parallel_config
+    def steps(k, seconds):
+        start = time.time() + (seconds > 0)             # a second to make the model
+        return sum(Parallel(n_jobs=n)(delayed(_steps_between)(make, start, start + seconds) for _ in range(k)))
+    with parallel_config('loky', inner_max_num_threads=threads):
+        steps(n, 0)                                     # the processes start and import; those that train will be the same ones
+        return max(1., n*steps(1, seconds)/max(1, steps(n, seconds)))
+
 # %% ../nbs/15_arms.ipynb #e0752518
+def student_step(name, n_classes, size, args, bs): # name; classes; (height, width); its arguments; batch size
+    "A function that takes one optimiser step on made-up pictures"
+    return train_step(create_student(name, n_classes, size, **args), torch.rand(bs, 3, *size), torch.randint(n_classes, (bs,)))
+
 def processes(jobs, dls, student, args): # wanted number or 0; loaders; name; its arguments
-    "How many processes at a time and threads each: as wanted, one on a GPU, or what is measured to be fastest"
-    if str(dls.device).startswith('cuda'): return dict(jobs=jobs or 1, threads=1)
-    x, y = (o.as_subclass(torch.Tensor) for o in dls.train.one_batch())
-    how = threads_or_processes(train_step(create_student(student, len(dls.vocab), dls.size, **args), x, y))
-    return {**how, 'jobs': jobs, 'threads': max(1, (os.cpu_count() or 1)//jobs)} if jobs else how
+    "How many processes at a time and threads each: as wanted, one on a GPU, or what is measured to be fastest; and how they crowd each other"
+    if str(dls.device).startswith('cuda'): return dict(jobs=jobs or 1, threads=1, crowding=1.)
+    make = partial(student_step, student, len(dls.vocab), tuple(dls.size), args, dls.train.bs)
+    how = threads_or_processes(make())
+    if jobs: how |= dict(jobs=jobs, threads=max(1, (os.cpu_count() or 1)//jobs))
+    return {**how, 'crowding': crowding(make, how['jobs'], how['threads']) if how['jobs'] > 1 else 1.}
 
 # %% ../nbs/15_arms.ipynb #eb8410f6
 def step_costs(dls, students, teachers, args): # loaders of labelled images; names; names; arguments of the students
@@ -293,18 +321,18 @@ def plan(costs,         # From `step_costs`
          n_labelled, n_train, n_classes, bs, # Images; classes; batch size
          steps, teacher_epochs, views, seeds, jobs, # Lengths; stored views; number of seeds; processes at a time
          fresh=1,       # Views of each labelled image that teachers and arms without teachers see in turn
-         start=0.,      # Seconds until a process has imported everything
+         crowding=1.,   # How many times longer everything takes beside the other processes
 )->dict:                # minutes a phase, cache_bytes, break_even, epochs of the taught arm
     "What a run will cost"
-    load, answers, batches = costs['load'], sum(costs['answer'].values()), -(-n_train//bs)
-    epoch = n_labelled//bs or 1
-    teachers = [e*epoch*costs['step'][t] + min(e, fresh)*epoch*load for e, t in zip(teacher_epochs, costs['answer'])]
-    build = views*batches*(load + answers)
+    answers, batches, epoch = sum(costs['answer'].values()), -(-n_train//bs), n_labelled//bs or 1
+    build = views*batches*(costs['load'] + answers)                     # in one process, alone
+    costs = {**costs, 'load': costs['load']*crowding, 'step': {n: s*crowding for n, s in costs['step'].items()}}
+    teachers = [e*epoch*costs['step'][t] + min(e, fresh)*epoch*costs['load'] for e, t in zip(teacher_epochs, costs['answer'])]
     at_once = lambda work: max(sum(work)/jobs, max(work))
     once = {'fresh': _views_seconds(costs, min(steps, fresh*-(-n_labelled//bs)), steps, bs), 'stored': _views_seconds(costs, views*batches, steps, bs)}
     one = {a: steps*costs['step'][m] for a, (m, taught) in arms.items()}
     again = sum(once['stored' if taught else 'fresh'][1] for _, taught in arms.values())*seeds/jobs
-    minutes = {'teachers': (start + at_once(teachers))/60, 'cache': build/60,
+    minutes = {'teachers': at_once(teachers)/60, 'cache': build/60,
                'arms': (at_once(list(one.values())*seeds) + once['fresh'][0] + once['stored'][0] + again)/60}
     return dict(minutes=minutes, cache_bytes=2*views*n_train*n_classes*len(costs['answer']), break_even=build/(batches*answers),
                 epochs=steps/batches, seconds_a_run=one)
@@ -316,7 +344,7 @@ def describe(samples, part, size, device, arms, teachers, planned, how, views, s
     each = ', '.join(f'{a} {s:.0f} s' for a, s in planned['seconds_a_run'].items())
     return '\n'.join([
         f"images    {', '.join(f'{n:,} {p}' for p, n in parts.items())}; {samples.n_classes} classes; verdict on {part}",
-        f"size      {size}×{size} pixels on {device}, {how['jobs']} process{'es' if how['jobs'] > 1 else ''} with {how['threads']} thread{'s' if how['threads'] > 1 else ''} each",
+        f"size      {size}×{size} pixels on {device}, {how['jobs']} process{'es' if how['jobs'] > 1 else ''} with {how['threads']} thread{'s' if how['threads'] > 1 else ''} each" + (f"; a step takes {how['crowding']:.1f} times as long as alone" if how['crowding'] > 1.05 else ''),
         f"teachers  {' and '.join(teachers)}: {m['teachers']:.1f} min",
         f"cache     {views} views, {planned['cache_bytes']/1e6:.1f} MB: {m['cache']:.1f} min; pays from epoch {planned['break_even']:.1f}, and {seeds} seeds of {planned['epochs']:.1f} epochs use it",
         f"arms      {', '.join(f'{a} ({model})' for a, (model, _) in arms.items())} × {seeds} seeds of {steps} steps ({each}): {m['arms']:.1f} min",

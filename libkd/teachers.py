@@ -33,7 +33,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
 from .data import Samples, _lots, content_digest, data_home, write_once
-from .views import online, rng_scope
+from .views import _spec, online, rng_scope
 from . import did_you_mean, involution         # which registers the RedNets
 
 # %% ../nbs/03_teachers.ipynb #21d3acf9
@@ -537,12 +537,12 @@ def fit_teacher(
     as_name: str | None=None,# Another name in caches and tables, for instance for a second seed
     check: bool=True,        # Refuse a teacher at chance
     verbose: bool=False,     # fastai's table while it trains
-    cbs: list=(),            # Further fastai callbacks; their classes are a part of the digest
+    cbs: list=(),            # Further fastai callbacks; they and their arguments are a part of the digest
 ) -> Teacher:
     "A teacher for these data: trained and saved, or loaded if it was made before."
     began, label, samples = time.time(), as_name or model_name(name).split('/')[-1].lower(), Samples.from_dls(dls)
     with rng_scope(seed): epochs = epochs or max(20, -(-600//max(1, len(labelled_loader(dls)))))
-    args = dict(name=model_name(name), epochs=epochs, lr=lr, wd=wd, pretrained=pretrained, seed=seed, data=_data_digest(dls, samples), **({'cbs': [type(c).__name__ for c in cbs]} if cbs else {}))
+    args = dict(name=model_name(name), epochs=epochs, lr=lr, wd=wd, pretrained=pretrained, seed=seed, data=_data_digest(dls, samples), **({'cbs': [_spec(c) for c in cbs]} if cbs else {}))
     path = Path(folder)/f'{label}-{hashlib.sha256(json.dumps(args, sort_keys=True).encode()).hexdigest()[:12]}'
     if (old := path.is_dir()): t = load_teacher(path)
     else:

@@ -442,6 +442,8 @@ BREAKS = [
     Break('4.11 unknown parameters fail before any work', "mutate('libkd.runs', 'if name not in known: raise', 'if False: raise')", 'tests/test_runs.py::test_wrong_parameters_stop_a_run_before_it_begins'),
     Break('4.11 ill-typed parameters fail before any work', "import libkd.runs as m; m._typed = lambda name, value, *a: value", 'tests/test_runs.py::test_wrong_parameters_stop_a_run_before_it_begins'),
     Break('4.11 no half-made result looks whole', "mutate('libkd.runs', '(self.folder/old).unlink(missing_ok=True)', 'pass')", 'tests/test_runs.py::test_a_run_that_stops_half_way_never_looks_whole'),
+    Break('4.11 few images, many short epochs', "mutate('libkd.arms', \"r.get('valid_loss', np.nan)\", \"r['valid_loss']\")", 'tests/test_runs.py::test_many_short_epochs_are_validated_now_and_then'),
+    Break('4.4 a teacher with other callbacks is another', "mutate('libkd.teachers', '[_spec(c) for c in cbs]', '[type(c).__name__ for c in cbs]')", 'tests/test_runs.py::test_a_run_with_other_views_trains_other_teachers'),
     Break('4.11 --plan stops there', "mutate('libkd.runs', \"_until(nb, 'plan') if plan else nb\", 'nb')", 'tests/test_runs.py::test_a_plan_stops_before_any_work_and_keeps_the_last_result'),
     Break('4.11 runs are headless', "mutate('libkd.runs', \"LIBKD_WIDGETS='headless', \", '')", 'tests/test_runs.py::test_runs_are_headless_whatever_surrounds_them'),
     Break('4.11 quiet in logs', "mutate('libkd.runs', \"if self.details or not line.startswith('·'): \", '')", 'tests/test_runs.py::test_logs_show_phases_and_no_details'),

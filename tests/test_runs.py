@@ -396,6 +396,19 @@ def test_an_arm_that_reads_layers_asks_its_teacher(tmp_path):
     out = subprocess.run([PYTHON, '-W', 'ignore', '-c', code], capture_output=True, text=True, cwd=tmp_path)
     assert "'at'" in out.stdout, out.stderr
 
+def test_many_short_epochs_are_validated_now_and_then(tmp_path):
+    "A few labelled images and no others: an epoch is two batches"
+    data = some_digits(tmp_path/'data', train=4, valid=2, test=2)
+    setting = dict(samples=dict(labels=0, valid=.2, seed=0, size=0), dls=dict(size=8, bs=16, mix=0., flip=False, seed=0))
+    row = arms.train_arm(dict(data=str(data), out=str(tmp_path), cache=''), 'untaught', 0, 'vit_nano', False, setting, steps=50, lr=1e-3, wd=0., fresh=2, args=dict(depth=2), distill={})
+    assert [round(25*h['done']) for h in row['history']] == [*range(2, 26, 2), 25] and all(np.isfinite(h['accuracy']) for h in row['history'])
+
+def test_a_run_with_other_views_trains_other_teachers(tmp_path):
+    data = some_digits(tmp_path/'data', train=8, valid=2, test=2)
+    setting = dict(samples=dict(labels=0, valid=.2, seed=0, size=0), dls=dict(size=8, bs=16, mix=0., flip=False, seed=0))
+    two, again, one = (arms.run_teacher(dict(data=str(data), out=str(tmp_path)), 'resnet_mini', setting, 4, fresh, check=False) for fresh in (2, 2, 1))
+    assert two.fingerprint == again.fingerprint != one.fingerprint
+
 def test_a_cache_that_could_not_be_built_stops_the_run_with_its_reason():
     with pytest.raises(ValueError, match='35 of 250'): arms.finished(pd.DataFrame([dict(key='k', error='ChanceError: right on 35 of 250')]))
     assert len(arms.finished(pd.DataFrame([dict(key='k', seconds=1.)]))) == 1
