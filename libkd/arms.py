@@ -250,15 +250,20 @@ def train_step(model, x, y): # module, batch (B, 3, H, W), labels (B,)
 def _answer(model, x): return model(x)
 
 # %% ../nbs/15_arms.ipynb #561b6942
+@contextlib.contextmanager
+def torch_threads(n): # Threads of an operator, for a while
+    was = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try: yield
+    finally: torch.set_num_threads(was)
+
 def threads_or_processes(step, # One training step, as a function
                          cores=None,
 )->dict:                       # jobs, threads: which way finishes more steps a second
     "Several processes with one thread each, or one process with all threads"
-    cores, was = cores or os.cpu_count() or 1, torch.get_num_threads()
-    seconds = {}
-    try:
-        for n in {1, cores}: torch.set_num_threads(n); seconds[n] = timed(step)
-    finally: torch.set_num_threads(was)
+    cores, seconds = cores or os.cpu_count() or 1, {}
+    for n in {1, cores}:
+        with torch_threads(n): seconds[n] = timed(step)
     together = cores/seconds[1] >= 1/seconds[cores]
     return dict(jobs=cores if together else 1, threads=1 if together else cores, one_thread=seconds[1], all_threads=seconds[cores])
 
@@ -299,15 +304,15 @@ def processes(jobs, dls, student, args): # wanted number or 0; loaders; name; it
     return {**how, 'crowding': crowding(make, how['jobs'], how['threads']) if how['jobs'] > 1 else 1.}
 
 # %% ../nbs/15_arms.ipynb #eb8410f6
-def step_costs(dls, students, teachers, args): # loaders of labelled images; names; names; arguments of the students
+def step_costs(dls, students, teachers, args, threads=1): # loaders of labelled images; names; names; arguments of the students; threads of those who will train
     "Seconds for making a batch, for a step of each model and for an answer of each teacher"
-    device = dls.device
-    x, y = (o.as_subclass(torch.Tensor).to(device) for o in dls.train.one_batch())
-    load = timed(dls.train.one_batch)
-    made = {n: create_student(n, len(dls.vocab), dls.size, **args).to(device) for n in students}
-    taught = {n: model_for(n, dls).to(device) for n in teachers}
-    steps = {n: timed(train_step(m, x, y)) for n, m in {**made, **taught}.items()}
-    return dict(load=load, bytes=4*x[0].numel(), step=steps, answer={n: timed(partial(_answer, m.eval(), x)) for n, m in taught.items()})
+    x, y = (o.as_subclass(torch.Tensor).to(dls.device) for o in dls.train.one_batch())
+    made = {n: create_student(n, len(dls.vocab), dls.size, **args).to(dls.device) for n in students}
+    taught = {n: model_for(n, dls).to(dls.device) for n in teachers}
+    with torch_threads(threads):
+        load = timed(dls.train.one_batch)
+        steps = {n: timed(train_step(m, x, y)) for n, m in {**made, **taught}.items()}
+        return dict(load=load, bytes=4*x[0].numel(), step=steps, answer={n: timed(partial(_answer, m.eval(), x)) for n, m in taught.items()})
 
 # %% ../nbs/15_arms.ipynb #305572d8
 def _views_seconds(costs, batches, steps, bs): # batches of different views; batches that a student is shown

@@ -160,8 +160,9 @@ def plot_paired(results:pd.DataFrame, # Columns arm, seed and the metric
     "Per-seed differences to a baseline, their mean and its 95 % interval"
     baseline = results.arm.iloc[0] if baseline is None else baseline
     diff = paired_differences(results, baseline, metric)*100; n = diff.shape[1]; said = []
-    fig = LibkdFigure(7, 1.1 + .55*n)
-    ax = _axes(fig, (.27, .55/(1.1 + .55*n), .52, .55*n/(1.1 + .55*n)), f'Difference to {_text(baseline, 30)}, same seed', f'{metric}, percentage points')
+    height = 1.2 + .55*n                                        # inches; what is below the axes keeps its size
+    fig = LibkdFigure(7, height)
+    ax = _axes(fig, (.27, .65/height, .52, .55*n/height), f'Difference to {_text(baseline, 30)}, same seed', f'{metric}, percentage points')
     if margin: ax.axvspan(-margin, margin, color='#eeeeee', zorder=0)
     ax.axvline(0, color=_INK, lw=1)
     for i, arm in enumerate(diff):
@@ -171,7 +172,7 @@ def plot_paired(results:pd.DataFrame, # Columns arm, seed and the metric
         ax.text(1.03, i, f'{m:+.1f} ± {w:.1f}' if w == w else f'{m:+.1f}, one seed', va='center', fontsize=9, color=_INK, transform=ax.get_yaxis_transform())
     ax.set_yticks(range(n), [_text(a, 28) for a in diff], fontsize=9); ax.set_ylim(n - .5, -.5)
     fig.alt = f'{metric} against {baseline} over {len(diff)} seeds, in points, mean and 95 % interval: ' + ', '.join(said) + '.'
-    fig.text(.27, .02, f'○ one seed   ◆ mean, 95 % interval' + (f'   grey: within ±{margin:g}' if margin else ''), fontsize=8, color=_QUIET)
+    fig.text(.27, .04/height, f'○ one seed   ◆ mean, 95 % interval' + (f'   grey: within ±{margin:g}' if margin else ''), fontsize=8, color=_QUIET)
     return fig
 
 # %% ../nbs/11_plots.ipynb #8916c1ed
