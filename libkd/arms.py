@@ -196,12 +196,25 @@ def train_teacher(places, threads=1, data_digest='', **teacher): # arguments of 
     return dict(seconds=time.perf_counter() - start)
 
 # %% ../nbs/15_arms.ipynb #cbe692cb
-def build_cache(places, teachers, key, views, setting, check=True):
-    "Build the cache of a run, or open it"
-    dls = arm_dls(run_samples(places['data'], **setting['samples']), **setting['dls'])
-    start = time.perf_counter()
+def _cache_part(places, teachers, views, setting, part, of): # -> seconds
+    "Every `of`-th shard of a run's cache, from `part` on"
+    start, dls = time.perf_counter(), arm_dls(run_samples(places['data'], **setting['samples']), **setting['dls'])
+    builder = LogitCache.builder(places['cache'], dls, teachers, views=views, check=False)
+    for i in range(part, len(builder.shards), of): builder.build_shard(i)
+    return time.perf_counter() - start
+
+def build_cache(places, teachers, jobs, threads, key, views, setting, check=True):
+    "Build the cache of a run, or open it; `jobs` processes share the shards"
+    start, spent, dls = time.perf_counter(), 0, arm_dls(run_samples(places['data'], **setting['samples']), **setting['dls'])
+    if jobs > 1:
+        from joblib import Parallel, delayed, parallel_config
+        LogitCache.builder(places['cache'], dls, teachers, views=views, check=check)       # the plan, before somebody else needs it
+        waited = time.perf_counter()
+        with parallel_config('loky', inner_max_num_threads=threads):
+            parts = Parallel(n_jobs=jobs)(delayed(_cache_part)(places, teachers, views, setting, i, jobs) for i in range(jobs))
+        spent = sum(parts) - (time.perf_counter() - waited)
     cache = LogitCache.build(places['cache'], dls, teachers, views=views, check=check)
-    return dict(seconds=time.perf_counter() - start, bytes=cache.nbytes)
+    return dict(seconds=time.perf_counter() - start + spent, bytes=cache.nbytes)
 
 # %% ../nbs/15_arms.ipynb #1e32b95f
 def prepare_teachers(places, lengths, setting, fresh, digest, seed=0, check=True, jobs=1, threads=1): # lengths: dict name -> epochs; digest of the samples
@@ -211,11 +224,11 @@ def prepare_teachers(places, lengths, setting, fresh, digest, seed=0, check=True
     teachers = [run_teacher(places, **a) for a in asked]
     return teachers, {t.name: s for t, s in zip(teachers, rows['seconds'])}
 
-def prepare_cache(places, teachers, views, setting, digest, check=True): # digest of the samples
-    "`places` with the run's cache, its key, and the seconds that it took"
+def prepare_cache(places, teachers, views, setting, digest, check=True, jobs=1, threads=1): # digest of the samples
+    "`places` with the run's cache, its key, and the processor seconds that it took"
     key = job_key(dict(teachers=[t.fingerprint for t in teachers], data=digest, views=views, **setting['dls']))
     places = dict(places, cache=str(Path(places['out'])/f'cache-{key}'))
-    rows = finished(run_jobs(partial(build_cache, places, teachers), [dict(key=key, views=views, setting=setting, check=check)], Path(places['out'])/'jobs', progress=tell))
+    rows = finished(run_jobs(partial(build_cache, places, teachers, jobs, threads), [dict(key=key, views=views, setting=setting, check=check)], Path(places['out'])/'jobs', progress=tell))
     return places, key, rows['seconds'].iloc[0]
 
 # %% ../nbs/15_arms.ipynb #e97b24ff
@@ -330,14 +343,15 @@ def plan(costs,         # From `step_costs`
 )->dict:                # minutes a phase, cache_bytes, break_even, epochs of the taught arm
     "What a run will cost"
     answers, batches, epoch = sum(costs['answer'].values()), -(-n_train//bs), n_labelled//bs or 1
-    build = views*batches*(costs['load'] + answers)                     # in one process, alone
+    build = views*batches*(costs['load'] + answers)                     # by one process, alone
+    shards = min(jobs, views)                                           # of one view each
     costs = {**costs, 'load': costs['load']*crowding, 'step': {n: s*crowding for n, s in costs['step'].items()}}
     teachers = [e*epoch*costs['step'][t] + min(e, fresh)*epoch*costs['load'] for e, t in zip(teacher_epochs, costs['answer'])]
     at_once = lambda work: max(sum(work)/jobs, max(work))
     once = {'fresh': _views_seconds(costs, min(steps, fresh*-(-n_labelled//bs)), steps, bs), 'stored': _views_seconds(costs, views*batches, steps, bs)}
     one = {a: steps*costs['step'][m] for a, (m, taught) in arms.items()}
     again = sum(once['stored' if taught else 'fresh'][1] for _, taught in arms.values())*seeds/jobs
-    minutes = {'teachers': at_once(teachers)/60, 'cache': build/60,
+    minutes = {'teachers': at_once(teachers)/60, 'cache': build*(crowding if shards > 1 else 1)/shards/60,
                'arms': (at_once(list(one.values())*seeds) + once['fresh'][0] + once['stored'][0] + again)/60}
     return dict(minutes=minutes, cache_bytes=2*views*n_train*n_classes*len(costs['answer']), break_even=build/(batches*answers),
                 epochs=steps/batches, seconds_a_run=one)

@@ -29,7 +29,7 @@ from .cache import CacheMismatch, LogitCache
 from .losses import LOSSES, NEEDS_TARGET, get_loss, hard_kd_loss, kd_loss
 from .students import create_student, heads_of, student_name
 from .teachers import Teacher, as_teacher, check_teacher, size_of, stats_of
-from .views import LabelLoss, Mix, ViewDL, rng_scope
+from .views import LabelLoss, Mix, ViewDL, replay, rng_scope
 
 # %% auto #0
 __all__ = ['METHODS', 'route_by_bias', 'checked_route', 'MultiTeacherDistill', 'unwrap', 'Method', 'Methods', 'cite', 'Recipe',
@@ -174,7 +174,11 @@ def before_fit(self:MultiTeacherDistill):
 @patch
 def _routed(self:MultiTeacherDistill, model):
     heads = heads_of(unwrap(model))
-    return checked_route(self.given_route, heads, list(self.biases)) if self.given_route else route_by_bias(heads, self.biases)
+    route = checked_route(self.given_route, heads, list(self.biases)) if self.given_route else route_by_bias(heads, self.biases)
+    idle = [h for h in heads if h not in route and not self.label_weight]
+    if idle: raise ValueError(f"label_weight=0 leaves head {', '.join(idle)} of this student nothing to learn from. Give a student with one head, such as 'vit_nano', "
+                              f"let the teachers advise it as well, route={{'{idle[0]}': {list(self.biases)}, …}}, or give the labels a weight.")
+    return route
 
 @patch
 def after_fit(self:MultiTeacherDistill):
@@ -337,7 +341,11 @@ METHODS = Methods({m.name: m for m in [
            settings=dict(loss=kd_loss, T=4., weights=.5, label_weight=.5)),
     Method('kd', 'Distilling the Knowledge in a Neural Network', 'Hinton, Vinyals, Dean', 2015, '1503.02531',
            exact='T²·KL of softened answers plus cross-entropy', reading='T=4, 0.9 and 0.1: the usual CIFAR constants (mdistiller)',
-           settings=dict(loss=kd_loss, T=4., weights=.9, label_weight=.1))]})
+           settings=dict(loss=kd_loss, T=4., weights=.9, label_weight=.1)),
+    Method('patient', 'Knowledge distillation: A good teacher is patient and consistent', 'Beyer, Zhai, Royer, Markeeva, Anil, Kolesnikov', 2021, '2106.05237',
+           exact='KL at T=1 and no label at all, as the authors configure it; the teacher answers for the very view that the student sees, mixing included',
+           reading='several teachers share the weight, which has the gradient of their mean probability; patience and mixing are the recipe\'s: recipe(\'patient\')',
+           settings=dict(loss=kd_loss, T=1., weights=1., label_weight=0.))]})
 
 # %% ../nbs/07_distill.ipynb #83c0391c
 def cite(method:str)->str: # Name in `METHODS`
@@ -353,7 +361,8 @@ def _method(name):
 # %% ../nbs/07_distill.ipynb #a67de4c7
 @dataclass(frozen=True)
 class Recipe:
-    "Hyper-parameters of a paper, and the arguments that they mean: `loaders` for `image_dls`, `learner` for `distill_learner`, `fit` for `Learner.fit`"
+    "Hyper-parameters of a paper, and the arguments that they mean: `loaders` for `image_dls`, `views` for `LogitCache.build`, `learner` for `distill_learner`, `fit` for `Learner.fit`"
+    method: str   # Name in `METHODS`
     numbers: dict # As published, or scaled
     ours: dict    # What is not the paper's, and why
 
@@ -362,10 +371,12 @@ class Recipe:
         n = self.numbers
         return dict(bs=n['batch'], mix=Mix(n['mixup'], n['cutmix'], 1., n['switch'])) | (dict(size=n['size'], tfms=_strong_tfms(n)) if n['size'] else {})
     @property
+    def views(self): return replay(self.numbers['epochs'])        # the authors ask their teachers about every epoch's views
+    @property
     def learner(self):
         n = self.numbers
         opt = partial(Adam, mom=n['beta1'], sqr_mom=n['beta2'], eps=n['eps'], decouple_wd=True)
-        return dict(method='co-advise', opt_func=opt, wd=n['weight_decay'], loss_func=CrossEntropyLossFlat(label_smoothing=n['label_smoothing']))
+        return dict(method=self.method, opt_func=opt, wd=n['weight_decay'], loss_func=CrossEntropyLossFlat(label_smoothing=n['label_smoothing']))
     @property
     def fit(self):
         n = self.numbers
@@ -375,28 +386,43 @@ class Recipe:
 
 # %% ../nbs/07_distill.ipynb #3d96825e
 def _strong_tfms(n):
-    "The crops, mirror, RandAugment and erasing of timm's ImageNet pipeline, as item transforms"
+    "The crops and mirror of timm's ImageNet pipeline, and RandAugment and erasing where the numbers ask for them, as item transforms"
     from timm.data.transforms_factory import transforms_imagenet_train
     from torchvision.transforms import v2
-    first, second, _ = transforms_imagenet_train(n['size'], interpolation='bicubic', auto_augment=n['randaugment'], separate=True)
+    first, second, _ = transforms_imagenet_train(n['size'], scale=(n['crop'], 1.), interpolation='bicubic', auto_augment=n['randaugment'] or None, color_jitter=None, separate=True)
     mean = tuple(round(255*c) for c in timm.data.IMAGENET_DEFAULT_MEAN)
-    return [*first.transforms, *second.transforms, v2.PILToTensor(), v2.RandomErasing(n['erasing'], value=mean)]
+    return [*first.transforms, *second.transforms, v2.PILToTensor()] + [v2.RandomErasing(n['erasing'], value=mean)]*bool(n['erasing'])
 
-_CO_ADVISE = dict(student='civt_small', teachers=('regnety_040', 'rednet101'), epochs=300, batch=1024, lr=1e-3, warmup=20, lr_start=1e-6, lr_end=1e-5, weight_decay=.05,
-    beta1=.9, beta2=.999, eps=1e-8, clip=15., label_smoothing=.1, mixup=.8, cutmix=1., switch=.5, size=224, randaugment='rand-m9-mstd0.5-inc1', erasing=.25)
-_SMALL = dict(student='civt_nano', teachers=('resnet_mini', 'rednet_mini'), epochs=30, batch=64, lr=4e-3, warmup=2, lr_start=4e-6, lr_end=4e-5, size=0, randaugment='', erasing=0.)
 
 # %% ../nbs/07_distill.ipynb #50e7a81c
-def recipe(method:str='co-advise', # So far the only one
+_PAPERS = {
+    'co-advise': dict(student='civt_small', teachers=('regnety_040', 'rednet101'), epochs=300, batch=1024, lr=1e-3, warmup=20, lr_start=1e-6, lr_end=1e-5, weight_decay=.05,
+        beta1=.9, beta2=.999, eps=1e-8, clip=15., label_smoothing=.1, mixup=.8, cutmix=1., switch=.5, size=224, crop=.08, randaugment='rand-m9-mstd0.5-inc1', erasing=.25),
+    'patient': dict(student='resnetv2_50x1_bit', teachers=('resnetv2_152x2_bit',), epochs=1200, batch=4096, lr=.03, warmup=16, lr_start=0., lr_end=0., weight_decay=.01,
+        beta1=.9, beta2=.999, eps=1e-8, clip=1., label_smoothing=0., mixup=1., cutmix=0., switch=0., size=224, crop=.05, randaugment='', erasing=0.)}
+_SMALLER = {
+    'co-advise': dict(student='civt_nano', epochs=30, batch=64, lr=4e-3, warmup=2, lr_start=4e-6, lr_end=4e-5),
+    'patient': dict(student='vit_nano', epochs=120, batch=64, lr=4e-3, warmup=2)}
+_ALWAYS = dict(weight_decay='none on norms and biases, as theirs, but on positions and class token')
+_OURS = {
+    'co-advise': _ALWAYS | dict(mixing='drawn for each picture, in its view; theirs for each batch', erasing='paints the mean colour; theirs noise'),
+    'patient': _ALWAYS | dict(warmup='5,000 steps of 4,096 images', weight_decay='theirs is 3e-4 a step at the peak, not multiplied by the rate: 0.01 times 0.03 is the same',
+                              eps='the usual one; theirs is not written down', mixing='with a partner from the whole set; theirs from the batch')}
+_WHY_SMALL = dict(student='for small pictures', teachers='for small pictures', epochs='a tenth: a demonstration', batch='few pictures', lr='the peak that suits batches of 64 of our small students',
+    warmup='about the same share of the epochs', lr_start='the same ratio to lr', lr_end='the same ratio to lr', size='that of the pictures', crop='light_tfms instead', randaugment='light_tfms instead', erasing='none')
+
+
+# %% ../nbs/07_distill.ipynb #db120427
+def recipe(method:str='co-advise', # 'co-advise' or 'patient'
            small:bool=False, # Scaled down: minutes on a processor for pictures of 8 to 64 pixels
           )->Recipe:
-    "How the authors trained, from `config.py` of github.com/OliverRensu/co-advise, or our scaling of it"
-    if method != 'co-advise': raise KeyError(f"There is no recipe for {method!r}: {_method(method).paper} says how it was trained. There is one for 'co-advise'.")
-    ours = dict(mixing='drawn for each picture, in its view; theirs for each batch', weight_decay='none on norms and biases, as theirs, but on positions and class token')
-    if not small: return Recipe(_CO_ADVISE, ours | dict(erasing='paints the mean colour; theirs noise'))
-    why = dict(student='for small pictures', teachers='for small pictures', epochs='a demonstration', batch='few pictures', lr='the peak that suits batches of 64 of our small students',
-               warmup='the same share of the epochs', lr_start='the same ratio to lr', lr_end='the same ratio to lr', size='that of the pictures', randaugment='light_tfms instead', erasing='none')
-    return Recipe(_CO_ADVISE | _SMALL, ours | why)
+    "How the authors trained, or our scaling of it. Sources: `config.py` of github.com/OliverRensu/co-advise, `configs/proj/distill/bit_i1k.py` of github.com/google-research/big_vision"
+    if method not in _PAPERS: raise KeyError(f"There is no recipe for {method!r}: {_method(method).paper} says how it was trained.{did_you_mean(method, _PAPERS)}")
+    if not small: return Recipe(method, _PAPERS[method], _OURS[method])
+    scaled = dict(teachers=('resnet_mini', 'rednet_mini'), size=0, crop=0., randaugment='', erasing=0.) | _SMALLER[method]
+    changed = {k: v for k, v in _WHY_SMALL.items() if scaled.get(k, _PAPERS[method][k]) != _PAPERS[method][k]}
+    return Recipe(method, _PAPERS[method] | scaled, {k: v for k, v in _OURS[method].items() if k not in scaled} | changed)
+
 
 # %% ../nbs/07_distill.ipynb #98fe52b7
 class DistillLearner(Learner):

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from fastai.torch_core import num_distrib
 from fastcore.basics import patch
 from timm.layers import Attention
 from torch import nn
@@ -343,7 +343,7 @@ class Discriminator(nn.Module):
     def learn(self, real, fake):
         "One step of its own"
         with torch.enable_grad(): loss = F.softplus(-self.net(real.detach())).mean() + F.softplus(self.net(fake.detach())).mean()
-        self.opt.zero_grad(); loss.backward(); self.opt.step()
+        self.opt.zero_grad(); loss.backward(); average_gradients(self.parameters()); self.opt.step()
         return loss.item()
 
 # %% ../nbs/08_features.ipynb #030c7655
@@ -504,14 +504,26 @@ def _with_rule(self:FeatureDistill, model): # In the place of the learner's spli
 @patch
 def __getstate__(self:FeatureDistill): return {**MultiTeacherDistill.__getstate__(self), 'rule': None, 'advisor': None, 'store': None, 'theirs': None, 'feats': None, 'hooks': None}
 
+# %% ../nbs/08_features.ipynb #4a0d81e6
+def _processes(): return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+def average_gradients(params): # Parameters after a backward
+    "Replace each gradient by its mean over all processes"
+    if _processes() == 1 or not (grads := [p.grad for p in params if p.grad is not None]): return
+    flat = torch.nn.utils.parameters_to_vector(grads)
+    dist.all_reduce(flat)
+    torch.nn.utils.vector_to_parameters(flat/_processes(), grads)
+
+
 # %% ../nbs/08_features.ipynb #a8e736c1
 @patch
 def before_fit(self:FeatureDistill):
-    if num_distrib() > 1: raise ValueError("Features are distilled in one process: the rule's parameters are not shared among several. Train on one device.")
     MultiTeacherDistill.before_fit(self)
     self.kept = None
     if self.rule is None: return                # an exported learner that predicts
     self.rule.to(next(self.model.parameters()).device).train()
+    if _processes() > 1:
+        for v in self.rule.state_dict().values(): dist.broadcast(v, 0)          # one rule, whatever each process drew
     if hasattr(self.learn, 'lr_finder'): self.kept = copy.deepcopy(self.rule.state_dict())
 
 @patch
@@ -554,6 +566,10 @@ def _terms(self:FeatureDistill):
     if self.alone: return {'label': sum(self.learn.loss_func(z, *self.yb) for z in self.z.values())/len(self.z)}
     terms, factor = MultiTeacherDistill._terms(self), self.feature_weight*(self.ramp(self.pct_train) if self.ramp else 1.)
     return terms | {n: factor*t for n, t in self.rule(self.feats, self.theirs).items()}
+
+@patch
+def before_step(self:FeatureDistill):
+    if self.rule is not None: average_gradients(p for n, p in self.rule.named_parameters() if not n.startswith('judge.'))
 
 @patch
 def after_step(self:FeatureDistill):

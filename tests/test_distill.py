@@ -374,6 +374,24 @@ def test_the_paper_recipe_says_the_published_numbers():
     assert img.shape == (3, 224, 224) and img.dtype == torch.uint8 and [type(t).__name__ for t in tfms][:3] == ['RandomResizedCropAndInterpolation', 'RandomHorizontalFlip', 'RandAugment']
 
 
+def test_the_patient_recipe_asks_the_teacher_about_every_view_and_nobody_else(tmp_path):
+    "configs/proj/distill/bit_i1k.py of google-research/big_vision, commit 2f3f493; 5,000 steps of 4,096 among 98 % of ImageNet's images are 16.3 epochs"
+    n = recipe('patient').numbers
+    assert [n[k] for k in ('epochs', 'batch', 'lr', 'mixup', 'cutmix', 'clip', 'size')] == [1200, 4096, .03, 1., 0., 1., 224] and round(n['weight_decay']*n['lr'], 9) == 3e-4
+    assert n['warmup'] == round(5000*4096/(.98*1_281_167)) and recipe('patient').views == replay(1200)
+    assert [type(t).__name__ for t in recipe('patient').loaders['tfms']] == ['RandomResizedCropAndInterpolation', 'RandomHorizontalFlip', 'PILToTensor']
+    r = recipe('patient', small=True)
+    dls = tiny.loaders(mix=r.loaders['mix'])
+    learn = learner(dls, student='vit_nano', teachers=LogitCache.build(tmp_path/'c', dls, two(), views=replay(2), check=False), **r.learner)
+    with learn.no_bar(), learn.no_logging(): learn.fit(**{**r.fit, 'n_epoch': 2})
+    assert learn.dls.train.mix.draw(np.random.default_rng(0))[1] is False and learn.recorder.values[-1][3] == 0      # no CutMix; no label term
+
+
+def test_without_labels_every_head_needs_a_teacher():
+    with pytest.raises(ValueError, match="label_weight=0 leaves head cls .* nothing to learn"): fit(learner(label_weight=0.))
+    fit(learner(label_weight=0., route={'cls': ['a', 'b'], 'conv': 'a', 'inv': 'b'}))
+
+
 def test_soft_deit_is_equation_2():
     learn = learner(student='deit_nano', teachers=two()[0], method='deit-soft')
     cb = learn.multi_teacher_distill

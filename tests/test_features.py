@@ -1,5 +1,5 @@
 """Features of unlike networks, the rules between them, and the callback: equal to timm's own reading and to published code, no trace left behind."""
-import copy, json
+import copy, json, os, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -397,3 +397,60 @@ def test_conv_attention_is_an_option_of_the_student(tmp_path):
 def test_a_student_whose_layers_are_advised_is_a_taught_one():
     from libkd.diagnose import scoreboard
     assert list(scoreboard({'s': dearkd()})['role']) == ['taught student']
+
+
+# -- several processes -------------------------------------------------------------------------------------------------
+
+def first_gradients(x, y, change=lambda model, rule: model):
+    "Gradients of rule and student in a first step on one batch, batch norm at rest"
+    from fastai.callback.core import Callback, CancelFitException
+    class Given(Callback):
+        order = -100
+        def before_batch(self): self.learn.xb, self.learn.yb = (x,), (y,)
+    class Stop(Callback):
+        order = 100
+        def before_step(self): raise CancelFitException
+    learn = dearkd(cbs=[Given(), Stop()], rule='hint', layers={'blocks.0': 'a'})
+    for m in learn.model.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm): m.train(False); m.train = lambda mode=True, m=m: m
+    rule = callback(learn).rule
+    learn.model = change(learn.model, rule)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    return {n.removeprefix('module.'): p.grad for net in (rule, learn.model) for n, p in net.named_parameters()}
+
+def judged(real, fake):
+    "A discriminator after one step of its own"
+    torch.manual_seed(0)
+    judge = Discriminator(8, lr=.1)
+    judge.learn(real, fake)
+    return judge.state_dict()
+
+HALF = '''
+import sys; sys.path.insert(0, 'tests')
+import test_features as t, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel as DDP
+torch.set_num_threads(1)
+dist.init_process_group('gloo')
+rank = dist.get_rank()
+x, y, real = (o[rank*6:rank*6 + 6] for o in torch.load(sys.argv[1]))
+def apart(model, rule):                                      # each process drew another student and another rule
+    for p in [*model.parameters(), *rule.parameters()]: p.data += rank
+    return DDP(model)
+out = t.first_gradients(x, y, apart)
+judge = t.judged(real, real.flip(0) - 1)
+if rank == 0: torch.save((out, judge), sys.argv[2])
+'''
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradients_of_one(tmp_path):
+    x, y = (torch.tensor(o.tolist()) for o in tiny.loaders().train.new(shuffle=False, bs=12).one_batch())
+    real = torch.randn(12, 8, generator=torch.Generator().manual_seed(1))
+    torch.save((x, y, real), tmp_path/'batch.pt')
+    (tmp_path/'half.py').write_text(HALF)
+    run = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone', tmp_path/'half.py', tmp_path/'batch.pt', tmp_path/'out.pt'],
+                         capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
+    got, judge = torch.load(tmp_path/'out.pt')
+    for n, g in first_gradients(x, y).items(): assert g is None and got[n] is None or torch.allclose(got[n], g, atol=1e-5), n
+    whole = judged(real, torch.cat([real[:6].flip(0), real[6:].flip(0)]) - 1)
+    for n, v in whole.items(): assert torch.allclose(judge[n], v, atol=1e-4), n

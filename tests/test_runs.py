@@ -390,7 +390,7 @@ def test_an_arm_that_reads_layers_asks_its_teacher(tmp_path):
     data = some_digits(tmp_path/'data', train=8, valid=2, test=2)
     setting = dict(samples=dict(labels=0, valid=.2, seed=0, size=0), dls=dict(size=8, bs=16, mix=0., flip=False, seed=0))
     teacher, places = dict(name='resnet_mini', setting=setting, epochs=1, fresh=1, check=False), dict(data=str(data), out=str(tmp_path), cache=str(tmp_path/'cache'))
-    arms.build_cache(places, [arms.run_teacher(places, **teacher)], 'key', 2, setting, check=False)
+    arms.build_cache(places, [arms.run_teacher(places, **teacher)], 1, 1, 'key', 2, setting, check=False)
     job = dict(arm='at', seed=0, model='vit_nano', taught=True, setting=setting, steps=2, lr=1e-3, wd=0., fresh=1, args=dict(depth=2), distill=dict(method='at'), teacher=teacher)
     code = f"from libkd.arms import train_arm\nprint(train_arm({places!r}, **{job!r})['history'][-1])"
     out = subprocess.run([PYTHON, '-W', 'ignore', '-c', code], capture_output=True, text=True, cwd=tmp_path)
