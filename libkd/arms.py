@@ -44,7 +44,7 @@ def verdict_part(samples): # Samples
     return 'test' if samples.has('test') else 'valid'
 
 # %% ../nbs/15_arms.ipynb #bf12320d
-NANO  = 'depth:4 embed_dim:64'
+NANO  = 'depth:2 embed_dim:64'
 SMALL = dict(student='civt_nano', plain='vit_nano', conv='resnet_mini', inv='rednet_mini')
 LARGE = dict(student='civt_tiny_light', plain='vit_tiny_patch16_224', conv='resnet18', inv='rednet26', args='')        # above 64 pixels
 

@@ -175,10 +175,10 @@ def before_fit(self:MultiTeacherDistill):
 def _routed(self:MultiTeacherDistill, model):
     heads = heads_of(unwrap(model))
     route = checked_route(self.given_route, heads, list(self.biases)) if self.given_route else route_by_bias(heads, self.biases)
-    idle = [h for h in heads if h not in route and not self.label_weight]
-    if idle: raise ValueError(f"label_weight=0 leaves head {', '.join(idle)} of this student nothing to learn from. Give a student with one head, such as 'vit_nano', "
-                              f"let the teachers advise it as well, route={{'{idle[0]}': {list(self.biases)}, …}}, or give the labels a weight.")
-    return route
+    idle = [h for h in heads if h not in route and not self.label_weight]       # heads that no label teaches either
+    if idle and self.given_route: raise ValueError(f"With label_weight=0, route={self.given_route} leaves head {', '.join(idle)} of the student nothing to learn from. "
+                                                   f"Let teachers advise it as well, '{idle[0]}': {list(self.biases)}, or give the labels a weight.")
+    return route | {h: list(self.biases) for h in idle}
 
 @patch
 def after_fit(self:MultiTeacherDistill):
@@ -227,9 +227,11 @@ def _terms(self:MultiTeacherDistill):
     label = (self.loss_grad + sum(self.learn.loss_func(self.z[h], *self.yb) for h in spare)) / (1 + len(spare))
     answers = self._answers()
     factor = self.schedule(self.pct_train) if self.schedule else 1.
-    return {'label': self.label_weight * label} | {
-        n: factor*self.weights[n] * self.losses[n](self.z[h], answers[n].to(self.z[h].device), self._target(n), T=self.T[n])
-        for h, names in self.route.items() for n in names if self.weights[n]}
+    terms = {'label': self.label_weight * label}
+    for h, n in ((h, n) for h, names in self.route.items() for n in names if self.weights[n]):
+        term = factor*self.weights[n] * self.losses[n](self.z[h], answers[n].to(self.z[h].device), self._target(n), T=self.T[n])
+        terms[n] = terms[n] + term if n in terms else term                      # a teacher may advise several heads
+    return terms
 
 # %% ../nbs/07_distill.ipynb #57602112
 @patch
@@ -548,8 +550,7 @@ def _line(learn, student, method):
     cb = next((c for c in learn.cbs if isinstance(c, MultiTeacherDistill)), None)
     again = getattr(learn.dls.train, 'repeats', 1)
     if cb is None: return f"{head}, no teachers: ordinary training on {len(learn.dls.train_ds):,} labelled images" + f", each {again} times an epoch"*(again > 1)
-    route = cb.given_route or route_by_bias(heads_of(learn.model), cb.biases)
-    said = ', '.join(f"{h} ← {' + '.join([t] if isinstance(t, str) else t)}" for h, t in route.items())
+    said = ', '.join(f"{h} ← {' + '.join(t)}" for h, t in cb._routed(learn.model).items())
     nums = ', '.join(f"{k} {_same(v)}" for k, v in (('T', cb.T), ('weights', cb.weights))) + f", labels {cb.label_weight:g}"
     store = f"views {cb.cache.policy} of {cb.cache.path.name} (samples, labels and views match)" if cb.cache else 'live teachers'
     return f"{head}, {method.name}: {said} · {nums} · {store}{cb.note()}"
@@ -569,7 +570,7 @@ def distill_summary(self:Learner)->pd.DataFrame: # One row for the labels and fo
     if given is None: raise ValueError("No teacher advises this student: make the learner with distill_learner(dls, student, teachers=…).")
     terms, cb = _first_terms(self, given)
     total = sum(terms.values())
-    head = {n: h for h, names in cb.route.items() for n in names}
+    head = {n: ', '.join(h for h, names in cb.route.items() if n in names) for n in cb.biases}
     labels = dict(arm='labels', bias='', head='cls', loss='', T='', weight=cb.label_weight, source='')
     rows = [labels] + [dict(arm=n, bias=cb.biases[n], head=head[n], loss=cb.losses[n].__name__, T=cb.T[n], weight=cb.weights[n], source=_views(cb, n)) for n in head]
     rows += [dict(arm=n, bias='', head='', loss=n, T='', weight='', source='layers') for n in terms if n not in ('label', *head)]

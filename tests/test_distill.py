@@ -387,9 +387,18 @@ def test_the_patient_recipe_asks_the_teacher_about_every_view_and_nobody_else(tm
     assert learn.dls.train.mix.draw(np.random.default_rng(0))[1] is False and learn.recorder.values[-1][3] == 0      # no CutMix; no label term
 
 
-def test_without_labels_every_head_needs_a_teacher():
-    with pytest.raises(ValueError, match="label_weight=0 leaves head cls .* nothing to learn"): fit(learner(label_weight=0.))
-    fit(learner(label_weight=0., route={'cls': ['a', 'b'], 'conv': 'a', 'inv': 'b'}))
+def test_without_labels_every_head_hears_a_teacher():
+    with pytest.raises(ValueError, match="leaves head cls of the student nothing to learn"): fit(learner(label_weight=0., route={'conv': 'a', 'inv': 'b'}))
+    learn = learner(label_weight=0.)
+    fit(learn)
+    assert learn.multi_teacher_distill.route == {'conv': ['a'], 'inv': ['b'], 'cls': ['a', 'b']}
+
+
+def test_a_teacher_on_two_heads_has_two_terms():
+    first = lambda r: learner(student=tiny.student(), route={**r, 'inv': 'b'}).distill_summary().term
+    a = [float(first(r)['a']) for r in ({'cls': 'a', 'conv': 'a'}, {'cls': 'a'}, {'conv': 'a'})]
+    assert abs(a[0] - a[1] - a[2]) < 1e-5 and min(a) > 0
+    assert first({'cls': 'a', 'conv': 'a'}).index.tolist() == ['labels', 'a', 'b']
 
 
 def test_soft_deit_is_equation_2():
