@@ -19,7 +19,7 @@ from fastai.layers import NoneReduce
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import TensorCategory, TensorImage, default_device
 from fastai.vision.augment import Resize
-from fastai.vision.core import PILImage, imagenet_stats
+from fastai.vision.core import PILImage, image2tensor, imagenet_stats
 from fastcore.basics import patch
 from fasttransform import Transform
 
@@ -200,7 +200,8 @@ class TrainTfm(Transform):
     def __init__(self, tfms): # Callables: PIL image -> PIL image, the last perhaps -> tensor `(C,H,W)`
         self.tfms = list(tfms)
         self.norms = [t for t in _flat(tfms) if type(t).__name__ == 'Normalize']
-    def encodes(self, x:PIL.Image.Image):
+    def encodes(self, x:PIL.Image.Image): return self.apply(x)
+    def apply(self, x):
         for t in self.tfms: x = t(x)
         return TensorImage(self._to_255(x)) if isinstance(x, torch.Tensor) else PILImage.create(x)
     def _to_255(self, x):
@@ -237,6 +238,7 @@ class ViewDL(TfmdDL):
         self.memory, self._pool = {}, None  # views that are made once and kept, see `_remember`
         super().__init__(dataset, **({'n': len(dataset)*repeats} if repeats > 1 else {}) | kwargs)
         self.after_item.split_idx = getattr(dataset, 'split_idx', None)     # fastai sets it when an epoch begins; a single view needs it too
+        self.plain = _opened_by_us(dataset, self.items)                     # see `_steps`
 
     @property
     def seeded(self): return getattr(self.dataset, 'split_idx', 1) == 0 and len(self.dataset) > 0
@@ -287,11 +289,11 @@ def item_id(o, # A `Sample`, path, array or PIL image
 # %% ../nbs/01_views.ipynb #f648cb5c
 @patch
 def _view(self:ViewDL, i, v):
-    with rng_scope(view_seed(self.seed, self.id_of(i), v)): return super(ViewDL, self).do_item(i)
+    with rng_scope(view_seed(self.seed, self.id_of(i), v)): return self._item(i)
 
 @patch
 def do_item(self:ViewDL, s):
-    if not self.seeded: return super(ViewDL, self).do_item(s)
+    if not self.seeded: return self._item(s, TensorCategory)
     s = s or 0
     if s not in self.memory: return self._remember(s, self._make(s))
     x, y, ticket = self.memory[s]
@@ -307,6 +309,30 @@ def _make(self:ViewDL, s):
     x, partner, lam = self._mixed(x, y, i, v) if self.mix else (x, y, 1.)
     stored = 0 if self.policy.name == 'clean' else v
     return x, y, (stored, -1 if self.rows is None else int(self.rows[i]), partner, lam)
+
+# %% ../nbs/01_views.ipynb #33793fb1
+def _opened_by_us(dataset, items):
+    "Are these `Sample`s that `open_sample` opens, with their label and nothing else?"
+    tls = getattr(dataset, 'tls', ())
+    if len(tls) != 2 or not len(items) or not isinstance(items[0], Sample): return False
+    return [_spec(t) for t in tls[0].tfms.fs if t.name != 'noop'] == [_spec(open_sample)]
+
+@patch
+def _steps(self:ViewDL):
+    "The item transforms, where there is nothing else between a `Sample` and a tensor; else None"
+    kinds = [type(f) for f in self.after_item.fs]
+    if not self.plain or kinds not in ([ToTensor], [TrainTfm, ToTensor]): return None
+    return [f for f in self.after_item.fs if type(f) is TrainTfm and f.split_idx in (None, self.after_item.split_idx)]
+
+@patch
+def _item(self:ViewDL, i, label=int):
+    "(tensor, label) of item `i`, with the generators as they are"
+    if (steps := self._steps()) is None: return super(ViewDL, self).do_item(i)
+    o = self.items[i]
+    x = open_sample(o)
+    for f in steps: x = f.apply(x)
+    return (x if isinstance(x, torch.Tensor) else TensorImage(image2tensor(x))), label(o.label)
+
 
 # %% ../nbs/01_views.ipynb #ffa87c65
 REMEMBER_BYTES = 2**28      # 256 MB: CIFAR-size pictures by the ten thousand, no photographs

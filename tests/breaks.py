@@ -50,6 +50,9 @@ BREAKS = [
     # -- 4.2 views -----------------------------------------------------------------------------------------------------
     Break('4.2 a description is not of what was drawn last', "mutate('libkd.views', \"getattr(t, '__stored_args__', None) or \", '')", 'tests/test_views.py::test_a_description_is_of_the_transforms_and_not_of_what_they_drew_last[only resized]'),
     Break('4.2 a view does not depend on order', "mutate('libkd.views', 'with rng_scope(view_seed(self.seed, self.id_of(i), v)): return', 'return')", 'tests/test_views.py::test_order_does_not_matter[torchvision]'),
+    Break("4.2 known steps give fastai's pixels", "mutate('libkd.views', 'for f in steps: x = f.apply(x)', 'pass')", 'tests/test_views.py::test_known_steps_give_the_pixels_of_fastais_dispatch'),
+    Break("4.2 known steps of validation give fastai's items", "mutate('libkd.views', ' and f.split_idx in (None, self.after_item.split_idx)', '')", 'tests/test_views.py::test_validation_items_are_those_of_fastais_dispatch'),
+    Break('4.2 a fastai transform is never passed over', "mutate('libkd.views', 'if not self.plain or kinds not in ([ToTensor], [TrainTfm, ToTensor]): return None', 'if not self.plain: return None')", 'tests/test_views.py::test_a_transform_that_is_added_later_is_applied'),
     Break('4.2 a view depends on the id', "mutate('libkd.views', 'hashlib.blake2b(bytes(id)', 'hashlib.blake2b(bytes(16)')", 'tests/test_views.py::test_seeds_depend_on_all_three'),
     Break('4.2 a view does not depend on the position', "mutate('libkd.views', 'view_seed(self.seed, self.id_of(i), v)): return', 'view_seed(self.seed, bytes([i]*16), v)): return')", 'tests/test_views.py::test_a_subset_sees_the_same_pixels'),
     Break('4.2 a view has a number', "mutate('libkd.views', \"key=f'{seed}/{view}'\", \"key=f'{seed}'\")", 'tests/test_views.py::test_seeds_depend_on_all_three'),

@@ -9,8 +9,9 @@ import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
-from fastai.torch_core import TensorCategory
-from fastai.vision.augment import RandomResizedCrop
+from fastai.torch_core import TensorCategory, TensorImage
+from fastai.vision.augment import RandomResizedCrop, Resize
+from fasttransform import DisplayedTransform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -75,6 +76,40 @@ def test_an_unmodified_pipeline_makes_the_batch(name):
         if name == 'integers': want = want/255
         if name in ('integers', 'timm without mean'): want = (want - mean)/std
         assert torch.allclose(x[i].as_subclass(torch.Tensor), want, atol=1e-4)
+
+
+@pytest.mark.parametrize('tfms', [[], *({**pipelines(), **unmodified()}.values())], ids=lambda t: type(t[0] if isinstance(t, list) and t else t).__name__)
+@pytest.mark.parametrize('mix', [None, Mix()], ids=['', 'mixed'])
+def test_known_steps_give_the_pixels_of_fastais_dispatch(tfms, mix):
+    dls = tiny.loaders(tfms=tfms if isinstance(tfms, list) else [tfms], mix=mix)
+    direct, fastais = dls.train.new(), dls.train.new()
+    fastais.plain = False
+    fastai_has_a_say = isinstance(tfms, list) and bool(tfms) and isinstance(tfms[0], RandomResizedCrop)
+    assert (direct._steps() is None) == fastai_has_a_say and fastais._steps() is None
+    for s in (0, 5, 18, 40):
+        (x, y), (x2, y2) = direct.do_item(s), fastais.do_item(s)
+        assert type(x) is type(x2) and x.dtype == x2.dtype and torch.equal(x, x2) and int(y) == int(y2) and y.ticket == y2.ticket
+
+
+def test_validation_items_are_those_of_fastais_dispatch():
+    data = tiny.samples(unlabelled=3)
+    dls = tiny.loaders(data=data, tfms=[v2.ColorJitter(.9, .9, .9)])
+    for dl in (dls.valid, dls.test_dl([data[i] for i in range(6)], with_labels=True)):
+        slow = dl.new()
+        slow.plain = False
+        assert dl._steps() == [] and slow._steps() is None
+        (x, y), (x2, y2) = dl.one_batch(), slow.one_batch()
+        assert type(x) is type(x2) and type(y) is type(y2) and y.dtype == y2.dtype and torch.equal(x, x2) and torch.equal(y, y2)
+
+
+def test_a_transform_that_is_added_later_is_applied():
+    class Black(DisplayedTransform):
+        order = 50
+        def encodes(self, x:TensorImage): return x*0
+    dls = tiny.loaders()
+    dls.train.after_item.add(Black())
+    assert dls.train.do_item(0)[0].sum() == 0
+    assert tiny.loaders(tfms=[Resize(4)]).train.do_item(0)[0].shape == (3, 4, 4)
 
 
 pipeline_names, policies = st.sampled_from(['torchvision', 'torchvision tensor', 'timm', 'fastai']), st.sampled_from([online(), clean(), finite(2), finite(3), replay(6)])
