@@ -68,7 +68,8 @@ def at_hand(samples,          # Samples
     "The same samples with their pixels in memory, if they are small"
     w, h = open_image(samples.source(0)).size
     if max(w, h) > 64 or len(samples)*w*h*3 > limit: return samples
-    key = samples.digest(), samples.parts.tobytes(), str(samples.root)
+    changed = max((s.stat().st_mtime_ns for s in samples.sources if isinstance(s, Path)), default=0)
+    key = samples.digest(), samples.parts.tobytes(), str(samples.root), changed
     if key not in _PIXELS:
         _PIXELS.clear()
         _PIXELS[key] = samples.in_memory()
@@ -172,7 +173,7 @@ def tell(done, of, row, new): # as `run_jobs` calls its `progress`
 
 def finished(rows): # from `run_jobs`
     "The rows of jobs without which there is nothing to go on with, or the first error among them"
-    if 'error' in rows: raise ValueError(rows['error'].dropna().iloc[0])
+    if 'error' in rows and rows['error'].notna().any(): raise ValueError(rows['error'].dropna().iloc[0])
     return rows
 
 # %% ../nbs/15_arms.ipynb #aa4ef9b3
@@ -224,10 +225,13 @@ def build_cache(places, teachers, jobs, threads, key, views, setting, check=True
     return dict(seconds=time.perf_counter() - start + spent, bytes=cache.nbytes)
 
 # %% ../nbs/15_arms.ipynb #1e32b95f
-def prepare_teachers(places, lengths, setting, fresh, digest, seed=0, check=True, jobs=1, threads=1): # lengths: dict name -> epochs; digest of the samples
+def _teacher_or_arm(places, threads=1, **job): return (train_arm if 'arm' in job else train_teacher)(places, threads=threads, **job)
+
+def prepare_teachers(places, lengths, setting, fresh, digest, seed=0, check=True, jobs=1, threads=1, beside=()): # lengths: dict name -> epochs; digest of the samples; arguments of `train_arm`, of arms without teachers
     "The teachers of a run, and the seconds that each took"
     asked = [dict(name=n, setting=setting, epochs=e, fresh=fresh, seed=seed, check=check) for n, e in lengths.items()]
-    rows = finished(run_jobs(partial(train_teacher, places), [dict(a, data_digest=digest) for a in asked], Path(places['out'])/'jobs', jobs, threads, tell))
+    todo = [dict(a, data_digest=digest) for a in asked] + list(beside)
+    rows = finished(run_jobs(partial(_teacher_or_arm, places, threads), todo, Path(places['out'])/'jobs', jobs, threads, tell)[:len(asked)])
     teachers = [run_teacher(places, **a) for a in asked]
     return teachers, {t.name: s for t, s in zip(teachers, rows['seconds'])}
 
@@ -353,13 +357,14 @@ def plan(costs,         # From `step_costs`
     build = views*batches*(costs['load'] + answers)                     # by one process, alone
     shards = min(jobs, views)                                           # of one view each
     costs = {**costs, 'load': costs['load']*crowding, 'step': {n: s*crowding for n, s in costs['step'].items()}}
-    teachers = [e*epoch*costs['step'][t] + min(e, fresh)*epoch*costs['load'] for e, t in zip(teacher_epochs, costs['answer'])]
-    at_once = lambda work: max(sum(work)/jobs, max(work))
-    once = {'fresh': _views_seconds(costs, min(steps, fresh*-(-n_labelled//bs)), steps, bs), 'stored': _views_seconds(costs, views*batches, steps, bs)}
-    one = {a: steps*costs['step'][m] for a, (m, taught) in arms.items()}
-    again = sum(once['stored' if taught else 'fresh'][1] for _, taught in arms.values())*seeds/jobs
-    minutes = {'teachers': at_once(teachers)/60, 'cache': build*(crowding if shards > 1 else 1)/shards/60,
-               'arms': (at_once(list(one.values())*seeds) + once['fresh'][0] + once['stored'][0] + again)/60}
+    teachers = [e*epoch*costs['step'][t] for e, t in zip(teacher_epochs, costs['answer'])]
+    one = {a: steps*costs['step'][m] for a, (m, _) in arms.items()}
+    alone, taught = ([s for a, s in one.items() if arms[a][1] == t]*seeds for t in (False, True))
+    def at_once(work, batches, students): # seconds of the jobs; batches of different views; students that are shown them
+        once, again = _views_seconds(costs, batches, steps, bs)
+        return max(sum(work)/jobs, max(work, default=0)) + once + again*students/jobs
+    minutes = {'teachers': at_once(teachers + alone, fresh*-(-n_labelled//bs), len(alone))/60, 'cache': build*(crowding if shards > 1 else 1)/shards/60,
+               'arms': at_once(taught, views*batches, len(taught))/60}
     return dict(minutes=minutes, cache_bytes=2*views*n_train*n_classes*len(costs['answer']), break_even=build/(batches*answers),
                 epochs=steps/batches, seconds_a_run=one)
 
@@ -371,9 +376,9 @@ def describe(samples, part, size, device, arms, teachers, planned, how, views, s
     return '\n'.join([
         f"images    {', '.join(f'{n:,} {p}' for p, n in parts.items())}; {samples.n_classes} classes; verdict on {part}",
         f"size      {size}×{size} pixels on {device}, {how['jobs']} process{'es' if how['jobs'] > 1 else ''} with {how['threads']} thread{'s' if how['threads'] > 1 else ''} each" + (f"; a step takes {how['crowding']:.1f} times as long as alone" if how['crowding'] > 1.05 else ''),
-        f"teachers  {' and '.join(teachers)}: {m['teachers']:.1f} min",
+        f"teachers  {' and '.join(teachers)}, and beside them the arms without teachers: {m['teachers']:.1f} min",
         f"cache     {views} views, {planned['cache_bytes']/1e6:.1f} MB: {m['cache']:.1f} min; pays from epoch {planned['break_even']:.1f}, and {seeds} seeds of {planned['epochs']:.1f} epochs use it",
-        f"arms      {', '.join(f'{a} ({model})' for a, (model, _) in arms.items())} × {seeds} seeds of {steps} steps ({each}): {m['arms']:.1f} min",
+        f"arms      {', '.join(f'{a} ({model})' for a, (model, _) in arms.items())} × {seeds} seeds of {steps} steps ({each}); those with teachers: {m['arms']:.1f} min",
         f"in all    about {sum(m.values()):.1f} min"])
 
 # %% ../nbs/15_arms.ipynb #5f8a3d82

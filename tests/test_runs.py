@@ -396,6 +396,15 @@ def test_an_arm_that_reads_layers_asks_its_teacher(tmp_path):
     out = subprocess.run([PYTHON, '-W', 'ignore', '-c', code], capture_output=True, text=True, cwd=tmp_path)
     assert "'at'" in out.stdout, out.stderr
 
+@pytest.mark.slow
+def test_several_processes_build_the_store_of_one(tmp_path):
+    data = some_digits(tmp_path/'data', train=8, valid=2, test=2)
+    setting = dict(samples=dict(labels=0, valid=.2, seed=0, size=0), dls=dict(size=8, bs=16, mix=0., flip=False, seed=0))
+    teacher = arms.run_teacher(dict(data=str(data), out=str(tmp_path)), 'resnet_mini', setting, 1, 1, check=False)
+    files = {n: (arms.build_cache(dict(data=str(data), cache=str(tmp_path/f'{n}')), [teacher], n, 1, 'key', 3, setting, check=False), runs.read_json(tmp_path/f'{n}'/'manifest.json'))[1]['files'] for n in (1, 2)}
+    assert files[1] == files[2] and len(files[1]) == 2 + 3
+
+
 def test_many_short_epochs_are_validated_now_and_then(tmp_path):
     "A few labelled images and no others: an epoch is two batches"
     data = some_digits(tmp_path/'data', train=4, valid=2, test=2)
@@ -412,6 +421,7 @@ def test_a_run_with_other_views_trains_other_teachers(tmp_path):
 def test_a_cache_that_could_not_be_built_stops_the_run_with_its_reason():
     with pytest.raises(ValueError, match='35 of 250'): arms.finished(pd.DataFrame([dict(key='k', error='ChanceError: right on 35 of 250')]))
     assert len(arms.finished(pd.DataFrame([dict(key='k', seconds=1.)]))) == 1
+    assert len(arms.finished(pd.DataFrame([dict(key='k', seconds=1.), dict(arm='untaught', error='ValueError: of an arm beside it')])[:1])) == 1
 
 
 @pytest.mark.slow
