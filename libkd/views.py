@@ -315,7 +315,7 @@ def _opened_by_us(dataset, items):
     "Are these `Sample`s that `open_sample` opens, with their label and nothing else?"
     tls = getattr(dataset, 'tls', ())
     if len(tls) != 2 or not len(items) or not isinstance(items[0], Sample): return False
-    return [_spec(t) for t in tls[0].tfms.fs if t.name != 'noop'] == [_spec(open_sample)]
+    return [getattr(t.encodes, '_f', None) for t in tls[0].tfms.fs if t.name != 'noop'] == [open_sample]      # fastai wraps a function
 
 @patch
 def _steps(self:ViewDL):
