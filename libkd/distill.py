@@ -324,6 +324,7 @@ class Methods(dict):
     def _repr_html_(self): return self.table().to_html()
     def __repr__(self): return '\n'.join(f'{m.name}: {m.paper} ({m.year}, arXiv {m.arxiv})\n  exact: {m.exact}\n  our reading: {m.reading}' for m in self.values())
 
+# %% ../nbs/07_distill.ipynb #82c559f0
 METHODS = Methods({m.name: m for m in [
     Method('co-advise', 'Co-advise: Cross Inductive Bias Distillation', 'Ren, Gao, Hua, Xue, Tian, He, Zhao', 2021, '2106.12378',
            exact='stem-derived tokens, three heads, CE + KL + KL with weights 1 and T=1, mean of the logits at inference: the authors\' code',

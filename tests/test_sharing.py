@@ -119,9 +119,9 @@ def test_a_teacher_is_replaced(built, tmp_path):
 
 
 def test_only_what_is_new_is_computed(built, tmp_path, monkeypatch):
-    asked = []
+    asked, before = [], copy(built('a'), tmp_path/'c')
     for t in (A, B): monkeypatch.setattr(t, 'logits', lambda x, stats=None, t=t, f=t.logits: asked.append((t.name, len(x))) or f(x, stats=stats), raising=False)
-    cache = copy(built('a'), tmp_path/'c').add(tiny.loaders(), B, check=False)
+    cache = before.add(tiny.loaders(), B, check=False)
     assert {n for n, _ in asked} == {'b'} and sum(k for _, k in asked) == 2*18
     asked.clear(); cache.extend(tiny.loaders(), [A, B], 3)
     assert sum(k for _, k in asked) == 2*18, 'one more view, two teachers'
