@@ -396,7 +396,6 @@ def _strong_tfms(n):
     mean = tuple(round(255*c) for c in timm.data.IMAGENET_DEFAULT_MEAN)
     return [*first.transforms, *second.transforms, v2.PILToTensor()] + [v2.RandomErasing(n['erasing'], value=mean)]*bool(n['erasing'])
 
-
 # %% ../nbs/07_distill.ipynb #50e7a81c
 _PAPERS = {
     'co-advise': dict(student='civt_small', teachers=('regnety_040', 'rednet101'), epochs=300, batch=1024, lr=1e-3, warmup=20, lr_start=1e-6, lr_end=1e-5, weight_decay=.05,
@@ -414,7 +413,6 @@ _OURS = {
 _WHY_SMALL = dict(student='for small pictures', teachers='for small pictures', epochs='a tenth: a demonstration', batch='few pictures', lr='the peak that suits batches of 64 of our small students',
     warmup='about the same share of the epochs', lr_start='the same ratio to lr', lr_end='the same ratio to lr', size='that of the pictures', crop='light_tfms instead', randaugment='light_tfms instead', erasing='none')
 
-
 # %% ../nbs/07_distill.ipynb #db120427
 def recipe(method:str='co-advise', # 'co-advise' or 'patient'
            small:bool=False, # Scaled down: minutes on a processor for pictures of 8 to 64 pixels
@@ -425,7 +423,6 @@ def recipe(method:str='co-advise', # 'co-advise' or 'patient'
     scaled = dict(teachers=('resnet_mini', 'rednet_mini'), size=0, crop=0., randaugment='', erasing=0.) | _SMALLER[method]
     changed = {k: v for k, v in _WHY_SMALL.items() if scaled.get(k, _PAPERS[method][k]) != _PAPERS[method][k]}
     return Recipe(method, _PAPERS[method] | scaled, {k: v for k, v in _OURS[method].items() if k not in scaled} | changed)
-
 
 # %% ../nbs/07_distill.ipynb #98fe52b7
 class DistillLearner(Learner):

@@ -514,7 +514,6 @@ def average_gradients(params): # Parameters after a backward
     dist.all_reduce(flat)
     torch.nn.utils.vector_to_parameters(flat/_processes(), grads)
 
-
 # %% ../nbs/08_features.ipynb #a8e736c1
 @patch
 def before_fit(self:FeatureDistill):

@@ -333,7 +333,6 @@ def _item(self:ViewDL, i, label=int):
     for f in steps: x = f.apply(x)
     return (x if isinstance(x, torch.Tensor) else TensorImage(image2tensor(x))), label(o.label)
 
-
 # %% ../nbs/01_views.ipynb #ffa87c65
 REMEMBER_BYTES = 2**28      # 256 MB: CIFAR-size pictures by the ten thousand, no photographs
 
