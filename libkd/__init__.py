@@ -1,10 +1,17 @@
 """Several small teachers with different inductive biases advise one small vision student, from stored logits.
 
-`from libkd.all import *` brings the public names, as in fastai. `import libkd` alone loads nothing: a room is imported when it is first named.
+`from libkd.all import *` brings the public names, as in fastai. `import libkd` alone loads nothing: a room is imported
+when it is first named.
 """
 __version__ = "0.1.0"
 
-_ROOMS = ('data', 'views', 'involution', 'teachers', 'cache', 'students', 'losses', 'distill', 'features', 'datafree', 'diagnose', 'plots', 'widgets', 'runs', 'evidence', 'arms', 'report', 'sharing', 'cli', 'all')
+# From the ground up: a room imports only what stands before it.
+_ROOMS = ('files', 'data', 'sets', 'views', 'involution', 'teachers', 'losses', 'cache', 'students', 'sharing', 'distill',
+          'features', 'datafree', 'diagnose', 'plots', 'widgets', 'runs', 'evidence', 'arms', 'report', 'cli', 'all')
+
+
+class UserError(ValueError):
+    "Something that whoever called can mend; its sentence says what was given, what is needed and how to get it"
 
 
 def did_you_mean(name, known, n=3): # What was asked for; the names there are; most to offer
@@ -16,8 +23,17 @@ def did_you_mean(name, known, n=3): # What was asked for; the names there are; m
     return f" There are {', '.join(known[:20])}{', …' if len(known) > 20 else ''}."
 
 
+def moved(here, **rooms): # Name of the module; public name -> the room in which it stands now
+    "A module's `__getattr__` that still answers for names that have moved to another room"
+    def get(name):
+        if name in rooms: return getattr(__getattr__(rooms[name]), name)
+        raise AttributeError(f'module {here!r} has no attribute {name!r}')
+    return get
+
+
 def __getattr__(name):
-    if name not in _ROOMS: raise AttributeError(f'module {__name__!r} has no attribute {name!r}.{did_you_mean(name, _ROOMS)}')
+    if name not in _ROOMS:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}.{did_you_mean(name, _ROOMS)}')
     from importlib import import_module
     return import_module(f'{__name__}.{name}')
 

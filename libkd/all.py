@@ -1,11 +1,15 @@
 """The public names of the rooms: `from libkd.all import *`. Papermill and front-end packages load on use, not here."""
+from . import UserError
+from .files import *
 from .data import *
+from .sets import *
 from .views import *
 from .involution import *
 from .teachers import *
+from .losses import *
 from .cache import *
 from .students import *
-from .losses import *
+from .sharing import *
 from .distill import *
 from .features import *
 from .datafree import *
@@ -16,4 +20,3 @@ from .runs import *
 from .evidence import *
 from .arms import *
 from .report import *
-from .sharing import *

@@ -17,7 +17,8 @@ from fastai.callback.core import Callback, CancelValidException
 from PIL import Image
 
 from .cache import LogitCache
-from .data import Samples, cluttered_digits, open_image
+from .data import Samples, open_image
+from .sets import cluttered_digits
 from .diagnose import accuracy, ece, macro_accuracy, nll, predictions
 from .distill import METHODS, distill_learner, save_student
 from .features import FeatureDistill

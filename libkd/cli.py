@@ -46,7 +46,7 @@ def cmd_new(a):
 
 # %% ../nbs/18_cli.ipynb #31b70a31
 def _dls(data, size, bs, seed):
-    from libkd.data import cluttered_digits
+    from libkd.sets import cluttered_digits
     from libkd.views import image_dls
     return image_dls(data or cluttered_digits(), size=size, bs=bs, seed=seed)
 
@@ -160,7 +160,7 @@ def _threads():
             f"{t['jobs']} process{'es' if t['jobs'] > 1 else ''} with {t['threads']} thread{'s' if t['threads'] > 1 else ''} each {'get' if t['jobs'] > 1 else 'gets'} most done")
 
 def cmd_doctor(a):
-    from libkd.data import data_home
+    from libkd.files import data_home
     from libkd.runs import versions
     home = data_home()
     home.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,8 @@ from timm.models._features import feature_take_indices
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
-from .data import Samples, _lots, content_digest, data_home, write_once
+from .data import Samples, content_digest, draw_lots
+from .files import data_home, write_once
 from .views import _spec, online, rng_scope
 from . import did_you_mean, involution         # which registers the RedNets
 
@@ -392,7 +393,7 @@ class ChanceError(ValueError):
 
 def _asked(samples, n, seed):
     "Positions of `n` labelled training samples, the classes as even as possible."
-    lots, pool = _lots(samples.ids, seed), (samples.parts == 'train') & (samples.labels >= 0)
+    lots, pool = draw_lots(samples.ids, seed), (samples.parts == 'train') & (samples.labels >= 0)
     queues = [q[np.argsort(lots[q])] for q in (np.flatnonzero(pool & (samples.labels == c)) for c in range(samples.n_classes))]
     each = max(1, n//samples.n_classes)
     return np.concatenate([q[:each] for q in queues])[:n]

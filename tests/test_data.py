@@ -226,7 +226,7 @@ def test_a_class_of_one_image_cannot_be_split():
 # -- embedded sets -------------------------------------------------------------------------------------------------------
 
 def test_no_original_is_in_two_parts():
-    from libkd.data import _originals
+    from libkd.sets import _originals
     seen = [{d.tobytes() for d in X} for X, _ in _originals().values()]
     assert sum(map(len, seen)) == len(set.union(*seen)) == 1797
 
