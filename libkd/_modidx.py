@@ -1039,12 +1039,10 @@ d = { 'settings': { 'branch': 'main',
                                'libkd.widgets._chosen': ('widgets.html#_chosen', 'libkd/widgets.py'),
                                'libkd.widgets._has_anywidget': ('widgets.html#_has_anywidget', 'libkd/widgets.py'),
                                'libkd.widgets._item_names': ('widgets.html#_item_names', 'libkd/widgets.py'),
-                               'libkd.widgets._live': ('widgets.html#_live', 'libkd/widgets.py'),
                                'libkd.widgets._sheet': ('widgets.html#_sheet', 'libkd/widgets.py'),
                                'libkd.widgets._static': ('widgets.html#_static', 'libkd/widgets.py'),
                                'libkd.widgets._strings': ('widgets.html#_strings', 'libkd/widgets.py'),
                                'libkd.widgets._teachers_of': ('widgets.html#_teachers_of', 'libkd/widgets.py'),
                                'libkd.widgets._trait': ('widgets.html#_trait', 'libkd/widgets.py'),
                                'libkd.widgets._widget_class': ('widgets.html#_widget_class', 'libkd/widgets.py'),
-                               'libkd.widgets.explore_disagreement': ('widgets.html#explore_disagreement', 'libkd/widgets.py'),
-                               'libkd.widgets.frontend': ('widgets.html#frontend', 'libkd/widgets.py')}}}
+                               'libkd.widgets.explore_disagreement': ('widgets.html#explore_disagreement', 'libkd/widgets.py')}}}

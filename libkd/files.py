@@ -50,12 +50,12 @@ def writing(
 def publish(
     path,                 # The file
     write,                # Its bytes, or a function that writes to the open binary file it is given
-    **told,               # `error` and `kept` of `writing`
+    **kwargs,             # `error` and `kept` of `writing`
 ):
     "A file that is there wholly or not at all, whatever happens meanwhile. Raises `WriteError`"
     path = Path(path)
     tmp = path.with_name(f'.{path.name[:40]}.{uuid4().hex[:8]}.tmp')
-    with writing(path, **told):
+    with writing(path, **kwargs):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(tmp, 'wb') as f:
@@ -68,10 +68,10 @@ def publish(
 def publish_json(
     path, # The file
     obj,  # What `json` can write: dicts, lists, text, numbers
-    **told,
+    **kwargs,
 ):
     "`obj` as readable JSON with sorted keys: equal content, equal bytes"
-    publish(path, (json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False) + '\n').encode(), **told)
+    publish(path, (json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False) + '\n').encode(), **kwargs)
 
 # %% ../nbs/00_files.ipynb #c21c65a9
 def write_once(

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 from PIL import Image
 
+from libkd import UserError
 from libkd.data import Samples, array_id, cluttered_digits, content_digest, data_home, digits, open_image, sample_id, write_once
 
 
@@ -267,7 +268,7 @@ def test_a_killed_writer_leaves_nothing_that_looks_whole(tmp_path):
 
 def test_a_failed_writer_cleans_up(tmp_path):
     def full(t): (t/'a').write_text('x'); raise OSError(28, 'No space left on device')
-    with pytest.raises(OSError, match='No space'): write_once(tmp_path/'set', full)
+    with pytest.raises(UserError, match='The disk is full'): write_once(tmp_path/'set', full)
     assert list(tmp_path.iterdir()) == []
 
 def test_the_second_of_two_writers_gives_way(tmp_path):
