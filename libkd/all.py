@@ -3,6 +3,7 @@ from . import UserError
 from .files import *
 from .data import *
 from .sets import *
+from .identity import *
 from .views import *
 from .involution import *
 from .teachers import *

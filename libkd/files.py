@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['WriteError', 'LockedError', 'writing', 'publish', 'publish_json', 'write_once', 'data_home', 'locked', 'sha256',
-           'sha256s', 'digest_of', 'frontend', 'is_live', 'progress']
+           'sha256s', 'digest_of', 'Seen', 'frontend', 'is_live', 'progress']
 
 # %% ../nbs/00_files.ipynb #d283b4b7
-import errno, hashlib, json, os, shutil, sys, tempfile
+import errno, hashlib, json, os, shutil, sqlite3, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable
 from uuid import uuid4
 
+from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
@@ -134,6 +135,60 @@ def digest_of(
 )->str: # 64 hexadecimal digits
     "Checksum of a value: equal content, equal digest, whatever the order of its keys"
     return hashlib.sha256(json.dumps(obj, sort_keys=True).encode()).hexdigest()
+
+# %% ../nbs/00_files.ipynb #a89d2bdb
+def _stamp(path):
+    "What the file system says of a file, as one text; None for a file that is too young to be trusted"
+    s = os.stat(path)
+    young = time.time_ns() - max(s.st_mtime_ns, s.st_ctime_ns) < 2e9
+    return None if young else f'{s.st_dev}:{s.st_ino}:{s.st_size}:{s.st_mtime_ns}:{s.st_ctime_ns}'
+
+class Seen:
+    "Checksums of files that this machine has read before"
+    def __init__(self,
+        path=None, # SQLite file; None: `seen.sqlite` in `data_home()`
+    ): self.path = Path(path or data_home()/'seen.sqlite')
+
+    @contextmanager
+    def _table(self):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(self.path, timeout=10)
+        try:
+            db.execute('CREATE TABLE IF NOT EXISTS seen (stamp TEXT PRIMARY KEY, sha256 TEXT) WITHOUT ROWID')
+            with db: yield db
+        finally: db.close()
+
+    def find(self, stamps):
+        "{stamp: checksum} of those that are known"
+        known, stamps = {}, [s for s in stamps if s]
+        try:
+            with self._table() as db:
+                for k in range(0, len(stamps), 900):
+                    some = stamps[k:k+900]
+                    marks = ','.join('?'*len(some))
+                    known |= dict(db.execute(f'SELECT stamp, sha256 FROM seen WHERE stamp IN ({marks})', some))
+        except (sqlite3.Error, OSError): pass              # no memory: everything is read
+        return known
+
+    def note(self, sums): # {stamp: checksum}
+        "Remember checksums, if that is possible here"
+        try:
+            with self._table() as db: db.executemany('INSERT OR REPLACE INTO seen VALUES (?, ?)', sums.items())
+        except (sqlite3.Error, OSError): pass
+
+# %% ../nbs/00_files.ipynb #d0da89b8
+@patch
+def sha256s(self:Seen,
+    paths, # Files
+)->tuple: # (64 hexadecimal digits each, how many files were read for it)
+    "Checksums of files, reading only those that this machine does not know yet"
+    paths = list(paths)
+    stamps = list(map(_stamp, paths))
+    known = self.find(stamps)
+    todo = [k for k, s in enumerate(stamps) if s not in known]
+    new = dict(zip(todo, sha256s([paths[k] for k in todo])))
+    if fresh := {stamps[k]: h for k, h in new.items() if stamps[k] and _stamp(paths[k]) == stamps[k]}: self.note(fresh)
+    return [new[k] if k in new else known[s] for k, s in enumerate(stamps)], len(todo)
 
 # %% ../nbs/00_files.ipynb #a5efa32f
 def frontend()->str: # 'lab', 'vscode', 'colab', 'kaggle', 'headless', 'terminal' or 'python'
