@@ -143,6 +143,7 @@ def _stamp(path):
     young = time.time_ns() - max(s.st_mtime_ns, s.st_ctime_ns) < 2e9
     return None if young else f'{s.st_dev}:{s.st_ino}:{s.st_size}:{s.st_mtime_ns}:{s.st_ctime_ns}'
 
+# %% ../nbs/00_files.ipynb #5f381f17
 class Seen:
     "Checksums of files that this machine has read before"
     def __init__(self,
