@@ -130,6 +130,7 @@ def _attributes(obj):
             if hasattr(obj, s): state.setdefault(s, getattr(obj, s))
     return {k: v for k, v in state.items() if not isinstance(v, _STATE_OF_CHANCE) and k != '__stored_args__'}
 
+# %% ../nbs/00c_identity.ipynb #4fd81b92
 def _module(m, seen):
     "Class, settings, parts and tensors of a network; whether it trains just now does not count"
     own = {k: v for k, v in vars(m).items() if k not in _INNER}
