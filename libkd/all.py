@@ -13,6 +13,8 @@ from .students import *
 from .sharing import *
 from .distill import *
 from .features import *
+from .handover import *
+from .learner import *
 from .datafree import *
 from .diagnose import *
 from .plots import *

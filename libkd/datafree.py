@@ -28,7 +28,7 @@ from torchvision.utils import make_grid
 from . import __version__
 from . import did_you_mean
 from .data import PART_NAMES, Samples, open_image
-from .distill import distill_learner
+from .learner import distill_learner
 from .teachers import Teacher, _only_tensor, as_teacher
 from .views import image_dls
 from . import features                         # registers DearKD

@@ -6,8 +6,7 @@
 __all__ = ['RULES', 'Feature', 'as_feature', 'reading', 'depth_of', 'probe', 'feature_layers', 'find_layer', 'Pair',
            'match_features', 'to_grid', 'coarser', 'PairRule', 'Align', 'Hint', 'AttentionTransfer',
            'SimilarityPreserving', 'Relations', 'attention_of', 'PartiallyCrossAttention', 'patch_groups',
-           'GroupwiseLinear', 'Discriminator', 'CAKD', 'multi_view', 'LayerTeacher', 'store_features', 'FeatureDistill',
-           'cakd_ramp']
+           'GroupwiseLinear', 'Discriminator', 'CAKD', 'multi_view', 'LayerTeacher', 'store_features', 'FeatureDistill']
 
 # %% ../nbs/08_features.ipynb #659a2039
 import copy, re, shutil
@@ -23,10 +22,9 @@ from fastcore.basics import patch
 from timm.layers import Attention
 from torch import nn
 
-from . import did_you_mean
+from . import did_you_mean, moved
 from .cache import DTYPES, LogitCache
-from .distill import METHODS, Method, MultiTeacherDistill, _Live, _Stored, unwrap
-from .losses import hard_kd_loss
+from .distill import Live, MultiTeacherDistill, Stored, unwrap
 from .teachers import Teacher, size_of
 from .views import as_policy
 
@@ -469,13 +467,13 @@ class FeatureDistill(MultiTeacherDistill):
         if not feature_weight > 0: raise ValueError(f"feature_weight={feature_weight}: it must be above 0. Without a rule for features use MultiTeacherDistill.")
         super().__init__(teachers, **kw)
         self.given, self.layers, self.feature_weight, self.ramp, self.stage_one = rule, layers, feature_weight, ramp, stage_one
-        self.store = _Stored(features) if features is not None else None
+        self.store = Stored(features) if features is not None else None
         self.advisor, self.rule, self.hooks, self.feats = _advisor(self.sources, advisor) if self.store is None else None, None, None, None
 
 # %% ../nbs/08_features.ipynb #d3cdcc8d
 def _advisor(sources, name):
     "The live teacher whose layers are read"
-    live = {s.teacher.name: s.teacher for s in sources if isinstance(s, _Live)}
+    live = {s.teacher.name: s.teacher for s in sources if isinstance(s, Live)}
     if not live: raise ValueError("Features are read from a live teacher, and only stored answers were given. Give the Teacher itself, teachers=[teacher], or its stored features, method_kw=dict(features=store_features(…), layers={…}).")
     if name is None and len(live) == 1: return next(iter(live.values()))
     if name in live: return live[name]
@@ -595,28 +593,5 @@ def load_resume_state(self:FeatureDistill, state): # From `resume_state`
     self.rule.load_state_dict(state['rule'])
     if state['judge']: self.rule.judge.opt.load_state_dict(state['judge'])
 
-# %% ../nbs/08_features.ipynb #ccf27f73
-def cakd_ramp(p): # Progress in [0, 1]
-    "Weight of CAKD's terms: the released code's w(e), as shares of its 120 epochs"
-    return min(max(120*p - 25, 0)/50, .2)
-
-# %% ../nbs/08_features.ipynb #aa3014b1
-def _feature_method(name, paper, authors, year, arxiv, exact, reading, **settings):
-    METHODS[name] = Method(name, paper, authors, year, arxiv, exact, reading, settings, callback=FeatureDistill)
-
-_feature_method('dearkd', 'DearKD: Data-Efficient Early Knowledge Distillation for Vision Transformers', 'Chen, Cao, Zhong, Zhang, Gao, Tao', 2022, '2204.12997',
-    exact='two stages: early convolutional features and answers advise the student, then it trains without any teacher; an aligner that is dropped afterwards',
-    reading='the body could not be read and there is no code: aligner, layers (first third from the first half), weights (1), hard answers on the distillation token as in DeiT, 5/6 of the training',
-    rule='align', stage_one=5/6, loss=hard_kd_loss, weights=.5, label_weight=.5)
-_feature_method('cakd', 'Cross-Architecture Knowledge Distillation', 'Liu, Cao, Li, Hu, Ding, Li', 2022, '2207.05273',
-    exact='partially cross attention, group-wise linear projector, discriminator of three layers; the ramp of the released code',
-    reading='attention maps rather than what they attend to; λ=0.05; -log D for the student, which in the released code learns nothing from this term; from CNN to transformer Q=K=V is the normalised map',
-    rule='cakd', ramp=cakd_ramp, weights=0., label_weight=1.)
-_feature_method('fitnet', 'FitNets: Hints for Thin Deep Nets', 'Romero, Ballas, Kahou, Chassang, Gatta, Bengio', 2015, '1412.6550',
-    exact='a regressor to the teacher\'s feature, mean squared error', reading='one fit instead of two; grids are pooled to the coarser one', rule='hint', weights=0., label_weight=1.)
-_feature_method('at', 'Paying More Attention to Attention', 'Zagoruyko, Komodakis', 2017, '1612.03928',
-    exact='squared error of normalised maps of channel energy, weight 1000', reading='grids are pooled to the coarser one', rule='at', feature_weight=1000., weights=0., label_weight=1.)
-_feature_method('sp', 'Similarity-Preserving Knowledge Distillation', 'Tung, Mori', 2019, '1907.09682',
-    exact='squared difference of row-normalised similarities over B²; weight 3000 as in the paper', reading='tokens for maps where there are none', rule='sp', feature_weight=3000., weights=0., label_weight=1.)
-_feature_method('rkd', 'Relational Knowledge Distillation', 'Park, Kim, Lu, Cho', 2019, '1904.05068',
-    exact='distances (25) and angles (50) with Huber\'s loss', reading='of mean features of paired layers; in the paper of embeddings', rule='rkd', weights=0., label_weight=1.)
+# %% ../nbs/08_features.ipynb #a320ea9f
+__getattr__ = moved(__name__, cakd_ramp='learner')      # where it stood before

@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 
 import tiny
 from libkd.cache import TopK, top_k, CacheCorrupt, CacheError, CacheLocked, CacheMismatch, CacheUnfinished, LogitBlock, LogitCache
-from libkd.distill import distill_learner
+from libkd.learner import distill_learner
 from libkd.teachers import Teacher, fit_teacher
 from libkd.views import Mix, clean, finite, image_dls, replay
 
@@ -161,7 +161,7 @@ def test_bytes_of_a_top_k_record(classes, k):
 
 
 def test_top_k_teaches_and_a_loss_that_needs_all_logits_says_so(sparse):
-    from libkd.distill import distill_learner
+    from libkd.learner import distill_learner
     dls, t, cache = sparse
     losses = {}
     for name, c in {'sparse': cache, 'live': t}.items():
@@ -617,7 +617,7 @@ def test_shards_may_be_built_in_any_order_by_any_builder(made, tmp_path, seed):
 @pytest.mark.parametrize('policy', [finite(2), replay(3)], ids=str)
 def test_stored_and_live_teachers_give_the_same_losses_step_by_step(tmp_path, policy, dtype, tol):
     "With mixing, three epochs, two teachers; relative to the loss"
-    from libkd.distill import distill_learner
+    from libkd.learner import distill_learner
     dls, teachers = tiny.loaders(mix=Mix()), [tiny.teacher('a', 1), tiny.teacher('b', 2, bias='inv')]
     cache = build(tmp_path/'c', dls, teachers, views=policy, dtype=dtype)
     live_dls = tiny.loaders(mix=Mix()); live_dls.train.policy = policy
@@ -631,7 +631,7 @@ def test_stored_and_live_teachers_give_the_same_losses_step_by_step(tmp_path, po
 
 
 def test_several_caches_teach_one_learner_together(made, tmp_path):
-    from libkd.distill import distill_learner
+    from libkd.learner import distill_learner
     dls, teachers, both = made
     apart = [build(tmp_path/t.name, dls, t) for t in teachers]
     losses = []
@@ -692,7 +692,7 @@ def test_all_of_fastai_works_with_the_block(blocked, tmp_path, taught):
     import matplotlib.pyplot as plt
     from fastai.interpret import ClassificationInterpretation
     from fastai.learner import load_learner
-    from libkd.distill import distill_learner
+    from libkd.learner import distill_learner
     root, cache, dls = blocked
     learn = distill_learner(dls, tiny.Linear(4), cache, method='kd', verbose=False) if taught else Learner(dls, tiny.Linear(4), metrics=accuracy)
     with learn.no_bar(), learn.no_logging():
@@ -711,7 +711,7 @@ def test_all_of_fastai_works_with_the_block(blocked, tmp_path, taught):
 
 def test_fastais_mixup_is_for_plain_learners_and_refused_where_stored_answers_cannot_follow(blocked):
     from fastai.callback.mixup import MixUp
-    from libkd.distill import distill_learner
+    from libkd.learner import distill_learner
     _, cache, dls = blocked
     plain = Learner(dls, tiny.Linear(4), cbs=MixUp())
     with plain.no_bar(), plain.no_logging(): plain.fit(1)
@@ -759,7 +759,7 @@ def test_the_block_shows_the_views_that_were_answered_and_refuses_others(tmp_pat
 
 
 def test_every_cache_finds_its_own_rows(tmp_path):
-    from libkd.distill import distill_learner
+    from libkd.learner import distill_learner
     whole, part = tiny.loaders(), tiny.loaders(data=tiny.samples().subset(per_class=3), bs=4)
     a, b = tiny.teacher('a', 1), tiny.teacher('b', 2)
     big, small, both = build(tmp_path/'big', whole, a), build(tmp_path/'small', part, b), build(tmp_path/'both', part, [a, b])

@@ -11,7 +11,7 @@ from torch import nn
 import libkd.datafree as D
 import tiny
 from libkd.data import Samples
-from libkd.distill import distill_learner
+from libkd.learner import distill_learner
 from libkd.teachers import Teacher
 from libkd.views import image_dls
 

@@ -18,7 +18,9 @@ from torch import nn
 
 import tiny
 from libkd.cache import CacheMismatch, LogitCache
-from libkd.distill import METHODS, MultiTeacherDistill, cite, distill_learner, load_student, recipe, save_student
+from libkd.distill import MultiTeacherDistill
+from libkd.handover import load_student, save_student
+from libkd.learner import METHODS, cite, distill_learner, recipe
 from libkd.losses import hard_kd_loss, kd_loss
 from libkd.teachers import ChanceError, Teacher, quick_adam
 from libkd.views import Mix, finite, replay
@@ -419,13 +421,18 @@ def test_methods_print_as_a_table():
     for m in METHODS.values(): assert m.paper in repr(METHODS) and m.reading in METHODS._repr_html_().replace('&amp;', '&')
 
 
-def test_methods_that_read_layers_are_found_by_a_process_that_has_not_loaded_them(monkeypatch):
-    import libkd.distill as room
-    import libkd.features
-    later, asked = {n: m for n, m in METHODS.items() if m.callback is libkd.features.FeatureDistill}, []
-    for n in later: monkeypatch.delitem(METHODS, n)
-    monkeypatch.setattr(room.importlib, 'import_module', lambda name: (asked.append(name), METHODS.update(later)))
-    assert '2204.12997' in cite('dearkd') and asked == ['libkd.features'] and set(later) >= {'dearkd', 'cakd', 'at'}
+def test_the_registry_is_whole_in_every_process():
+    code = "import sys; from libkd.learner import METHODS; from libkd.distill import METHODS as before; print(before is METHODS, *METHODS)"
+    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True).stdout.split()
+    assert out == ['True', 'co-advise', 'deit', 'deit-soft', 'lib-kd', 'kd', 'patient', 'dearkd', 'cakd', 'fitnet', 'at', 'sp', 'rkd']
+
+
+def test_old_places_answer():
+    import libkd.distill, libkd.features, libkd.learner, libkd.handover
+    for name in ('distill_learner', 'METHODS', 'Method', 'cite', 'recipe', 'Recipe', 'DistillLearner'): assert getattr(libkd.distill, name) is getattr(libkd.learner, name)
+    for name in ('save_student', 'load_student', 'Resume'): assert getattr(libkd.distill, name) is getattr(libkd.handover, name)
+    assert libkd.features.cakd_ramp is libkd.learner.cakd_ramp
+    with pytest.raises(AttributeError, match='distill_lerner'): libkd.distill.distill_lerner
 
 
 # -- teachers that differ from the student and from one another --------------------------------------------------------------
@@ -466,7 +473,7 @@ def test_a_continued_fit_with_live_and_stored_teachers(tmp_path):
 
 
 def test_several_processes_cannot_resume(tmp_path, monkeypatch):
-    import libkd.distill as m
+    import libkd.handover as m
     monkeypatch.setattr(m, 'num_distrib', lambda: 2)
     with pytest.raises(ValueError, match='SaveModelCallback'): fit(learner(resume=tmp_path))
 
@@ -527,11 +534,11 @@ def test_fault_7_mixed_pictures_have_no_single_label(how):
 
 def test_fault_8_every_loss_and_method_that_the_notebooks_name_exists(root):
     import json, re
-    import libkd.distill, libkd.losses as L, libkd.students
-    for name in ('03a_losses', '07_distill', '05_students'):
+    import libkd.distill, libkd.learner, libkd.losses as L, libkd.students
+    for name in ('03a_losses', '07_distill', '08b_learner', '05_students'):
         prose = ''.join(''.join(c['source']) for c in json.loads((root/f'nbs/{name}.ipynb').read_text())['cells'] if c['cell_type'] == 'markdown')
         named = set(re.findall(r'`([a-z_]+_loss)`', prose)) | set(re.findall(r'`([a-z]+(?:_[a-z]+)+)\(', prose))
-        rooms = (L, libkd.distill, libkd.students, __import__('libkd.all', fromlist=['_']))
+        rooms = (L, libkd.distill, libkd.learner, libkd.students, __import__('libkd.all', fromlist=['_']))
         assert not [n for n in named if not any(hasattr(r, n) for r in rooms) and n not in ('valid_loss', 'train_loss')], name
 
 

@@ -11,9 +11,11 @@ from torch import nn
 
 import tiny
 from libkd.cache import CacheMismatch, LogitCache
-from libkd.distill import METHODS, MultiTeacherDistill, distill_learner, load_student, save_student
+from libkd.distill import MultiTeacherDistill
+from libkd.handover import load_student, save_student
+from libkd.learner import METHODS, cakd_ramp, distill_learner
 from libkd.features import (CAKD, RULES, Align, Discriminator, Feature, FeatureDistill, GroupwiseLinear, LayerTeacher, PairRule, PartiallyCrossAttention, attention_of,
-                            cakd_ramp, depth_of, feature_layers, find_layer, match_features, multi_view, patch_groups, probe, reading, store_features, to_grid)
+                            depth_of, feature_layers, find_layer, match_features, multi_view, patch_groups, probe, reading, store_features, to_grid)
 from libkd.students import create_student
 from libkd.teachers import Teacher, decaying, quick_adam
 

@@ -7,7 +7,7 @@ from hypothesis import Phase, given, settings, strategies as st
 from scipy import stats
 
 from libkd import arms, cli, evidence, report, runs
-from libkd.distill import METHODS
+from libkd.learner import METHODS
 
 PYTHON = sys.executable
 plainly = settings(phases=[Phase.explicit, Phase.generate])    # an example that fails is small enough as it is

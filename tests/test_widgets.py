@@ -247,7 +247,7 @@ def test_module_is_valid_javascript(tmp_path):
 
 def test_learner_brings_its_teachers_images_and_heads():
     from libkd.data import Samples
-    from libkd.distill import distill_learner
+    from libkd.learner import distill_learner
     from libkd.teachers import as_teacher
     from libkd.views import image_dls
     from timm import create_model
