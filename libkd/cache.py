@@ -4,13 +4,10 @@
 
 # %% ../nbs/04_cache.ipynb #1444e6f6
 from __future__ import annotations
-import copy, errno, hashlib, json, os, re, shutil, sys, warnings
+import copy, hashlib, json, os, re, shutil, warnings
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
-from uuid import uuid4
 
 import numpy as np
 import safetensors.torch as st
@@ -18,105 +15,64 @@ import torch
 from fastai.data.block import TransformBlock
 from fastai.data.core import DataLoaders, test_set
 from fastcore.basics import patch
-from filelock import FileLock, Timeout
 
+from . import UserError
 from .data import Sample, content_digest, sample_id
-from .views import Mix, Policy, SampleCategory, ViewDL, as_policy, online, pixel_versions
+from .files import locked, progress, publish, publish_json, sha256, sha256s
+from .identity import differences, shortened
+from .losses import TopK, top_k
 from .teachers import Teacher, as_teacher, check_teacher
+from .views import Mix, Policy, SampleCategory, ViewDL, as_policy, online, pixel_versions
 
 # %% auto #0
-__all__ = ['SCHEMA', 'DTYPES', 'NEXT', 'CacheError', 'CacheMismatch', 'CacheCorrupt', 'CacheUnfinished', 'CacheLocked', 'TopK',
-           'top_k', 'make_plan', 'CacheBuilder', 'plan_files', 'make_manifest', 'LogitCache', 'LogitDL', 'LogitBlock']
+__all__ = ['SCHEMA', 'DTYPES', 'CacheError', 'CacheMismatch', 'CacheCorrupt', 'CacheUnfinished', 'CacheLocked', 'make_plan',
+           'CacheBuilder', 'plan_files', 'make_manifest', 'LogitCache', 'LogitDL', 'LogitBlock']
 
 # %% ../nbs/04_cache.ipynb #b7abadcb
-class CacheError(ValueError):       "Something about a logit cache is not as it has to be"
+class CacheError(UserError):        "Something about a logit cache is not as it has to be"
 class CacheMismatch(CacheError):    "The cache belongs to other data, views or teachers"
 class CacheCorrupt(CacheError):     "A file of the cache is damaged, missing or not ours"
 class CacheUnfinished(CacheError):  "The cache was not built to its end"
 class CacheLocked(CacheError):      "Another process is building this cache"
 
-# %% ../nbs/04_cache.ipynb #41e71aa5
-_REFUSED = {errno.ENOSPC: "The disk is full", errno.EDQUOT: "Your share of the disk is full", errno.EROFS: "The disk can only be read",
-            errno.EACCES: "This folder may not be written to", errno.EPERM: "This folder may not be written to"}
-
-@contextmanager
-def _writing(path):
-    "Say in a sentence why `path` could not be written"
-    try: yield
-    except OSError as e:
-        if e.errno not in _REFUSED: raise
-        raise CacheError(f"{_REFUSED[e.errno]}: {path} could not be written. Finished shards are kept; "
-                         "free some space, or see to it that you may write there, and call build again: it continues where it stopped.") from e
-
-def _publish(path:Path, data:bytes):
-    "Write `data` to `path` so that it is there wholly or not at all"
-    tmp = path.with_name(f'{path.name}.{uuid4().hex[:8]}.tmp')
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(tmp, 'wb') as f: f.write(data); f.flush(); os.fsync(f.fileno())
-            os.replace(tmp, path)
-        except OSError: tmp.unlink(missing_ok=True); raise
-
-def _publish_json(path, obj): _publish(path, (json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False) + '\n').encode())
+# %% ../nbs/04_cache.ipynb #70904590
+_TOLD = dict(error=CacheError, kept='Finished shards are kept: call build again, and it continues where it stopped.')
+store_bytes, store_json = partial(publish, **_TOLD), partial(publish_json, **_TOLD)
+alone_in = partial(locked, error=CacheLocked, what='building', refused=CacheError)
 
 # %% ../nbs/04_cache.ipynb #21d5d8bd
-def _read_json(path:Path, *fields)->dict: # That have to be there
+def read_plan(
+    path:Path, # plan.json or manifest.json
+    *fields,   # That have to be there
+)->dict:
+    "A JSON file of a cache. Raises `CacheCorrupt`"
     if not path.is_file(): raise CacheCorrupt(f"{path} is missing.")
     try:
         obj = json.loads(path.read_text(encoding='utf-8'))
         for k in fields: obj[k]
         return obj
     except (ValueError, TypeError, KeyError) as e:
-        raise CacheCorrupt(f"{path} is damaged ({e!r}). Restore the file, or build the cache anew with overwrite=True.") from e
+        raise CacheCorrupt(f"{path} is damaged ({e!r}). "
+                           "Restore the file, or build the cache anew with overwrite=True.") from e
 
-def _load(path:Path)->dict:
-    "Tensors of a file, mapped into memory"
+def load_tensors(
+    path:Path, # A safetensors file
+)->dict: # name -> tensor
+    "Tensors of a file, mapped into memory. Raises `CacheCorrupt`"
     if path.is_symlink(): raise CacheCorrupt(f"{path} is a link; a cache is made of plain files.")
     try: return st.load_file(path)
-    except Exception as e: raise CacheCorrupt(f"{path} cannot be read ({e}). Restore the file, or delete it with manifest.json and call build again.") from e
+    except Exception as e:
+        raise CacheCorrupt(f"{path} cannot be read ({e}). "
+                           "Restore the file, or delete it with manifest.json and call build again.") from e
 
-def _sha256(path:Path)->str:
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
-
-# %% ../nbs/04_cache.ipynb #c4893f89
-class TopK(NamedTuple):
-    "The `k` largest logits of a teacher and the log-sum-exp of all others: what a top-k cache stores"
-    values: torch.Tensor # Logits (B, k)
-    indices: torch.Tensor # Their classes (B, k)
-    tail: torch.Tensor # Log-sum-exp of the other C−k logits, each divided by T (B,)
-    classes: int # C
-    T: float = 1. # Temperature at which the tail was summed
-
-def top_k(teacher, # Logits (B, C)
-          k, # How many to keep, fewer than C
-          T=1.): # Temperature of the losses that will use it
-    "The `k` largest logits of each row and the log-sum-exp of the rest at temperature `T`, exactly"
-    z = teacher if teacher.dtype == torch.float64 else teacher.float()
-    if not 0 < k < z.shape[1]: raise ValueError(f'k={k}: between 1 and {z.shape[1]-1} of {z.shape[1]} classes leave a tail')
-    values, indices = z.topk(k, -1)
-    return TopK(values, indices, (z/T).scatter(1, indices, -torch.inf).logsumexp(-1), z.shape[1], T)
-
-# %% ../nbs/04_cache.ipynb #8e5d4319
-@patch
-def dense(self:TopK):
-    "Logits `(B, C)` whose tail is spread evenly over the classes that were not kept: FKD's and TinyViT's reading of a sparse label"
-    even = (self.tail.float() - torch.tensor(float(self.classes - self.values.shape[1])).log())*self.T   # (B,)
-    return even.unsqueeze(1).repeat(1, self.classes).scatter(1, self.indices.long(), self.values.float())
-
-@patch
-def at(self:TopK, T):
-    "The same target at another temperature, **approximately**: the tail is taken as even, which for a higher T bounds its mass from above"
-    return self if T == self.T else top_k(self.dense(), self.values.shape[1], T)
-
-@patch
-def to(self:TopK, device): "The same on another device"; return self._replace(values=self.values.to(device), indices=self.indices.to(device), tail=self.tail.to(device))
+# %% ../nbs/04_cache.ipynb #c8be521f
+def teacher_entry(t): # `Teacher`
+    "What a plan says of a teacher"
+    return dict(name=t.name, bias=t.bias, fingerprint=t.fingerprint, classes=list(map(str, t.classes)))
 
 # %% ../nbs/04_cache.ipynb #fef34416
 SCHEMA = 1
 DTYPES = {'float16': torch.float16, 'float32': torch.float32}
-
-def _teacher_entry(t): return dict(name=t.name, bias=t.bias, fingerprint=t.fingerprint, classes=list(map(str, t.classes)))
 
 def make_plan(dl:ViewDL, # Training loader whose views are stored
               teachers:list, # `Teacher`s
@@ -127,17 +83,17 @@ def make_plan(dl:ViewDL, # Training loader whose views are stored
              T:float=1., # With `top_k`: temperature of the losses that will use the answers
              )->dict: # The content of plan.json
     "What a cache is going to hold"
-    ids, labels = _ids_labels(dl)
+    ids, labels = ids_labels(dl)
     _check_unique(ids, dl)
     fewest = min((len(t.classes) for t in teachers), default=0)
     if top_k is not None and not 0 < top_k < fewest: raise CacheError(f"top_k={top_k}: between 1 and {fewest-1} of {fewest} classes leave something to save. Without top_k all logits are stored.")
     return dict(schema=SCHEMA, classes=list(map(str, dl.vocab)), n=len(ids),
                 samples=hashlib.sha256(ids.tobytes() + labels.tobytes()).hexdigest(),
-                views=dl.describe(), policy=policy.name, n_views=policy.n, teachers=[_teacher_entry(t) for t in teachers],
+                views=dl.describe(), policy=policy.name, n_views=policy.n, teachers=[teacher_entry(t) for t in teachers],
                 dtype=dtype, top_k=top_k, tail_T=float(T) if top_k else None, shard_rows=shard_rows, batch_rows=dl.bs, device=torch.device(dl.device or 'cpu').type, versions=pixel_versions())
 
 # %% ../nbs/04_cache.ipynb #afa813b3
-def _ids_labels(dl):
+def ids_labels(dl):
     "Ids (n,16) uint8 and labels (n,) int32 of a loader's samples, in its order"
     items, n = dl.items, len(dl.items)
     ids = np.frombuffer(b''.join(dl.id_of(i) for i in range(n)), np.uint8).reshape(n, 16)
@@ -150,26 +106,16 @@ def _check_unique(ids, dl):
         same = np.flatnonzero((ids == ids[first[count > 1][0]]).all(1))
         raise CacheError(f"{_name(dl, same[0])} and {_name(dl, same[1])} have one id: the same image, or two files of one name. Remove one of them.")
 
-def _differences(a, b, at=''):
-    "Names and values of the fields in which two JSON objects differ"
-    if isinstance(a, dict) and isinstance(b, dict):
-        return [d for k in sorted(a.keys() | b.keys()) for d in _differences(a.get(k), b.get(k), f'{at}.{k}' if at else k)]
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and any(isinstance(o, (dict, list)) for o in a):
-        return [d for i, (x, y) in enumerate(zip(a, b)) for d in _differences(x, y, f'{at}[{i}]')]
-    return [] if a == b else [(at, a, b)]
-
 # %% ../nbs/04_cache.ipynb #c74f68cf
-def _short(v, n=160): s = json.dumps(v, ensure_ascii=False); return s if len(s) <= n else s[:n] + '…'
-
 def _compare(stored, wanted, path, complete):
     "Refuse a plan that differs; a finished cache only warns of other library versions"
-    diffs = _differences(stored, wanted)
+    diffs = differences(stored, wanted)
     versions = [d for d in diffs if d[0].startswith('versions') or d[0] == 'device']
     if complete and versions and len(versions) == len(diffs):
         return warnings.warn(f"The cache {path} was built with other versions: " + ', '.join(f'{k} {a} (here {b})' for k, a, b in versions) +
                              ". Check a few answers with cache.spot_check(dls, teachers).")
     if diffs:
-        said = '\n'.join(f"  {k}: the cache has {_short(a)}, asked for {_short(b)}" for k, a, b in diffs)
+        said = '\n'.join(f"  {k}: the cache has {shortened(a)}, asked for {shortened(b)}" for k, a, b in diffs)
         raise CacheMismatch(f"The folder {path} holds another cache:\n{said}\nGive another folder, or overwrite=True to build it anew. "
                             "Teachers and views are added to a finished cache by cache.add and cache.extend, and dropped by cache.drop (libkd.sharing).")
 
@@ -223,19 +169,19 @@ def build_shard(self:CacheBuilder,
     first, rows = self.shards[i][0]*self.plan['n'], self.rows(i)
     out, done = {t.name: [] for t in self.teachers}, 0
     for x, *_ in self.dl.new(get_idxs=_Indices(first + r for r in rows), n=len(rows)):
-        for t in self.teachers: out[t.name].append(self._encode(t.name, t.logits(x, stats=self.dl.stats).cpu(), rows[done]))
+        for t in self.teachers: out[t.name].append(self.encode(t.name, t.logits(x, stats=self.dl.stats).cpu(), rows[done]))
         done += len(x); tick(len(x))
-    for name, file in self.files(i).items(): self._publish_shard(file, out[name])
+    for name, file in self.files(i).items(): self.publish_shard(file, out[name])
 
 @patch
-def _publish_shard(self:CacheBuilder, file, batches):
+def publish_shard(self:CacheBuilder, file, batches):
     tensors = {k: torch.cat([b[k] for b in batches]) for k in batches[0]}
     if 'lost' in tensors: tensors['lost'] = tensors['lost'].sum(0, keepdim=True)
-    _publish(file, st.save({k: v.contiguous() for k, v in tensors.items()}))
+    store_bytes(file, st.save({k: v.contiguous() for k, v in tensors.items()}))
 
 # %% ../nbs/04_cache.ipynb #a9e00b5b
 @patch
-def _encode(self:CacheBuilder, name, logits, row):
+def encode(self:CacheBuilder, name, logits, row):
     "What is stored of a batch of answers, of which the first is for `row`"
     k, T = self.plan['top_k'], self.plan['tail_T']
     kept = logits if k is None else top_k(logits, k, T)
@@ -256,28 +202,18 @@ def _unstorable(name, logits, bad, row):
     why = 'too large for float16: build with dtype="float32"' if large else 'NaN or infinite: the teacher is broken'
     return f"Teacher {name} gave {int(bad.sum())} answers that cannot be stored, first for row {row + int(bad.nonzero()[0])}: {why}. No file was written for this shard."
 
-# %% ../nbs/04_cache.ipynb #4dc01283
-class _Progress:
-    "Images done, throughput and time left; silent in logs and headless notebooks"
-    def __init__(self, total, what):
-        from tqdm import tqdm
-        live = sys.stderr.isatty() or ('JPY_SESSION_NAME' in os.environ and os.environ.get('LIBKD_WIDGETS') != 'headless')
-        self.bar = tqdm(total=total, desc=what, unit='img', disable=not live, leave=False)
-    def __enter__(self): return self.bar.update
-    def __exit__(self, *_): self.bar.close()
-
 # %% ../nbs/04_cache.ipynb #667727c9
 @patch
 def finish(self:CacheBuilder):
     "Write samples, reference views and, last, the manifest"
-    ids, labels = _ids_labels(self.dl)
-    _publish(self.path/'samples.safetensors', st.save(dict(ids=torch.tensor(ids), labels=torch.tensor(labels), content=torch.tensor(_contents(self.dl)))))
-    _publish(self.path/'reference.safetensors', st.save(self._reference()))
+    ids, labels = ids_labels(self.dl)
+    store_bytes(self.path/'samples.safetensors', st.save(dict(ids=torch.tensor(ids), labels=torch.tensor(labels), content=torch.tensor(_contents(self.dl)))))
+    store_bytes(self.path/'reference.safetensors', st.save(self.reference_views()))
     for f in self.path.rglob('*.tmp'): f.unlink()                  # of builders that were killed
-    _publish_json(self.path/'manifest.json', make_manifest(self.plan, _sha256(self.path/'plan.json'), lambda rel: self.path/rel))
+    store_json(self.path/'manifest.json', make_manifest(self.plan, sha256(self.path/'plan.json'), lambda rel: self.path/rel))
 
 @patch
-def _reference(self:CacheBuilder):
+def reference_views(self:CacheBuilder):
     n = self.plan['n']
     index = torch.tensor([(k*7919 % n, k % self.plan['n_views']) for k in range(min(8, n))])
     pixels = torch.stack([self.dl.do_item(int(v*n + r))[0].as_subclass(torch.Tensor).float() for r, v in index])
@@ -285,26 +221,22 @@ def _reference(self:CacheBuilder):
 
 # %% ../nbs/04_cache.ipynb #92f9cb31
 def make_manifest(plan, # Content of plan.json
-                  sha256, # Of plan.json
+                  checksum, # SHA-256 of plan.json
                   where, # name of a file -> where it lies now
                  known={}, # Entries of files that were proved before
                  )->dict:
     "Bytes and SHA-256 of every file of a plan; with `top_k`, what it lost"
     files = plan_files(plan)
     new = [f for f in files if f not in known]
-    sums = {f: dict(sha256=h, bytes=where(f).stat().st_size) for f, h in zip(new, _sha256s([where(f) for f in new]))}
-    res = dict(schema=SCHEMA, plan=sha256, files={f: (known | sums)[f] for f in files})
+    sums = {f: dict(sha256=h, bytes=where(f).stat().st_size) for f, h in zip(new, sha256s([where(f) for f in new]))}
+    res = dict(schema=SCHEMA, plan=checksum, files={f: (known | sums)[f] for f in files})
     if plan['top_k']: res['lost'] = {t['name']: _mean_lost(plan, t['name'], files, where) for t in plan['teachers']}
     return res
 
 def _mean_lost(plan, name, files, where):
     "Mean KL(dense‖read back) over all stored answers of a teacher"
-    total = sum(float(_load(where(f))['lost']) for f in files if f.startswith(f'logits/{name}/'))
+    total = sum(float(load_tensors(where(f))['lost']) for f in files if f.startswith(f'logits/{name}/'))
     return float(f"{total/(plan['n']*plan['n_views']):.4g}")
-
-def _sha256s(paths):
-    "Checksums of files, several at a time: hashing leaves Python's lock alone"
-    with ThreadPoolExecutor(os.cpu_count()) as pool: return list(pool.map(_sha256, paths))
 
 # %% ../nbs/04_cache.ipynb #faa2834c
 def _contents(dl):
@@ -318,9 +250,9 @@ def _source(o):
 # %% ../nbs/04_cache.ipynb #cf927d2d
 NEXT = 'next'
 
-def _adopt(path):
+def adopt_change(path):
     "Put a finished change in place. Interrupted at any point, it can be called again"
-    new, plan = path/NEXT, _read_json(path/NEXT/'plan.json')
+    new, plan = path/NEXT, read_plan(path/NEXT/'plan.json')
     (path/'manifest.json').unlink(missing_ok=True)                  # from here on the folder is neither the old cache nor the new
     wanted = plan_files(plan)
     for rel in wanted:
@@ -329,10 +261,10 @@ def _adopt(path):
         if f.relative_to(path).as_posix() not in wanted: f.unlink()
     for d in (path/'logits').iterdir():
         if not any(d.iterdir()): d.rmdir()
-    for f in ('plan.json', 'manifest.json'): _publish(path/f, (new/f).read_bytes())
-    _forget(new)
+    for f in ('plan.json', 'manifest.json'): store_bytes(path/f, (new/f).read_bytes())
+    forget_change(new)
 
-def _forget(new):
+def forget_change(new):
     "Remove a change; its manifest first, so that no half of it is ever put in place"
     (new/'manifest.json').unlink(missing_ok=True)
     shutil.rmtree(new, ignore_errors=True)
@@ -341,14 +273,14 @@ def _forget(new):
 def _settle(path):
     "Complete a change that was interrupted while it was put in place"
     if (path/NEXT/'manifest.json').is_file() and not (path/'manifest.json').is_file():
-        with _alone(path): _adopt(path)
+        with alone_in(path): adopt_change(path)
 
 # %% ../nbs/04_cache.ipynb #a8e17d3c
 class LogitCache:
     "Stored answers of teachers to known views of known samples. Made by `LogitCache.build` and `LogitCache.open`"
     def __init__(self, path, plan, manifest):
         self.path, self.plan, self.manifest = Path(path), plan, manifest
-        s = _load(self.path/'samples.safetensors')
+        s = load_tensors(self.path/'samples.safetensors')
         self.ids, self.labels, self.content = s['ids'].numpy(), s['labels'].numpy(), s['content'].numpy()
         self.classes, self.n = plan['classes'], plan['n']
         self.policy = Policy(plan['policy'], plan['n_views'])
@@ -372,9 +304,9 @@ def open(cls:LogitCache, path:str|Path):
     if any(p.is_symlink() for p in (path/'plan.json', path/'manifest.json', path/'logits')): raise CacheCorrupt(f"{path} holds links; a cache is made of plain files.")
     _settle(path)
     if not (path/'manifest.json').is_file(): raise CacheUnfinished(f"The cache {path} was not built to its end. Call LogitCache.build again with the same arguments: it continues.")
-    plan, manifest = _read_json(path/'plan.json', 'schema', 'teachers', 'n'), _read_json(path/'manifest.json', 'plan', 'files')
+    plan, manifest = read_plan(path/'plan.json', 'schema', 'teachers', 'n'), read_plan(path/'manifest.json', 'plan', 'files')
     if plan['schema'] != SCHEMA: raise CacheCorrupt(f"{path}/plan.json has schema {plan['schema']!r}; this libkd reads {SCHEMA}.")
-    if manifest['plan'] != _sha256(path/'plan.json'): raise CacheCorrupt(f"{path}/plan.json was changed after the cache was built: its SHA-256 is not the one in manifest.json.")
+    if manifest['plan'] != sha256(path/'plan.json'): raise CacheCorrupt(f"{path}/plan.json was changed after the cache was built: its SHA-256 is not the one in manifest.json.")
     return cls(path, plan, manifest)
 
 # %% ../nbs/04_cache.ipynb #5192173f
@@ -410,38 +342,27 @@ def builder(cls:LogitCache, path, dls, teachers, views=4, dtype='float16', check
 def _prepared(path, dls, teachers, views, dtype, check, shard_rows, top_k, T):
     "A builder whose teachers and plan are sound; nothing is written yet"
     path, policy = Path(path), as_policy(views)
-    dl, teachers = _stored_dl(dls, policy, dtype), _named([as_teacher(t, dls) for t in _listed(teachers)])
+    dl, teachers = stored_dl(dls, policy, dtype), checked_teachers([as_teacher(t, dls) for t in as_list(teachers)])
     plan = make_plan(dl, teachers, policy, dtype, shard_rows, top_k, T)
     if check and not (path/'manifest.json').is_file():
         for t in teachers: check_teacher(t, dls)
     return CacheBuilder(path, dl, teachers, plan)
-
-@contextmanager
-def _alone(path):
-    "Nobody else writes to the folder meanwhile"
-    with _writing(path): path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path/'.lock', timeout=0)
-    try:
-        with _writing(path/'.lock'): lock.acquire()
-    except Timeout: raise CacheLocked(f"Another process is building {path}. Wait for it to end, or give another folder.") from None
-    try: yield
-    finally: lock.release()
 
 # %% ../nbs/04_cache.ipynb #c3d569fe
 @patch
 def begin(self:CacheBuilder)->bool: # Whether the cache is finished already
     "Write the plan, or compare it with the one that is there"
     path, whole = self.path, (self.path/'manifest.json').is_file()
-    if (path/'plan.json').is_file(): _compare(_read_json(path/'plan.json'), self.plan, path, whole)
+    if (path/'plan.json').is_file(): _compare(read_plan(path/'plan.json'), self.plan, path, whole)
     elif path.is_dir() and any(p.name != '.lock' and p.suffix != '.tmp' for p in path.iterdir()): raise CacheError(f"The folder {path} is not empty and not a cache. Give an empty or new folder.")
-    if not whole: _publish_json(path/'plan.json', self.plan)
+    if not whole: store_json(path/'plan.json', self.plan)
     return whole
 
 @patch
 def run(self:CacheBuilder, overwrite=False):
     "Alone in the folder, build what is missing, one shard after the other, and finish"
     _settle(self.path)
-    with _alone(self.path):
+    with alone_in(self.path):
         if overwrite: _clear(self.path)
         if not self.begin(): self.build_shards(); self.finish()
 
@@ -449,19 +370,19 @@ def run(self:CacheBuilder, overwrite=False):
 def build_shards(self:CacheBuilder):
     "Build what is missing, and say how it gets on"
     todo = [i for i in range(len(self.shards)) if not self.done(i)]
-    with _Progress(sum(len(self.rows(i)) for i in todo), f"asking {len(self.teachers)} teachers") as tick:
-        for i in todo: self.build_shard(i, tick)
+    with progress(sum(len(self.rows(i)) for i in todo), f"asking {len(self.teachers)} teachers") as bar:
+        for i in todo: self.build_shard(i, bar.update)
 
 def _clear(path):
     "Remove a cache, and only a cache, from its folder; the manifest goes first, so that no half-removed cache looks whole"
-    _forget(path/NEXT)
+    forget_change(path/NEXT)
     for f in ('manifest.json', 'plan.json', 'samples.safetensors', 'reference.safetensors'): (path/f).unlink(missing_ok=True)
     shutil.rmtree(path/'logits', ignore_errors=True)
 
 # %% ../nbs/04_cache.ipynb #b3a96dc2
-def _listed(o): return list(o) if isinstance(o, (list, tuple)) else [o]
+def as_list(o): return list(o) if isinstance(o, (list, tuple)) else [o]
 
-def _named(teachers):
+def checked_teachers(teachers):
     names = [t.name for t in teachers]
     if not names: raise CacheError("No teacher was given. A cache needs at least one: LogitCache.build(path, dls, [teacher]).")
     twice = sorted({n for n in names if names.count(n) > 1})
@@ -469,7 +390,7 @@ def _named(teachers):
     for n in names: _shard_name(n, 0, 0)
     return sorted(teachers, key=lambda t: t.name)         # the order in which teachers are given changes nothing
 
-def _stored_dl(dls, policy, dtype):
+def stored_dl(dls, policy, dtype):
     "The loader whose views are stored"
     dl = dls.train
     if dtype not in DTYPES: raise CacheError(f"dtype={dtype!r}; choose from {', '.join(DTYPES)}.")
@@ -486,7 +407,7 @@ def _shard(self:LogitCache, name, view, shard):
     rel = _shard_name(name, view, shard)
     if rel not in self._open:
         if rel not in self.manifest['files']: raise CacheError(f"The cache {self.path} has no {rel}: it holds {self.policy}, so views 0 to {self.policy.n-1}, of teachers {', '.join(self.teachers)}.")
-        self._open[rel] = {k: v for k, v in _load(self.path/rel).items() if k != 'lost'}
+        self._open[rel] = {k: v for k, v in load_tensors(self.path/rel).items() if k != 'lost'}
         if len(self._open) > 256: self._open.popitem(last=False)
     self._open.move_to_end(rel)
     return self._open[rel]
@@ -557,14 +478,14 @@ def verify(self:LogitCache, dls=None)->int: # Loaders, to check the images as we
         p = self.path/rel
         if p.is_symlink() or not p.is_file(): raise CacheCorrupt(f"{p} is missing or a link. Delete manifest.json and call build again: it makes the missing shards.")
         if p.stat().st_size != files[rel]['bytes']: raise CacheCorrupt(f"{p} is damaged: it has {p.stat().st_size:,} bytes, {files[rel]['bytes']:,} were written. Delete it with manifest.json and call build again.")
-    for rel, found in zip(wanted, _sha256s([self.path/rel for rel in wanted])):
+    for rel, found in zip(wanted, sha256s([self.path/rel for rel in wanted])):
         if found != files[rel]['sha256']: raise CacheCorrupt(f"{self.path/rel} is damaged: its SHA-256 is not the one in manifest.json. Delete it with manifest.json and call build again.")
     if dls is not None: self._verify_images(dls.train)
     return len(wanted)
 
 @patch
 def _verify_images(self:LogitCache, dl):
-    rows, now = self.rows(_ids_labels(dl)[0]), _contents(dl)
+    rows, now = self.rows(ids_labels(dl)[0]), _contents(dl)
     bad = np.flatnonzero((rows >= 0) & (self.content[rows] != now).any(1))
     if len(bad): raise CacheMismatch(f"{len(bad)} images changed since the cache was built, first {_name(dl, bad[0])}. Restore them, or build the cache anew with overwrite=True.")
 
@@ -580,7 +501,7 @@ def spot_check(self:LogitCache,
                tol:float=.02, # Largest difference of a logit, relative to the largest logit: float16 keeps three digits
               )->float: # Largest relative difference found
     "Ask the teachers again about `n` stored answers"
-    teachers, dl = _listed(teachers or list(self.live.values())), _stored_dl(dls, self.policy, self.plan['dtype'])
+    teachers, dl = as_list(teachers or list(self.live.values())), stored_dl(dls, self.policy, self.plan['dtype'])
     if not teachers: raise CacheError("spot_check needs the Teacher objects: cache.spot_check(dls, [teacher, …]).")
     rng, worst = np.random.default_rng(seed), 0.
     rows, views = rng.integers(self.n, size=n), rng.integers(self.policy.n, size=n)
@@ -612,7 +533,7 @@ class LogitDL(ViewDL):
 # %% ../nbs/04_cache.ipynb #6e95e1a4
 def _rows_for(dl, cache):
     "Row of every training sample, or the reason why there is none"
-    ids, labels = _ids_labels(dl)
+    ids, labels = ids_labels(dl)
     rows = cache.rows(ids)
     lost = np.flatnonzero(rows < 0)
     if len(lost): raise CacheMismatch(f"{len(lost)} of {len(rows)} training samples are not in the cache {cache.path}, first {_name(dl, lost[0])}. "
@@ -626,8 +547,8 @@ def _check_views(dl, cache):
     "Refuse a loader whose views are not those that were answered"
     there, now = cache.plan['views'], (_clean(dl) if cache.policy.name == 'clean' else dl).describe()
     now |= {} if now['size'] else {'size': there['size']}           # a `DataBlock` of the user's knows no size; its transforms are compared
-    if not (diffs := _differences(there, now)): return
-    said = '\n'.join(f"  views.{k}: the cache has {_short(a)}, the data {_short(b)}" for k, a, b in diffs)
+    if not (diffs := differences(there, now)): return
+    said = '\n'.join(f"  views.{k}: the cache has {shortened(a)}, the data {shortened(b)}" for k, a, b in diffs)
     raise CacheMismatch(f"The cache {cache.path} holds answers to other views:\n{said}\nMake the loaders as the cache's were, or build a cache of these views.")
 
 def _find_root(dl, cache):
@@ -641,8 +562,8 @@ def _find_root(dl, cache):
 @patch
 def bind(self:LogitCache, dls:DataLoaders)->DataLoaders:
     "Loaders like `dls` whose training batches carry this cache's rows and views; raises `CacheMismatch` naming what differs"
-    if list(map(str, dls.vocab)) != self.classes: raise CacheMismatch(f"The cache {self.path} has the classes {_short(self.classes)}, the data {_short(list(map(str, dls.vocab)))}.")
-    _stored_dl(dls, self.policy, self.plan['dtype'])
+    if list(map(str, dls.vocab)) != self.classes: raise CacheMismatch(f"The cache {self.path} has the classes {shortened(self.classes)}, the data {shortened(list(map(str, dls.vocab)))}.")
+    stored_dl(dls, self.policy, self.plan['dtype'])
     train = dls.train.new(cls=LogitDL, cache=self, rows=None)
     if (other := getattr(dls.train, 'cache', None)) is not None and other.policy != self.policy:
         raise CacheMismatch(f"{self.path} holds the views {self.policy} and {other.path}, to which these loaders are bound, {other.policy}: a student sees one of the two. Build both caches with the same views.")

@@ -105,13 +105,14 @@ def locked(
     folder,             # It is made if it is not there
     error=LockedError,  # Raised where somebody else holds the lock
     what='writing to',  # What the other process is doing, for the sentence
+    refused=WriteError, # Raised where the system does not let us write
 ):
     "Nobody else writes to `folder` meanwhile"
     folder = Path(folder)
-    with writing(folder): folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder, refused): folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder/'.lock', timeout=0)
     try:
-        with writing(folder/'.lock'): lock.acquire()
+        with writing(folder/'.lock', refused): lock.acquire()
     except Timeout:
         raise error(f'Another process is {what} {folder}. Wait for it to end, or give another folder.') from None
     try: yield

@@ -14,9 +14,13 @@ import torch
 from fastai.data.core import DataLoaders, test_set
 from fastcore.basics import patch
 
-from .cache import (NEXT, CacheBuilder, CacheCorrupt, CacheError, CacheMismatch, LogitCache, TopK, _adopt, _alone, _differences, _forget, _ids_labels,
-                         _listed, _load, _named, _publish, _publish_json, _read_json, _sha256, _short, _stored_dl, _teacher_entry, make_manifest, make_plan, plan_files)
+from .cache import (NEXT, CacheBuilder, CacheCorrupt, CacheError, CacheMismatch, LogitCache, adopt_change,
+                         alone_in, as_list, checked_teachers, forget_change, ids_labels, load_tensors, make_manifest,
+                         make_plan, plan_files, read_plan, store_bytes, store_json, stored_dl, teacher_entry)
 from .data import Samples
+from .files import sha256
+from .identity import differences, shortened
+from .losses import TopK
 from .teachers import as_teacher, check_teacher
 from .views import as_policy, finite, image_dls
 
@@ -41,7 +45,7 @@ class _ArrayBuilder(CacheBuilder):
         rows = self.rows(i)
         for t in self.teachers:
             z = np.asarray(t.z[self.shards[i][0], rows.start:rows.stop], dtype=np.float32)[:,t.order]
-            self._publish_shard(self.files(i)[t.name], [self._encode(t.name, torch.from_numpy(z), rows.start)])
+            self.publish_shard(self.files(i)[t.name], [self.encode(t.name, torch.from_numpy(z), rows.start)])
         tick(len(rows))
 
 # %% ../nbs/06_sharing.ipynb #989e2868
@@ -60,7 +64,7 @@ def from_arrays(cls:LogitCache,
                ): # `LogitCache`
     "A cache of answers that somebody else computed"
     dl, views = _asked(data, answers, dtype)
-    teachers = _named([_Answers(*a) for a in _checked_answers(answers, bias, classes, dl, views.n)])
+    teachers = checked_teachers([_Answers(*a) for a in _checked_answers(answers, bias, classes, dl, views.n)])
     _ArrayBuilder(path, dl, teachers, make_plan(dl, teachers, views, dtype, shard_rows, top_k, T)).run(overwrite)
     return cls.open(path)
 
@@ -70,7 +74,7 @@ def _asked(data, answers, dtype):
     shapes = {np.ndim(z): len(z) for z in answers.values()}
     if len(shapes) > 1 or not shapes.keys() <= {2, 3}: raise CacheError(f"Answers are arrays (n, C), or all (V, n, C); these are {', '.join(f'{k}: {np.shape(z)}' for k, z in answers.items())}.")
     views = finite(shapes[3]) if 3 in shapes else as_policy('clean')
-    if not isinstance(data, Samples): return _stored_dl(data, views, dtype), views
+    if not isinstance(data, Samples): return stored_dl(data, views, dtype), views
     if 3 in shapes: raise CacheError("Answers to views (V, n, C) need the loaders that made the views: from_arrays(path, dls, …).")
     dl = image_dls(data).train
     return dl.new(test_set(dl.dataset, list(data), rm_tfms=0, with_labels=True), mix=None), views      # all of them, whatever their part
@@ -79,7 +83,7 @@ def _checked_answers(answers, bias, classes, dl, V):
     "Arguments of `_Answers`, or the reason why these are no answers to these samples"
     n, wanted = len(dl.items), list(map(str, dl.vocab))
     classes = list(map(str, classes or wanted))
-    if sorted(classes) != sorted(wanted): raise CacheError(f"The columns are {_short(classes)} and the data's classes {_short(wanted)}: give logits of exactly these classes.")
+    if sorted(classes) != sorted(wanted): raise CacheError(f"The columns are {shortened(classes)} and the data's classes {shortened(wanted)}: give logits of exactly these classes.")
     for name, z in answers.items():
         if not bias.get(name): raise CacheError(f"What inductive bias has {name}? Nobody can tell from numbers: bias={{'{name}': 'conv'}}, or 'inv', 'attn', 'mlp', a word of your own.")
         if z.shape[-2:] != (n, len(classes)): raise CacheError(f"{name} has answers {z.shape}; {n} samples and {len(classes)} classes need ({'V, ' if V > 1 else ''}{n}, {len(classes)}). Row i answers to dls.train.items[i], or to samples[i].")
@@ -94,13 +98,13 @@ def add(self:LogitCache,
         check:bool=True, # Refuse teachers that answer at chance level
        ): # The changed `LogitCache`
     "Ask further teachers about the views of this cache"
-    dl, teachers = self._same_views(dls), _named([as_teacher(t, dls) for t in _listed(teachers)])
+    dl, teachers = self._same_views(dls), checked_teachers([as_teacher(t, dls) for t in as_list(teachers)])
     new = [t for t in teachers if self.teachers.get(t.name, {}).get('fingerprint') != t.fingerprint]
     taken = [t.name for t in new if t.name in self.teachers and not replace]
     if taken: raise CacheMismatch(f"The cache {self.path} has another teacher called {taken[0]}. Give this one another name, or replace=True to put it in the other's place.")
     if check:
         for t in new: check_teacher(t, dls)
-    entries = [t for t in self.plan['teachers'] if t['name'] not in {t.name for t in new}] + [_teacher_entry(t) for t in new]
+    entries = [t for t in self.plan['teachers'] if t['name'] not in {t.name for t in new}] + [teacher_entry(t) for t in new]
     plan = self.plan | dict(teachers=sorted(entries, key=lambda t: t['name']))
     live = self.live | {t.name: t for t in teachers}
     return self._changed(plan, CacheBuilder(self.path/NEXT, dl, new, plan), live) if new else self
@@ -109,11 +113,11 @@ def add(self:LogitCache,
 @patch
 def _same_views(self:LogitCache, dls):
     "The training loader of `dls`, if it makes the views of this cache; raises `CacheMismatch` naming what differs"
-    dl = _stored_dl(dls, self.policy, self.plan['dtype'])
+    dl = stored_dl(dls, self.policy, self.plan['dtype'])
     now = make_plan(dl, [], self.policy)
-    diffs = [d for k in ('classes', 'n', 'samples', 'views', 'versions', 'device') for d in _differences(self.plan[k], now[k], k)]
+    diffs = [d for k in ('classes', 'n', 'samples', 'views', 'versions', 'device') for d in differences(self.plan[k], now[k], k)]
     if diffs:
-        said = '\n'.join(f"  {k}: the cache has {_short(a)}, here {_short(b)}" for k, a, b in diffs)
+        said = '\n'.join(f"  {k}: the cache has {shortened(a)}, here {shortened(b)}" for k, a, b in diffs)
         raise CacheMismatch(f"These loaders are not those of the cache {self.path}:\n{said}\nBuild a second cache; a learner takes several: teachers=[cache, other].")
     return dl
 
@@ -121,15 +125,15 @@ def _same_views(self:LogitCache, dls):
 def _changed(self:LogitCache, plan, builder=None, live=None):
     "Turn this cache into that of `plan`, of which `builder` makes the new shards; the old one stays whole until the last step"
     new, kept = self.path/NEXT, {f: e for f, e in self.manifest['files'].items() if f in plan_files(plan)}
-    with _alone(self.path):
+    with alone_in(self.path):
         _begin_change(new, plan)
         if builder:
             builder.build_shards()
             made = {f.relative_to(new).as_posix() for i in range(len(builder.shards)) for f in builder.files(i).values()}
-            if plan['n_views'] != self.plan['n_views']: _publish(new/'reference.safetensors', st.save(builder._reference())); made.add('reference.safetensors')
+            if plan['n_views'] != self.plan['n_views']: store_bytes(new/'reference.safetensors', st.save(builder.reference_views())); made.add('reference.safetensors')
             kept = {f: e for f, e in kept.items() if f not in made}
-        _publish_json(new/'manifest.json', make_manifest(plan, _sha256(new/'plan.json'), lambda rel: self.path/rel if rel in kept else new/rel, kept))
-        _adopt(self.path)
+        store_json(new/'manifest.json', make_manifest(plan, sha256(new/'plan.json'), lambda rel: self.path/rel if rel in kept else new/rel, kept))
+        adopt_change(self.path)
     changed = LogitCache.open(self.path)
     changed.live = {n: t for n, t in (self.live if live is None else live).items() if n in changed.teachers}
     return changed
@@ -137,10 +141,10 @@ def _changed(self:LogitCache, plan, builder=None, live=None):
 # %% ../nbs/06_sharing.ipynb #4d2da074
 def _begin_change(new, plan):
     "Announce a change, or find the announcement of the same one that was killed"
-    if (new/'plan.json').is_file() and (diffs := _differences(_read_json(new/'plan.json'), plan)):
-        raise CacheMismatch(f"Another change of this cache was begun and not finished ({diffs[0][0]}: {_short(diffs[0][1])}, now {_short(diffs[0][2])}). "
+    if (new/'plan.json').is_file() and (diffs := differences(read_plan(new/'plan.json'), plan)):
+        raise CacheMismatch(f"Another change of this cache was begun and not finished ({diffs[0][0]}: {shortened(diffs[0][1])}, now {shortened(diffs[0][2])}). "
                             f"Ask for the same change again to finish it, or delete {new} to forget it.")
-    _publish_json(new/'plan.json', plan)
+    store_json(new/'plan.json', plan)
 
 @patch
 def drop(self:LogitCache, *names): # The changed `LogitCache`
@@ -159,11 +163,11 @@ def extend(self:LogitCache,
            views, # More views than before, of the same policy: a number, finite(V), replay(E)
           ): # The changed `LogitCache`
     "Ask all teachers about further views"
-    dl, teachers, views = self._same_views(dls), _named([as_teacher(t, dls) for t in _listed(teachers)]), as_policy(views)
+    dl, teachers, views = self._same_views(dls), checked_teachers([as_teacher(t, dls) for t in as_list(teachers)]), as_policy(views)
     if views.name != self.policy.name or views.n < self.policy.n or views.name == 'clean': raise CacheError(f"The cache {self.path} holds {self.policy}; it can be extended to {self.policy.name} of more views, not to {views}.")
-    given, there = ({t['name']: t['fingerprint'] for t in ts} for ts in (map(_teacher_entry, teachers), self.plan['teachers']))
-    diffs = _differences(there, given)
-    if diffs: raise CacheMismatch(f"All teachers of the cache have to answer about the new views, and only they. {diffs[0][0]}: the cache has {_short(diffs[0][1])}, given {_short(diffs[0][2])}.")
+    given, there = ({t['name']: t['fingerprint'] for t in ts} for ts in (map(teacher_entry, teachers), self.plan['teachers']))
+    diffs = differences(there, given)
+    if diffs: raise CacheMismatch(f"All teachers of the cache have to answer about the new views, and only they. {diffs[0][0]}: the cache has {shortened(diffs[0][1])}, given {shortened(diffs[0][2])}.")
     plan = self.plan | dict(n_views=views.n)
     builder = CacheBuilder(self.path/NEXT, dl, teachers, plan)
     builder.shards = [(v, s) for v, s in builder.shards if v >= self.policy.n]
@@ -189,9 +193,9 @@ def card(self:LogitCache,
     lost = self.manifest.get('lost', {})
     rows = [f"| {n} | {t['bias']} | `{t['fingerprint'][:16]}` |{f' {lost[n]} |' if lost else ''}" for n, t in self.teachers.items()]
     head = ['teacher', 'bias', 'fingerprint'] + ['lost by top-k (nats)']*bool(lost)
-    facts = {'data': f"{self.n:,} samples (digest `{self.plan['samples'][:16]}`), {len(self.classes)} classes: {_short(self.classes)}", 'views': f"{self.policy}, seed {self.plan['views']['seed']}",
+    facts = {'data': f"{self.n:,} samples (digest `{self.plan['samples'][:16]}`), {len(self.classes)} classes: {shortened(self.classes)}", 'views': f"{self.policy}, seed {self.plan['views']['seed']}",
              'stored': f"{'top ' + str(self.plan['top_k']) if self.plan['top_k'] else 'all'} logits, {self.plan['dtype']}", 'licence': licence,
-             'size': f"{self.nbytes:,} bytes in {len(self.manifest['files'])} files", 'checksum': f"`{_sha256(self.path/'manifest.json')}` (SHA-256 of manifest.json)",
+             'size': f"{self.nbytes:,} bytes in {len(self.manifest['files'])} files", 'checksum': f"`{sha256(self.path/'manifest.json')}` (SHA-256 of manifest.json)",
              'made with': ', '.join(f'{k} {v}' for k, v in self.plan['versions'].items())}
     return '\n'.join(['---', f'license: {licence.lower()}', '---', '# Stored answers of teachers', '', about, '', *(f'- {k}: {v}' for k, v in facts.items()), '',
                       '| ' + ' | '.join(head) + ' |', '|---'*len(head) + '|', *rows, '', "Read with `LogitCache.unpack(file, folder)` of libkd, or with any safetensors reader.", ''])
@@ -231,7 +235,7 @@ def unpack(cls:LogitCache,
     "The cache in a zip, proved on the way"
     path = Path(path)
     try:
-        with zipfile.ZipFile(file) as z, _alone(path): _unzip(z, path)
+        with zipfile.ZipFile(file) as z, alone_in(path): _unzip(z, path)
     except zipfile.BadZipFile as e: raise CacheCorrupt(f"{file} is no whole zip ({e}). Fetch it again.") from e
     cache = cls.open(path)
     if dls is not None: cache.check_views(dls)
@@ -241,11 +245,11 @@ def _unzip(z, path):
     plan, manifest, sizes = _contents_of(z)
     if (path/'plan.json').is_file() and (path/'plan.json').read_bytes() != z.read('plan.json') or not (path/'plan.json').is_file() and any(p.name != '.lock' for p in path.iterdir()):
         raise CacheError(f"The folder {path} holds something else. Give a new folder.")
-    _publish(path/'plan.json', z.read('plan.json'))
+    store_bytes(path/'plan.json', z.read('plan.json'))
     for rel in plan_files(plan):
         if sizes[rel] != manifest['files'][rel]['bytes']: raise CacheCorrupt(f"{rel} in {z.filename} has another size than its manifest says. Fetch it again.")
         _extract(z, rel, path, manifest['files'][rel]['sha256'])
-    _publish(path/'manifest.json', z.read('manifest.json'))
+    store_bytes(path/'manifest.json', z.read('manifest.json'))
 
 def _extract(z, rel, path, sha256):
     tmp, h = path/(rel + '.tmp'), hashlib.sha256()
@@ -277,8 +281,8 @@ def check_views(self:LogitCache,
                 dls:DataLoaders, # The receiver's loaders
                )->float: # Largest difference of a pixel, where white is 1
     "Make the reference views again and compare them, pixel by pixel; a warning beyond 1/255"
-    dl, ref = self.bind(dls).train if self.policy.name != 'clean' else _stored_dl(dls, self.policy, self.plan['dtype']), _load(self.path/'reference.safetensors')
-    place = {int(r): i for i, r in enumerate(self.rows(_ids_labels(dl)[0])) if r >= 0}
+    dl, ref = self.bind(dls).train if self.policy.name != 'clean' else stored_dl(dls, self.policy, self.plan['dtype']), load_tensors(self.path/'reference.safetensors')
+    place = {int(r): i for i, r in enumerate(self.rows(ids_labels(dl)[0])) if r >= 0}
     gaps = [(dl.do_item(int(v)*len(dl.items) + place[int(r)])[0].as_subclass(torch.Tensor).float() - p).abs().max()/255
             for r, v, p in zip(ref['row'], ref['view'], ref['pixels']) if int(r) in place]
     if not gaps: warnings.warn(f"None of the reference views of {self.path} is about a sample of these loaders: nothing was compared.")

@@ -154,7 +154,7 @@ def test_bytes_of_a_top_k_record(classes, k):
     "2 for a value, 2 or 4 for a class, 4 for the tail"
     from libkd.cache import CacheBuilder
     builder = CacheBuilder.__new__(CacheBuilder); builder.plan = dict(top_k=k, tail_T=1., dtype='float16')
-    got = builder._encode('a', torch.randn(5, classes), 0)
+    got = builder.encode('a', torch.randn(5, classes), 0)
     bytes_a_record = sum(v.element_size()*v[0].numel() for n, v in got.items() if n != 'lost')
     assert bytes_a_record == 2*k + (2 if classes <= 65_536 else 4)*k + 4 and got['lost'].numel() == 1
     assert int(got['indices'].long().max()) < classes and bytes_a_record <= (4*k + 6 if classes <= 65_536 else 6*k + 6)
@@ -494,7 +494,7 @@ def test_kill_9_at_any_moment(made, tmp_path):
 @pytest.mark.parametrize('call', ['mkdir', 'open'])
 def test_a_folder_that_may_not_be_written_to_is_a_sentence(tmp_path, monkeypatch, made, code, said, call):
     "As root permissions do not count, so the refusal is made"
-    import libkd.cache as m
+    import libkd.files as m
     dls, teachers, _ = made
     def refuse(*a, **kw): raise OSError(code, os.strerror(code))
     if call == 'mkdir': monkeypatch.setattr(m.Path, 'mkdir', refuse)

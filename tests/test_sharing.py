@@ -200,9 +200,9 @@ def test_a_killed_change_is_completed_before_a_build_looks_at_the_folder(built, 
         left[0] -= 1
         if left[0] < 0: raise KeyboardInterrupt
         return replace(a, b)
-    adopt = m._adopt
+    adopt = m.adopt_change
     def armed(path): left[0] = 2; adopt(path)             # two shards are in place, the others not
-    monkeypatch.setattr(n, '_adopt', armed); monkeypatch.setattr(m.os, 'replace', stop)
+    monkeypatch.setattr(n, 'adopt_change', armed); monkeypatch.setattr(m.os, 'replace', stop)
     with pytest.raises(KeyboardInterrupt): cache.add(dls, other, replace=True, check=False)
     monkeypatch.undo()
     assert not (cache.path/'manifest.json').exists()
