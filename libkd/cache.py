@@ -174,14 +174,22 @@ def build_shard(self:CacheBuilder,
     for name, file in self.files(i).items(): self.publish_shard(file, out[name])
 
 @patch
-def publish_shard(self:CacheBuilder, file, batches):
+def publish_shard(self:CacheBuilder,
+    file,    # Where to
+    batches, # From `encode`, in the order of the rows
+):
+    "Write the encoded answers of one teacher to one shard"
     tensors = {k: torch.cat([b[k] for b in batches]) for k in batches[0]}
     if 'lost' in tensors: tensors['lost'] = tensors['lost'].sum(0, keepdim=True)
     store_bytes(file, st.save({k: v.contiguous() for k, v in tensors.items()}))
 
 # %% ../nbs/04_cache.ipynb #a9e00b5b
 @patch
-def encode(self:CacheBuilder, name, logits, row):
+def encode(self:CacheBuilder,
+    name,   # Of the teacher
+    logits, # Its answers (B, C)
+    row,    # Of the first
+)->dict: # name of a tensor -> (B, …)
     "What is stored of a batch of answers, of which the first is for `row`"
     k, T = self.plan['top_k'], self.plan['tail_T']
     kept = logits if k is None else top_k(logits, k, T)
@@ -213,7 +221,8 @@ def finish(self:CacheBuilder):
     store_json(self.path/'manifest.json', make_manifest(self.plan, sha256(self.path/'plan.json'), lambda rel: self.path/rel))
 
 @patch
-def reference_views(self:CacheBuilder):
+def reference_views(self:CacheBuilder)->dict: # row (k,), view (k,), pixels (k, 3, H, W)
+    "Eight views, which a receiver makes again to compare"
     n = self.plan['n']
     index = torch.tensor([(k*7919 % n, k % self.plan['n_views']) for k in range(min(8, n))])
     pixels = torch.stack([self.dl.do_item(int(v*n + r))[0].as_subclass(torch.Tensor).float() for r, v in index])
