@@ -5,6 +5,7 @@ from .data import *
 from .sets import *
 from .identity import *
 from .views import *
+from .checkpoints import *
 from .involution import *
 from .teachers import *
 from .losses import *

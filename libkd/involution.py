@@ -15,6 +15,7 @@ from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_c
 from timm.models._features import feature_take_indices
 from torch import nn, Tensor
 from . import did_you_mean
+from .checkpoints import read_checkpoint, unwrapped
 
 # %% ../nbs/02_involution.ipynb #bfcd0f5e
 def _unfolded(x, weight, stride):
@@ -432,20 +433,26 @@ default_cfgs = generate_default_cfgs({f'rednet{n}': _cfg() for n in (26, 38, 50,
     {'rednet_mini': _cfg(num_classes=10, input_size=(3, 32, 32), pool_size=(8, 8), crop_pct=1.)})
 
 # %% ../nbs/02_involution.ipynb #18ca0117
-_NAMES = [(r'^(module|model)\.', ''), (r'^backbone\.', ''), (r'^layer(\d+)\.', lambda m: f'stages.{int(m[1]) - 1}.'), (r'^fc\.', 'head.fc.'),
+_NAMES = [(r'^backbone\.', ''), (r'^layer(\d+)\.', lambda m: f'stages.{int(m[1]) - 1}.'), (r'^fc\.', 'head.fc.'),
     (r'^(stem\.1|stages\.\d+\.\d+\.conv2)\.conv1\.conv\.', r'\1.reduce.'), (r'^(stem\.1|stages\.\d+\.\d+\.conv2)\.conv1\.bn\.', r'\1.norm.'),
     (r'^(stem\.1|stages\.\d+\.\d+\.conv2)\.conv2\.conv\.', r'\1.span.'), (r'^(stages\.\d+\.\d+)\.conv2\.', r'\1.inv.')]
 
 def rednet_filter(state_dict:dict, # Keys of the official code (mmcls layout), with or without `backbone.`, or our own
-    model=None # Unused; timm passes it
+    model=None # The `RedNet` that the weights are for, if it is at hand
 )->dict: # Keys of `RedNet`
-    "Official checkpoint names (d-li14/involution) as ours; pass it as `pretrained_filter_fn`, or before `load_state_dict`"
+    "Official checkpoint names (d-li14/involution) as ours, however wrapped; `read_checkpoint` also checks that they fit"
     def rename(key): return functools.reduce(lambda k, rule: re.sub(*rule, k), _NAMES, key)
-    return {rename(k): v for k, v in state_dict.get('state_dict', state_dict).items()}
+    own = () if model is None else model.state_dict()
+    return {rename(k): v for k, v in unwrapped(state_dict, own).items()}
+
+@patch
+def checkpoint_names(self:RedNet, state_dict): # State dict of the official code, or ours
+    "What `read_checkpoint` asks: the same weights under our names"
+    return rednet_filter(state_dict, self)
 
 # %% ../nbs/02_involution.ipynb #da140c50
 def _rednet(name, pretrained=False, **kwargs):
-    return build_model_with_cfg(RedNet, name, pretrained, pretrained_filter_fn=rednet_filter,
+    return build_model_with_cfg(RedNet, name, pretrained, pretrained_filter_fn=read_checkpoint,
         feature_cfg=dict(flatten_sequential=True, out_indices=tuple(range(1 + len(kwargs['depths'])))), **kwargs)
 
 @register_model

@@ -220,7 +220,9 @@ def _topk_kd(student, teacher, T, reduction):
     kept = teacher.indices.long()
     log_t = torch.cat([teacher.values.float()/T, teacher.tail.float().unsqueeze(1)], 1).log_softmax(-1)   # (B, k+1)
     log_s = (s/T).log_softmax(-1)
-    rest = log_s.scatter(1, kept, -torch.inf).logsumexp(-1, keepdim=True)
+    others = log_s.scatter(1, kept, -torch.inf)
+    none = others.isneginf().all(-1, keepdim=True)      # the teacher knows no class but these: no tail, and no gradient of it
+    rest = others.masked_fill(none, 0.).logsumexp(-1, keepdim=True).masked_fill(none, -torch.inf)
     return _reduce(_kl(log_t.detach(), torch.cat([log_s.gather(1, kept), rest], 1)) * T**2, reduction)
 
 # %% ../nbs/03a_losses.ipynb #eb43c5bc

@@ -60,7 +60,7 @@ def _taps(indices): return feature_take_indices(4, indices)[0]
 
 # %% ../nbs/03_teachers.ipynb #2f50b97a
 default_cfgs = generate_default_cfgs({'resnet_mini.untrained': dict(
-    url='', num_classes=1000, input_size=(3, 32, 32), pool_size=None, crop_pct=1., interpolation='bicubic',
+    url='', num_classes=1000, input_size=(3, 32, 32), pool_size=(8, 8), crop_pct=1., interpolation='bicubic',
     mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, first_conv='conv1', classifier='fc')})
 
 # %% ../nbs/03_teachers.ipynb #b74e422c

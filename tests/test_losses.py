@@ -252,3 +252,17 @@ def test_drop_easiest_keeps_the_largest():
 def test_names():
     assert L.get_loss('dkd') is L.dkd_loss and L.get_loss(F.mse_loss) is F.mse_loss
     with pytest.raises(KeyError, match='Did you mean'): L.get_loss('ofaa')
+
+
+@pytest.mark.parametrize('known, k', [(3, 5), (3, 3), (1, 1), (1, 4), (2, 9), (4, 3)])
+@pytest.mark.parametrize('T', [1., 4.])
+def test_top_k_of_a_teacher_that_knows_few_classes(known, k, T):
+    "Nothing is lost when k covers all that it knows: values and gradients are those of all logits; else they are finite."
+    g = torch.Generator().manual_seed(0)
+    z = torch.full((6, 10), -torch.inf)
+    for row in z: row[torch.randperm(10, generator=g)[:known]] = torch.randn(known, generator=g)
+    s = torch.randn(6, 10, generator=g, requires_grad=True)
+    few, full = L.kd_loss(s, top_k(z, k, T), T=T), L.kd_loss(s, z, T=T)
+    ours, want = (torch.autograd.grad(loss, s)[0] for loss in (few, full))
+    assert few.isfinite() and ours.isfinite().all()
+    if k >= known: torch.testing.assert_close(few, full); torch.testing.assert_close(ours, want, atol=1e-6, rtol=1e-4)

@@ -114,7 +114,7 @@ def test_deit_nano_is_timms_distilled_deit():
     timms.load_state_dict(ours.state_dict())
     torch.testing.assert_close(ours(x32), timms(x32))
     ours.train().set_distilled_training(), timms.train().set_distilled_training()
-    for a,b in zip(ours(x32).values(), timms(x32)): torch.testing.assert_close(a, b)
+    for a,b in zip(ours(x32), timms(x32)): torch.testing.assert_close(a, b)
 
 @pytest.mark.parametrize('size', ['tiny', 'small', 'base'])
 def test_deits_have_timms_names_and_sizes(size):
@@ -245,7 +245,7 @@ def test_other_resolution_interpolates_positions():
     free = nano(dynamic_img_size=True).eval()
     free.load_state_dict({**m.state_dict(), 'pos_embed': before})
     torch.testing.assert_close(free(x), m(x))
-    with pytest.raises(ValueError, match='patch_size'): free(torch.randn(1, 3, 33, 32))
+    with pytest.raises(ValueError, match='resize the images'): free(torch.randn(1, 3, 33, 32))
     with pytest.raises(ValueError, match='made for patches'): m.set_input_size(patch_size=8)
 
 def test_checkpoint_of_another_resolution_loads():
@@ -264,7 +264,7 @@ def test_start_from_a_distilled_deit_says_what_did_not_fit():
     assert {'blocks.2.attn.qkv.weight', 'patch_embed.inv.proj.weight', 'head_conv.weight'} <= set(done.kept)
     torch.testing.assert_close(m.pos_embed[:,0], deit.pos_embed[:,0]); torch.testing.assert_close(m.pos_embed[:,2], own[:,2])
     assert 'kept' in repr(done)
-    with pytest.raises(ValueError, match='width 192 and the student'): S.start_from(nano(), deit)
+    with pytest.raises(ValueError, match='Another width.*small 384'): S.start_from(nano(), deit)
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize('name', NANO)
@@ -354,3 +354,66 @@ def test_conv_attention_is_one_attention_fused_or_not():
 @pytest.mark.parametrize('kw, words', [(dict(conv_attention=9), 'has 6 blocks'), (dict(conv_attention=1, dynamic_img_size=True), 'images of one size')])
 def test_conv_attention_refuses(kw, words):
     with pytest.raises(ValueError, match=words): S.create_student('civt_nano', 5, (16, 16), **kw)
+
+# -- timm's own tasks, pruning, other sides ------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('loss', ['soft', 'hard'])
+def test_deit_learns_in_timms_own_task(loss):
+    "TokenDistillationTask and DeiT's own loss unpack a pair"
+    from timm.task import TokenDistillationTask
+    teacher = nano('vit_nano', seed=1)
+    student = nano('deit_nano')
+    student.pretrained_cfg['mean'] = teacher.pretrained_cfg['mean']
+    task = TokenDistillationTask(student, teacher, torch.nn.CrossEntropyLoss(), distill_type=loss, verbose=False).train()
+    task(x32, torch.tensor([1, 2]))['loss'].backward()
+    assert all(p.grad is not None for p in student.parameters())
+    main, dist = student(x32)
+    each = student.head_logits(student.forward_features(x32))
+    torch.testing.assert_close(main, each['cls']); torch.testing.assert_close(dist, each['dist'])
+
+def test_a_pruned_student_is_saved_and_loaded(tmp_path):
+    from timm.models._hub import save_for_hf
+    from torch.nn.utils import prune
+    m = nano().eval()
+    prune.l1_unstructured(m.patch_embed.conv.body[0], 'weight', .5)
+    prune.random_unstructured(m.blocks[0].mlp.fc1, 'weight', .3)
+    want = m(x32)
+    save_for_hf(m, str(tmp_path/'s'), model_config=dict(num_classes=10), model_args=dict(img_size=32), safe_serialization=True)
+    back = timm.create_model(f"local-dir:{tmp_path/'s'}", pretrained=True).eval()
+    torch.testing.assert_close(back(x32), want)
+    assert (back.patch_embed.conv.body[0].weight == 0).float().mean() >= .5
+
+@pytest.mark.parametrize('size', [29, 31, 37, 58, 62, 74, (29, 31), 3])
+def test_sides_without_a_sensible_patch(size):
+    with pytest.raises(ValueError, match='patch'): nano(size=size)
+
+@pytest.mark.parametrize('size, patch', [(4, 1), (6, 1), (10, 2), (13, 1), (20, 2), (22, 2), (26, 2), (36, 4), (40, 5), (96, 12), (100, 10), ((16, 64), 4)])
+def test_sides_with_one(size, patch): assert S.patch_for(size) == patch
+
+def test_nothing_that_fits_is_said():
+    "Another width, another family, another head count alone"
+    for other in (timm.create_model('resnet18', num_classes=10), timm.create_model('vit_tiny_patch16_224', img_size=32, patch_size=4, depth=1, num_classes=10)):
+        with pytest.raises(S.CheckpointError, match='nothing in'): S.start_from(nano(), other)
+
+@pytest.mark.parametrize('wrap', [lambda sd: {'state_dict_ema': sd, 'epoch': 1}, lambda sd: {'model': {f'module._orig_mod.{k}': v for k, v in sd.items()}}, lambda sd: {f'model.{k}': v for k, v in sd.items()}])
+def test_start_from_wrapped_weights(wrap):
+    m = nano(seed=1)
+    done = S.start_from(m, wrap(nano().state_dict()))
+    assert not done.kept and not done.unused and torch.equal(m.head.weight, nano().head.weight)
+
+def test_positions_of_pictures_that_are_not_square():
+    "A module knows its grid; a file is asked for it, and its positions are those that timm would interpolate"
+    wide, m = nano(size=(16, 64), patch_size=4), nano(seed=1)        # 4×16 = 8×8 = 64 places
+    want = resample_abs_pos_embed(wide.pos_embed[:, 3:].detach(), (8, 8), (4, 16), 0)
+    S.start_from(m, wide); torch.testing.assert_close(m.pos_embed[:, 3:].detach(), want)
+    other = nano(size=(16, 32), patch_size=4).state_dict()
+    with pytest.raises(ValueError, match=r'grid=\(rows, columns\)'): S.start_from(m, other)
+    S.start_from(m, other, grid=(4, 8))
+    torch.testing.assert_close(m.pos_embed[:, 3:].detach(), resample_abs_pos_embed(other['pos_embed'][:, 3:], (8, 8), (4, 8), 0))
+
+def test_another_number_of_heads():
+    "A student of two teachers starts one of three: each special row stays with its token"
+    two, three = nano(heads=('cls', 'conv')), nano(heads=('cls', 'conv', 'inv'), size=64, patch_size=4, seed=1)
+    done = S.start_from(three, two.state_dict())
+    assert {'head_inv.weight', 'head_inv.bias'} <= set(done.kept) and 'pos_embed' in done.loaded
+    torch.testing.assert_close(three.pos_embed[:, :2], two.pos_embed[:, :2])

@@ -196,6 +196,31 @@ def test_fx_features(name):
 
 
 @each_name
+@pytest.mark.parametrize('train', [False, True])
+def test_fx_traces_the_whole_model(name, train):
+    "As timm traces its own: blocks are followed, modules it may not follow are single steps; the same answers and gradients."
+    from timm.models import get_notrace_functions, get_notrace_modules
+    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+    how = dict(leaf_modules=get_notrace_modules(), autowrap_functions=get_notrace_functions(), param_shapes_constant=True)
+    model, x = make(name, num_classes=5).train(train), images(name)
+    in_training, in_eval = (nodes[-1] for nodes in get_graph_node_names(model, tracer_kwargs=how))
+    traced = create_feature_extractor(model, train_return_nodes=[in_training], eval_return_nodes=[in_eval], tracer_kwargs=how).train(train)
+    answer, = traced(x).values()
+    if not train: torch.testing.assert_close(answer, model(x))
+    answer.square().mean().backward()
+    assert answer.shape == (2, 5) and all(p.grad is not None for p in model.parameters())
+
+
+@each_name
+def test_feature_maps_have_the_size_in_the_config(name):
+    "timm's `pool_size` is the last map of convolutional models"
+    if is_token_model(name): return
+    with torch.device('meta'):
+        model = timm.create_model(name)
+        assert model.forward_features(torch.empty(1, *model.pretrained_cfg['input_size'])).shape[-2:] == model.pretrained_cfg['pool_size']
+
+
+@each_name
 def test_pretrained_weights_are_not_pretended(name):
     if timm.get_pretrained_cfg(name).has_weights: pytest.skip('has weights')
     with torch.device('meta'), pytest.raises(RuntimeError, match='[Pp]retrained'): timm.create_model(name, pretrained=True)
