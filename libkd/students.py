@@ -596,7 +596,7 @@ def create_student(
     heads=None,  # Head names, or dict head -> 'learned' | 'conv' | 'inv'; None: those of the architecture
     **kw,        # Further arguments of the model, as `drop_path_rate` or `ensemble`
 ) -> nn.Module:
-    "A fresh student for these images, equal to `timm.create_model` with the same arguments"
+    "A fresh student for these images, as `timm.create_model` makes it; `kw` go to the model"
     full = student_name(name)
     if heads is not None:
         if full not in default_cfgs or full == 'vit_nano': raise UserError(
