@@ -194,7 +194,7 @@ def sha256s(self:Seen,
 
 # %% ../nbs/00_files.ipynb #a5efa32f
 def frontend()->str: # 'lab', 'vscode', 'colab', 'kaggle', 'headless', 'terminal' or 'python'
-    "What shows our output: a live notebook, a notebook that nobody watches ('headless'), a terminal, or a plain process"
+    "What shows our output: a live notebook, one that nobody watches ('headless'), a terminal, or a plain process"
     if (forced := os.environ.get('LIBKD_WIDGETS')) == 'headless': return 'headless'
     shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
     if 'google.colab' in sys.modules: return 'colab'

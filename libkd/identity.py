@@ -52,7 +52,8 @@ _HERE = str(Path(__file__).resolve().parent) if '__file__' in globals() else ''
 
 def _of_library(obj):
     "Whether a function, class or module belongs to an installed package, to Python or to libkd, and not to the user"
-    module = obj if isinstance(obj, types.ModuleType) else sys.modules.get(getattr(obj, '__module__', None) or 'builtins')
+    name = getattr(obj, '__module__', None) or 'builtins'
+    module = obj if isinstance(obj, types.ModuleType) else sys.modules.get(name)
     file = getattr(module, '__file__', None)
     if file is None: return module is not None and module.__name__ != '__main__'       # built into Python
     return str(Path(file).resolve()).startswith((*_INSTALLED, *([_HERE] if _HERE else [])))
@@ -82,7 +83,8 @@ def _source(f):
     try:
         if getattr(f, '__name__', '') == '<lambda>': return _lambda_source(f)
         return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(f))))
-    except (OSError, TypeError, ValueError, SyntaxError): return _bytecode(f.__code__) if hasattr(f, '__code__') else None
+    except (OSError, TypeError, ValueError, SyntaxError):
+        return _bytecode(f.__code__) if hasattr(f, '__code__') else None
 
 # %% ../nbs/00c_identity.ipynb #dec51a6a
 def _names(code):
@@ -147,8 +149,9 @@ def _object(obj, seen):
     if ' at 0x' not in said: return {'object': _class(type(obj), seen), 'said': said}
     if _of_library(type(obj)): return {'object': _name(type(obj))}
     if not hasattr(obj, '__dict__'): raise IdentityError(
-        f"Nothing says what this {type(obj).__name__} is: it has neither attributes nor source, so a result that depends "
-        "on it could not be recognised. Say it yourself: known_as(it, 'a name that you change when it changes').")
+        f"Nothing says what this {type(obj).__name__} is: it has neither attributes nor source, so a result that "
+        "depends on it could not be recognised. "
+        "Say it yourself: known_as(it, 'a name that you change when it changes').")
     return {'object': _class(type(obj), seen)}
 
 # %% ../nbs/00c_identity.ipynb #b052db0d
@@ -204,7 +207,8 @@ def schedule_identity(
     "What a schedule is: its values"
     if not callable(f): return identity(f)
     values = [float(f'{float(f(i/100)):.6g}') for i in range(101)]
-    return {'at 0': _number(values[0]), 'at 1': _number(values[-1]), 'digest': digest_of(list(map(_number, values)))[:16]}
+    values = list(map(_number, values))
+    return {'at 0': values[0], 'at 1': values[-1], 'digest': digest_of(values)[:16]}
 
 def _digits(t): return [f'{v:.4e}' for v in t.detach().flatten().tolist()]
 

@@ -17,7 +17,7 @@ from .files import data_home, write_once
 
 # %% ../nbs/00b_sets.ipynb #11e0ae08
 def _originals(seed=0):
-    "{part: (images (n, 8, 8) float 0..1, labels (n,))}: 997, 400 and 400 of the 1,797 digits, no original in two parts."
+    "{part: (images (n, 8, 8) float 0..1, labels (n,))}: 997, 400 and 400 of the 1,797 digits, none in two parts."
     from sklearn.datasets import load_digits
     X, y = load_digits(return_X_y=True)
     X = X.reshape(-1, 8, 8)/16
@@ -92,12 +92,12 @@ def cluttered_digits(
     seed: int=0,            # Another seed, another set
 ) -> Path: # An image folder with train/, valid/, test/, unlabelled/
     "Handwritten digits in colour, at random places, among fragments of others. Written once, then found."
-    if not 12 <= size <= 64: raise ValueError(f'size={size}: 12 to 64 pixels are possible (a digit has 9 to 12).')
-    if train < 20: raise ValueError(f'train={train}: at least 20 labelled scenes are needed, two a class.')
+    if not 12 <= size <= 64: raise UserError(f'size={size}: 12 to 64 pixels are possible (a digit has 9 to 12).')
+    if train < 20: raise UserError(f'train={train}: at least 20 labelled scenes are needed, two a class.')
     def write(tmp):
         o = _originals(seed)
-        for k, (p, n, names) in enumerate([('train', train, '{c}/{j:05d}.png'), ('valid', valid, '{c}/{j:05d}.png'),
-                                           ('test', test, '{c}/{j:05d}.png'), ('unlabelled', unlabelled, '{j:05d}.png')]):
+        for k, (p, n) in enumerate(dict(train=train, valid=valid, test=test, unlabelled=unlabelled).items()):
+            names = '{j:05d}.png' if p == 'unlabelled' else '{c}/{j:05d}.png'
             _scenes(tmp/p, *o['train' if p == 'unlabelled' else p], n, (seed, k), names, size, fragments, noise)
-    name = f'cluttered_digits-v2-{size}px-{train}+{unlabelled}-{valid}-{test}-f{fragments[0]}to{fragments[1]}-n{noise:g}-seed{seed}'
-    return write_once(data_home()/name, write)
+    look = f'{size}px-{train}+{unlabelled}-{valid}-{test}-f{fragments[0]}to{fragments[1]}-n{noise:g}'
+    return write_once(data_home()/f'cluttered_digits-v2-{look}-seed{seed}', write)

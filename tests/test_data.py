@@ -316,3 +316,78 @@ def test_columns_stay_small():
     held = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert held/len(s) < 64
+
+
+# -- pictures and folders as they are ----------------------------------------------------------------------------------
+def picture(path, size=(8, 8), colour='red', **kw):
+    from PIL import Image
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', size, colour).save(path, **kw)
+
+
+@pytest.mark.parametrize('names', [('train', 'validation'), ('Training', 'TEST'), ('train', 'dev'), ('TRAIN', 'holdout'), ('train', 'eval')])
+def test_other_names_of_parts(tmp_path, names):
+    for part in names:
+        for c in 'ab': picture(tmp_path/part/c/'1.png')
+    s = Samples.from_folder(tmp_path)
+    assert s.classes == ['a', 'b'] and len(s) == 4 and len(set(s.parts)) == 2
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for c in ('train', 'bus'): picture(tmp_path/c/'1.png')
+    assert Samples.from_folder(tmp_path).classes == ['bus', 'train']
+
+
+def test_what_is_left_out_is_said(tmp_path, capsys):
+    for c in 'ab': picture(tmp_path/'train'/c/'1.png'); picture(tmp_path/'valid'/c/'1.png')
+    (tmp_path/'train'/'a'/'notes.txt').write_text('x')
+    picture(tmp_path/'train'/'lost.png')
+    (tmp_path/'old').mkdir()
+    Samples.from_folder(tmp_path)
+    out = capsys.readouterr().out
+    assert 'left out: 3' in out and '1 .txt' in out and '1 .png' in out and '1 folder' in out
+
+
+def test_a_flat_folder_is_told_how(tmp_path):
+    picture(tmp_path/'1.png')
+    with pytest.raises(UserError, match='nothing says what they show'): Samples.from_folder(tmp_path)
+
+
+def test_linked_folders_are_followed_and_circles_end(tmp_path):
+    for c in 'ab': picture(tmp_path/'there'/c/'1.png')
+    (tmp_path/'data').mkdir()
+    for c in 'ab': (tmp_path/'data'/c).symlink_to(tmp_path/'there'/c)
+    (tmp_path/'there'/'a'/'up').symlink_to(tmp_path/'there'/'a')
+    assert len(Samples.from_folder(tmp_path/'data')) == 2
+
+
+def test_identity_is_content(tmp_path):
+    for c in 'ab': picture(tmp_path/'one'/c/'1.png', colour='red' if c == 'a' else 'blue')
+    same = Samples.from_folder(tmp_path/'one').identity()
+    (tmp_path/'one').rename(tmp_path/'two')
+    assert Samples.from_folder(tmp_path/'two').identity() == same
+    picture(tmp_path/'two'/'a'/'1.png', colour='green')
+    now = Samples.from_folder(tmp_path/'two').identity()
+    assert {k for k in now if now[k] != same[k]} == {'pixels'}
+
+
+def test_bursts_over_parts_are_counted(tmp_path):
+    rng = np.random.default_rng(0)
+    for i, part in enumerate(('train', 'train', 'valid')):
+        for c in 'ab':
+            a = rng.integers(0, 255, (32, 32, 3), np.uint8) if part == 'train' else a
+            (tmp_path/part/c).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(a if part == 'train' else np.clip(a.astype(int) + 3, 0, 255).astype(np.uint8)).save(tmp_path/part/c/f'{i}.png')
+    with pytest.warns(UserWarning, match='look like one in the training part'): Samples.from_folder(tmp_path).check()
+
+
+def test_sixteen_bits_exif_and_glass(tmp_path):
+    Image.fromarray(np.array([[0, 60000]], np.uint16)).save(tmp_path/'a.png')
+    assert np.asarray(open_image(tmp_path/'a.png'))[0, :, 0].tolist() == [0, 234]
+    exif = Image.Exif(); exif[0x0112] = 6
+    Image.new('RGB', (8, 4)).save(tmp_path/'b.jpg', exif=exif)
+    assert open_image(tmp_path/'b.jpg').size == (4, 8)
+    Image.new('RGBA', (2, 2), (0, 0, 0, 0)).save(tmp_path/'c.png')
+    assert np.asarray(open_image(tmp_path/'c.png')).min() == 255
+    Image.fromarray(np.full((2, 2), 1e9, np.float32)).save(tmp_path/'d.tif')
+    with pytest.raises(UserError, match='d.tif cannot be read as an image .*0 to 65535'): open_image(tmp_path/'d.tif')

@@ -1,0 +1,109 @@
+"What a result depends on, in content: equal in every process, and different wherever the result may differ."
+import functools, json, random, subprocess, sys
+import numpy as np, pytest, torch
+from torch import nn
+from torchvision.transforms import v2
+from libkd.identity import IdentityError, difference_lines, differences, identity, known_as, schedule_identity
+
+SCALE = 2
+
+
+class Cut:
+    "A transform of the user's: plain attributes, a generator of its own"
+    def __init__(self, p): self.p, self.rng, self.table = p, random.Random(0), np.arange(4)
+    def __call__(self, im): return im if self.rng.random() > self.p else None
+
+
+def scaled(by, plus=0): return lambda x: x*by + plus
+def uses_global(x): return x*SCALE
+def keyword(x, *, by=1): return x*by
+
+
+PAIRS = {
+    'closure': (scaled(1), scaled(2)),
+    'default': (lambda x, k=1: x*k, lambda x, k=2: x*k),
+    'keyword default': (keyword, functools.partial(keyword, by=2)),
+    'partial': (functools.partial(keyword, by=1), functools.partial(keyword, by=2)),
+    'lambda on one line': (lambda x: x + 1, lambda x: x + 2),
+    'attribute': (Cut(.1), Cut(.2)),
+    'array': (np.zeros(3), np.ones(3)),
+    'dtype': (np.zeros(3), np.zeros(3, np.float32)),
+    'shape': (np.zeros((2, 3)), np.zeros((3, 2))),
+    'dict': (dict(a=1), dict(a=2)),
+    'nested': ([dict(a=[1])], [dict(a=[2])]),
+    'number or text': (1, '1'),
+    'RandomApply': tuple(v2.RandomApply([v2.RandomInvert(1.)], p=p) for p in (.1, .9)),
+    'RandomChoice': tuple(v2.RandomChoice([v2.RandomInvert(1.), v2.RandomSolarize(9, 1.)], p=p) for p in ([.1, .9], [.9, .1])),
+    'container': tuple(k([v2.RandomInvert(1.)]) for k in (v2.RandomChoice, v2.Compose)),
+    'order': (v2.Compose([v2.RandomInvert(1.), v2.RandomEqualize(1.)]), v2.Compose([v2.RandomEqualize(1.), v2.RandomInvert(1.)])),
+    'Lambda': (v2.Lambda(scaled(1)), v2.Lambda(scaled(2))),
+    'module class': (nn.ReLU(), nn.GELU()),
+    'module setting': (nn.LeakyReLU(.1), nn.LeakyReLU(.2)),
+    'bound method': (Cut(.1).__call__, Cut(.2).__call__),
+}
+
+
+@pytest.mark.parametrize('kind', PAIRS)
+def test_what_differs_is_seen(kind):
+    a, b = PAIRS[kind]
+    assert identity(a) != identity(b)
+    assert differences(identity(a), identity(b))
+    json.dumps(identity(a))
+
+
+def test_globals_count(monkeypatch):
+    before = identity(uses_global)
+    monkeypatch.setitem(globals(), 'SCALE', 3)
+    assert identity(uses_global) != before
+
+
+@pytest.mark.parametrize('a, b', [(np.float32(.5), .5), (np.int64(3), 3), (scaled(1), scaled(1)), (Cut(.1), Cut(.1)), ((1, 2), [1, 2])])
+def test_what_is_equal_is_equal(a, b): assert identity(a) == identity(b)
+
+
+def test_a_generator_that_was_used_changes_nothing():
+    cut = Cut(.5)
+    before = identity(cut)
+    cut(0)
+    assert identity(cut) == before
+
+
+def test_tensors_count_and_the_mode_does_not():
+    net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
+    before = identity(net)
+    assert identity(net.eval()) == before
+    net[1].running_mean[0] += 1
+    assert identity(net) != before
+    assert identity(torch.ones(2, dtype=torch.bfloat16)) != identity(torch.zeros(2, dtype=torch.bfloat16))
+
+
+def test_the_next_process_says_the_same(tmp_path):
+    (tmp_path/'own.py').write_text('K = 3\ndef f(x): return (lambda y: y*K)(x)\nclass T:\n    def __init__(self): self.g = lambda z: z + K\n')
+    code = 'import json, own; from libkd.identity import identity; print(json.dumps(identity([own.f, own.T()])))'
+    said = [subprocess.run([sys.executable, '-c', f'import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}'], capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert said[0] == said[1] and ' at 0x' not in said[0]
+    (tmp_path/'own.py').write_text((tmp_path/'own.py').read_text().replace('K = 3', 'K = 4'))
+    again = subprocess.run([sys.executable, '-c', f'import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}'], capture_output=True, text=True, check=True).stdout
+    assert again != said[0]
+
+
+def test_a_circle_ends():
+    o = Cut(.1)
+    o.me = o
+    assert 'itself' in json.dumps(identity(o))
+
+
+def test_a_schedule_is_its_values():
+    assert schedule_identity(lambda p: 1 - p) == schedule_identity(lambda q: -q + 1)
+    assert schedule_identity(lambda p: 1 - p) != schedule_identity(lambda p: 1 - p*p)
+
+
+def test_what_says_nothing_is_refused_or_named():
+    class Bare: __slots__ = ()
+    with pytest.raises(IdentityError, match='known_as'): identity(Bare())
+    assert identity(known_as(len, 'one')) != identity(known_as(len, 'two'))
+
+
+def test_lines_for_people():
+    lines = difference_lines(differences(dict(p=.1, q=[1, 2]), dict(p=.2, q=[1])))
+    assert 'p: kept 0.1, asked for 0.2' in lines and 'q: kept [1, 2], asked for [1]' in lines
