@@ -322,6 +322,7 @@ def _layout(root):
                         'Samples.from_arrays(pictures, labels) with the pictures read by you.')
     return {'': 'train'}
 
+# %% ../nbs/00a_data.ipynb #a6e2b11b
 def _root(path):
     "The folder as a Path; one sentence where it is none"
     p = Path(path).expanduser()
@@ -349,6 +350,7 @@ def _left_out(left):
     said = ', '.join(f'{k} {e}' for e, k in kinds.most_common(5))
     print(f'left out: {len(left):,} ({said}), first {left[0]}')
 
+# %% ../nbs/00a_data.ipynb #bde12666
 @patch(cls_method=True)
 def from_folder(cls:Samples,
     path: str | Path, # Folder with `<class>/<image>`, or with `train|valid|test/<class>/<image>`
@@ -653,6 +655,7 @@ def _dl_part(dl, part):
         raise UserError(f'these DataLoaders have decimal targets (regression): {needed}')
     return [_dl_source(x, x._get(i)) for i in range(len(x))], [int(o) for o in y], [part]*len(x)
 
+# %% ../nbs/00a_data.ipynb #865a2eb2
 @patch(cls_method=True)
 def from_dls(cls:Samples,
     dls, # fastai `DataLoaders` with images and one category each
