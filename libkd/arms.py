@@ -26,7 +26,7 @@ from .plots import LibkdFigure, looks
 from .runs import job_key, peak_memory, run_jobs
 from .students import create_student
 from .teachers import fit_teacher, model_for, quick_adam
-from .views import REMEMBER_BYTES, Mix, finite, image_dls
+from .views import Mix, finite, image_dls
 
 # %% ../nbs/15_arms.ipynb #e6806b11
 def run_samples(data='',  # An image folder; '' is `cluttered_digits()`
@@ -119,16 +119,10 @@ def reads_layers(method): # Name in `METHODS`
     return issubclass(METHODS[method].callback, FeatureDistill)
 
 # %% ../nbs/15_arms.ipynb #9fdc0259
-_VIEWS = {}                          # of this process: key -> {number of a view of a sample: the view}
-
-def views_key(setting): # What the views of labelled images depend on; the batch size is not among it
-    return job_key({**setting, 'dls': {k: v for k, v in setting['dls'].items() if k != 'bs'}})
-
-def share_views(dl, n, key): # A `ViewDL`; views of each sample that its training asks for; what the views depend on
-    "Let learners of one process make their views once"
+def in_turn(dl, n): # A `ViewDL`; number of views
+    "Where no stored answers say which views are seen: the first `n` of each sample, one after the other"
     if dl.policy.name == 'online': dl.policy = finite(n)
-    if key not in _VIEWS and len(_VIEWS) > 2: _VIEWS.clear()
-    dl.memory = _VIEWS.setdefault(key, {})
+
 
 # %% ../nbs/15_arms.ipynb #28544daa
 def train_arm(places,        # dict: data (image folder or ''), cache (folder), out (folder)
@@ -147,7 +141,7 @@ def train_arm(places,        # dict: data (image folder or ''), cache (folder), 
     if teacher: dls, advice = advice.bind(dls), run_teacher(places, **teacher)
     learn = arm_learner(dls, model, args, advice, seed, distill, wd)
     start, epochs = time.perf_counter(), epochs_for(steps, learn.dls)
-    share_views(learn.dls.train, min(fresh, epochs*learn.dls.train.repeats), (views_key(setting), places['cache'] if taught else ''))
+    in_turn(learn.dls.train, min(fresh, epochs*learn.dls.train.repeats))
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, cbs=SparseValidation())
     seconds, name = time.perf_counter() - start, f"{arm.replace(' ', '_')}-{seed}"
     preds, y = predictions({arm: learn}, dls, verdict_part(samples))
@@ -178,11 +172,11 @@ def finished(rows): # from `run_jobs`
     return rows
 
 # %% ../nbs/15_arms.ipynb #aa4ef9b3
-class SharedViews(Callback):
-    "Views are made once a process; the first `n` of each sample are seen in turn"
+class InTurn(Callback):
+    "The first `n` views of each sample are seen in turn"
     order = -5
-    def __init__(self, n, key): self.number, self.key = n, key
-    def before_fit(self): share_views(self.dls.train, self.number, self.key)
+    def __init__(self, n): self.number = n
+    def before_fit(self): in_turn(self.dls.train, self.number)
 
 # %% ../nbs/15_arms.ipynb #ce381b45
 def capped(epochs, steps, samples, bs): # Passes; most steps; Samples; batch size
@@ -195,7 +189,7 @@ def run_teacher(places, name, setting, epochs, fresh, seed=0, check=True):
     "One teacher of a run: trained, or found"
     dls = arm_dls(run_samples(places['data'], **setting['samples']), taught=False, **setting['dls'])
     with contextlib.redirect_stdout(io.StringIO()):
-        return fit_teacher(name, dls, epochs=epochs, seed=seed, folder=Path(places['out'])/'teachers', check=check, cbs=[SharedViews(fresh, (views_key(setting), ''))])
+        return fit_teacher(name, dls, epochs=epochs, seed=seed, folder=Path(places['out'])/'teachers', check=check, cbs=[InTurn(fresh)])
 
 def train_teacher(places, threads=1, data_digest='', **teacher): # arguments of `run_teacher`; the digest makes the job another job
     "Train one teacher in a worker process"
@@ -337,20 +331,13 @@ def step_costs(dls, students, teachers, args, threads=1): # loaders of labelled 
     with torch_threads(threads):
         load = timed(dls.train.one_batch)
         steps = {n: timed(train_step(m, x, y)) for n, m in {**made, **taught}.items()}
-        return dict(load=load, bytes=4*x[0].numel(), step=steps, answer={n: timed(partial(_answer, m.eval(), x)) for n, m in taught.items()})
-
-# %% ../nbs/15_arms.ipynb #305572d8
-def _views_seconds(costs, batches, steps, bs): # batches of different views; batches that a student is shown
-    "Seconds a process spends on making them once, and on making them again for every student if they are too many to remember"
-    fits = batches*bs*costs['bytes'] <= REMEMBER_BYTES
-    return (min(steps, batches)*costs['load'], 0) if fits else (0, steps*costs['load'])
+        return dict(load=load, step=steps, answer={n: timed(partial(_answer, m.eval(), x)) for n, m in taught.items()})
 
 # %% ../nbs/15_arms.ipynb #df82d0e3
 def plan(costs,         # From `step_costs`
          arms,          # dict: name -> (model, taught)
          n_labelled, n_train, n_classes, bs, # Images; classes; batch size
          steps, teacher_epochs, views, seeds, jobs, # Lengths; stored views; number of seeds; processes at a time
-         fresh=1,       # Views of each labelled image that teachers and arms without teachers see in turn
          crowding=1.,   # How many times longer everything takes beside the other processes
 )->dict:                # minutes a phase, cache_bytes, break_even, epochs of the taught arm
     "What a run will cost"
@@ -358,14 +345,12 @@ def plan(costs,         # From `step_costs`
     build = views*batches*(costs['load'] + answers)                     # by one process, alone
     shards = min(jobs, views)                                           # of one view each
     costs = {**costs, 'load': costs['load']*crowding, 'step': {n: s*crowding for n, s in costs['step'].items()}}
-    teachers = [e*epoch*costs['step'][t] for e, t in zip(teacher_epochs, costs['answer'])]
-    one = {a: steps*costs['step'][m] for a, (m, _) in arms.items()}
+    teachers = [e*epoch*(costs['load'] + costs['step'][t]) for e, t in zip(teacher_epochs, costs['answer'])]
+    one = {a: steps*(costs['load'] + costs['step'][m]) for a, (m, _) in arms.items()}
     alone, taught = ([s for a, s in one.items() if arms[a][1] == t]*seeds for t in (False, True))
-    def at_once(work, batches, students): # seconds of the jobs; batches of different views; students that are shown them
-        once, again = _views_seconds(costs, batches, steps, bs)
-        return max(sum(work)/jobs, max(work, default=0)) + once + again*students/jobs
-    minutes = {'teachers': at_once(teachers + alone, fresh*-(-n_labelled//bs), len(alone))/60, 'cache': build*(crowding if shards > 1 else 1)/shards/60,
-               'arms': at_once(taught, views*batches, len(taught))/60}
+    def at_once(work): return max(sum(work)/jobs, max(work, default=0))     # seconds of the jobs
+    minutes = {'teachers': at_once(teachers + alone)/60, 'cache': build*(crowding if shards > 1 else 1)/shards/60,
+               'arms': at_once(taught)/60}
     return dict(minutes=minutes, cache_bytes=2*views*n_train*n_classes*len(costs['answer']), break_even=build/(batches*answers),
                 epochs=steps/batches, seconds_a_run=one)
 

@@ -35,7 +35,7 @@ from torch import nn
 from .data import Samples, content_digest, draw_lots
 from .checkpoints import WEIGHTS
 from .files import data_home, write_once
-from .views import _spec, online, rng_scope
+from .views import tfm_spec, online, rng_scope
 from . import did_you_mean, involution         # which registers the RedNets
 
 # %% ../nbs/03_teachers.ipynb #21d3acf9
@@ -542,7 +542,7 @@ def fit_teacher(
     "A teacher for these data: trained and saved, or loaded if it was made before."
     began, label, samples = time.time(), as_name or model_name(name).split('/')[-1].lower(), Samples.from_dls(dls)
     with rng_scope(seed): epochs = epochs or max(20, -(-600//max(1, len(labelled_loader(dls)))))
-    args = dict(name=model_name(name), epochs=epochs, lr=lr, wd=wd, pretrained=pretrained, seed=seed, data=_data_digest(dls, samples), **({'cbs': [_spec(c) for c in cbs]} if cbs else {}))
+    args = dict(name=model_name(name), epochs=epochs, lr=lr, wd=wd, pretrained=pretrained, seed=seed, data=_data_digest(dls, samples), **({'cbs': [tfm_spec(c) for c in cbs]} if cbs else {}))
     path = Path(folder)/f'{label}-{hashlib.sha256(json.dumps(args, sort_keys=True).encode()).hexdigest()[:12]}'
     if (old := path.is_dir()): t = load_teacher(path)
     else:

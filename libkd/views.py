@@ -4,14 +4,15 @@
 
 # %% ../nbs/01_views.ipynb #a2d9ed58
 from __future__ import annotations
-import hashlib, inspect, random, re, warnings
+import hashlib, inspect, json, os, random, re, shutil, tempfile, warnings, weakref
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import isqrt
 from pathlib import Path
 
 import numpy as np
 import fastai.vision.learner            # registers how pictures are shown: show_results, plot_top_losses
-import PIL, torch, torchvision
+import PIL, psutil, torch, torchvision
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.transforms import Categorize, Category, IntToFloatTensor, Normalize, ToTensor
@@ -20,15 +21,84 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import TensorCategory, TensorImage, default_device
 from fastai.vision.augment import Resize
 from fastai.vision.core import PILImage, image2tensor, imagenet_stats
-from fastcore.basics import patch
+from fastcore.basics import chunked, patch
 from fasttransform import Transform
+from filelock import FileLock
+from torchvision.transforms import v2
 
+from . import UserError
+from .files import progress, publish, writing
 from .data import Sample, Samples, array_id, open_image, sample_id
 
+
 # %% auto #0
-__all__ = ['REMEMBER_BYTES', 'view_seed', 'rng_scope', 'Policy', 'clean', 'finite', 'replay', 'online', 'as_policy', 'Mix',
-           'mix_pair', 'LabelLoss', 'Ride', 'open_sample', 'label_of', 'SampleCategory', 'TrainTfm', 'light_tfms',
-           'ViewDL', 'item_id', 'ViewSet', 'ViewSampler', 'sample_block', 'image_dls', 'pixel_versions']
+__all__ = ['STEP', 'ORDERS', 'RATIOS', 'MEAN_COLOUR', 'LIGHT', 'WINDOW', 'MIX', 'ERASE', 'BETA', 'NORMALIZE', 'CGROUPS',
+           'VIEW_ARGS', 'OPENERS', 'LIGHT_PIXELS', 'ALGORITHM', 'ViewError', 'scramble', 'view_keys', 'draws', 'below',
+           'chance', 'from_table', 'view_seed', 'rng_scope', 'Policy', 'clean', 'finite', 'replay', 'online',
+           'as_policy', 'shifted', 'coloured', 'erase_boxes', 'box_mask', 'LightViews', 'Mix', 'mix_pair', 'lam_table',
+           'mixed', 'Ride', 'weighted_loss', 'LabelLoss', 'open_sample', 'label_of', 'item_id', 'SampleCategory',
+           'TrainTfm', 'light_tfms', 'fitted', 'read_picture', 'free_memory', 'Pictures', 'ViewDL', 'Sources',
+           'ViewSet', 'ViewSampler', 'sample_block', 'image_dls', 'tfm_spec', 'pixel_versions', 'view_digests']
+
+# %% ../nbs/01_views.ipynb #692778ad
+class ViewError(UserError):
+    "Views cannot be made as they were asked for"
+
+# %% ../nbs/01_views.ipynb #3f7de7d0
+STEP = np.uint64(0x9E3779B97F4A7C15)        # SplitMix64's: 2^64 divided by the golden ratio, made odd
+
+def scramble(
+    z:np.ndarray, # uint64, any shape
+)->np.ndarray: # uint64, same shape
+    "SplitMix64's hash: changing one bit of `z` changes about half the bits of the result"
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+# %% ../nbs/01_views.ipynb #8160ec04
+def view_keys(
+    seed:int,         # The experiment's seed
+    ids:np.ndarray,   # Ids of the samples, (B,16) uint8
+    views:np.ndarray, # Numbers of the views, (B,)
+)->np.ndarray: # (B,) uint64
+    "One key for each view"
+    halves = np.ascontiguousarray(ids).view('<u8').reshape(-1, 2).astype(np.uint64)
+    key = scramble(np.array([seed % 2**64], np.uint64) + STEP)
+    for word in (halves[:, 0], halves[:, 1], np.asarray(views).astype(np.uint64)): key = scramble((key ^ word) + STEP)
+    return key
+
+def draws(
+    keys:np.ndarray, # From `view_keys`, (B,) uint64
+    first:int,       # Number of the first draw
+    n:int=1,         # How many
+)->np.ndarray: # (n,B) uint64, each below 2^32
+    "Draws `first` to `first + n − 1` of each view"
+    number = np.arange(first + 1, first + n + 1, dtype=np.uint64)[:, None]
+    return scramble(keys + number*STEP) >> np.uint64(32)
+
+# %% ../nbs/01_views.ipynb #0c162388
+def below(
+    u:np.ndarray, # Draws, uint64 below 2^32
+    m,            # Bound below 2^32, a number or an array
+)->np.ndarray: # int64
+    "Whole numbers 0 to m−1, equally likely (to 2^−32)"
+    return (u*np.asarray(m).astype(np.uint64) >> np.uint64(32)).astype(np.int64)
+
+def chance(
+    u:np.ndarray, # Draws, uint64 below 2^32
+    p:float,      # Probability, 0 to 1
+)->np.ndarray: # bool
+    "True with probability `p`"
+    return u < np.uint64(p*2**32)
+
+def from_table(
+    u:np.ndarray,     # Draws, uint64 below 2^32
+    table:np.ndarray, # Inverse distribution function at k/n, k = 0…n; int64 below 2^31
+)->np.ndarray: # int64
+    "Draws of the distribution that `table` stands for"
+    place = u*np.uint64(len(table) - 1)
+    k, part = (place >> np.uint64(32)).astype(np.int64), (place & np.uint64(2**32 - 1)).astype(np.int64)
+    return table[k] + ((table[k+1] - table[k])*part >> 32)
 
 # %% ../nbs/01_views.ipynb #c115dcec
 def view_seed(seed:int, # The experiment's seed
@@ -48,7 +118,8 @@ def rng_scope(seed:int): # 64-bit seed
     "Seed python, NumPy and torch (CPU) generators inside; outside they continue as if nothing had happened"
     gen = torch.default_generator           # torch.manual_seed would seed every GPU too, at twice the price
     before = random.getstate(), np.random.get_bit_generator(), gen.get_state()
-    np.random.set_bit_generator(np.random.MT19937() if before[1] is _scoped else _scoped)    # exchanging NumPy's generator is 30 times faster than copying its state
+    # exchanging NumPy's generator is 30 times faster than copying its state
+    np.random.set_bit_generator(np.random.MT19937() if before[1] is _scoped else _scoped)
     random.seed(seed); np.random.seed(seed & 0xffffffff); gen.manual_seed(seed & 0x7fffffffffffffff)
     try: yield
     finally:
@@ -61,34 +132,152 @@ class Policy:
     name: str      # 'clean', 'finite', 'replay' or 'online'
     n: int = 0     # Number of stored views; 0 for `online`
 
-    def view(self, epoch:int)->int:
-        "The view that the student sees in `epoch` (counted from 0)"
+    def view(self,
+        epoch:int, # Counted from 0
+    )->int:
+        "The view that the student sees in `epoch`; `ViewError` where `replay` has run out"
         if self.name == 'finite': return epoch % self.n
-        if self.name == 'replay' and epoch >= self.n:
-            raise ValueError(f"replay({self.n}) holds the views of {self.n} epochs, and epoch {epoch} (counted from 0) was asked for. "
-                             f"Build the cache with views=replay({epoch+1}) or more, or use finite({self.n}), which starts over.")
+        if self.name == 'replay' and epoch >= self.n: raise ViewError(
+            f"replay({self.n}) holds the views of {self.n} epochs, and epoch {epoch} (counted from 0) was asked for. "
+            f"Build the cache with views=replay({epoch+1}) or more, or use finite({self.n}), which starts over.")
         return epoch
 
     def __str__(self): return f'{self.name}({self.n})' if self.name in ('finite', 'replay') else self.name
 
 # %% ../nbs/01_views.ipynb #eca2db2e
 def _counted(name, n):
-    if not isinstance(n, int) or n < 1: raise ValueError(f"{name}(…) needs a whole number of views, 1 or more; {n!r} was given.")
-    return Policy(name, n)
+    if isinstance(n, int) and n >= 1: return Policy(name, n)
+    raise ViewError(f"{name}(…) needs a whole number of views, 1 or more; {n!r} was given.")
 
-def clean():    "One view without augmentation is stored; the student sees fresh augmentation"; return Policy('clean', 1)
-def finite(V:int): "`V` stored views, taken in turn, one an epoch"; return _counted('finite', V)
-def replay(E:int): "One stored view for each of `E` epochs"; return _counted('replay', E)
-def online():   "Nothing is stored; a new view every epoch"; return Policy('online')
+def clean()->Policy:
+    "One view without augmentation is stored; the student sees fresh augmentation"
+    return Policy('clean', 1)
+
+def finite(V:int)->Policy: # Number of stored views
+    "`V` stored views, taken in turn, one an epoch"
+    return _counted('finite', V)
+
+def replay(E:int)->Policy: # Number of epochs
+    "One stored view for each of `E` epochs"
+    return _counted('replay', E)
+
+def online()->Policy:
+    "Nothing is stored; a new view every epoch"
+    return Policy('online')
 
 # %% ../nbs/01_views.ipynb #d7b75c83
-def as_policy(views:int|str|Policy, # 4 is short for finite(4); 'clean' and 'online' name themselves
-             )->Policy:
+def as_policy(
+    views:int|str|Policy, # 4 is short for finite(4); 'clean' and 'online' name themselves
+)->Policy:
     "The policy that `views` means"
     if isinstance(views, Policy): return views
     if views in ('clean', 'online'): return Policy(views, int(views == 'clean'))
     if isinstance(views, int) and not isinstance(views, bool): return finite(views)
-    raise ValueError(f"views={views!r} is not a policy. Give a number (4 means finite(4)), 'clean', 'online', finite(V) or replay(E).")
+    raise ViewError(f"views={views!r} is not a policy. "
+                     "Give a number (4 means finite(4)), 'clean', 'online', finite(V) or replay(E).")
+
+# %% ../nbs/01_views.ipynb #6a8cda17
+def _reflected(at, n):
+    "Positions `at`, where those outside of 0…n−1 are mirrored at the first and the last"
+    at = np.abs(at)
+    return np.where(at >= n, 2*n - 2 - at, at)
+
+def shifted(
+    x:torch.Tensor,    # Pictures (B,C,H,W)
+    down:np.ndarray,   # Pixels by which the window moves down, (B,), less than H on either side
+    right:np.ndarray,  # Pixels by which it moves to the right, (B,), less than W
+    mirror:np.ndarray, # Which windows are mirrored, (B,) bool
+)->torch.Tensor: # (B,C,H,W)
+    "The window of each picture after a shift; beyond the border the picture is reflected"
+    (B, C, H, W) = x.shape
+    rows, cols = _reflected(down[:, None] + np.arange(H), H), _reflected(right[:, None] + np.arange(W), W)
+    cols[mirror] = cols[mirror, ::-1]
+    rows, cols = (torch.from_numpy(o).to(x.device) for o in (rows, cols))
+    return x.gather(2, rows[:, None, :, None].expand(B, C, H, W)).gather(3, cols[:, None, None, :].expand(B, C, H, W))
+
+# %% ../nbs/01_views.ipynb #15c268f0
+ORDERS = np.array([(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])   # of brightness, contrast, saturation
+
+def _grey(x):
+    "Pillow's grey of colours (B,3,N): (B,N)"
+    return (x[:, 0]*19595 + x[:, 1]*38470 + x[:, 2]*7471 + 2**15) >> 16
+
+def coloured(
+    x:torch.Tensor,     # Pictures (B,3,H,W) uint8
+    factors:np.ndarray, # Factors of brightness, contrast and saturation in 4096ths, (B,3)
+    order:np.ndarray,   # Rows of `ORDERS`, (B,3)
+)->torch.Tensor: # (B,3,H,W) uint8
+    "Brightness, contrast and saturation changed in the given order, with Pillow's arithmetic"
+    y, n = x.flatten(2).int(), x.shape[2]*x.shape[3]
+    for step in order.T:
+        f, contrast, saturation = (torch.from_numpy(o).int().to(x.device)[:, None]
+                                   for o in (factors[np.arange(len(step)), step], step == 1, step == 2))
+        grey = _grey(y)
+        mean = (2*grey.sum(1, keepdim=True) + n)//(2*n)         # rounded
+        dull = grey*(saturation*(4096 - f)) + mean.int()*(contrast*(4096 - f))
+        y.mul_(f[:, None]).add_(dull[:, None]).clamp_(0, 255*4096).bitwise_right_shift_(12)
+    return y.to(torch.uint8).view(x.shape)
+
+# %% ../nbs/01_views.ipynb #0f5a5e0b
+RATIOS = np.array([1229, 1324, 1427, 1539, 1658, 1787, 1926, 2076, 2238, 2412, 2600, 2802, 3020, 3255, 3508, 3781, 4075,
+                   4393, 4734, 5103, 5500, 5928, 6389, 6886, 7422, 8000, 8622, 9293, 10016, 10796, 11636, 12541, 13517])
+MEAN_COLOUR = (124, 116, 104)               # of ImageNet, in 255ths
+_root = np.vectorize(isqrt, otypes=[np.int64])
+
+def erase_boxes(
+    u:np.ndarray, # Draws, (41,B): whether, then area, ratio, top and left of ten tries
+    H:int,        # Height in pixels
+    W:int,        # Width in pixels
+    p:float,      # Probability that a picture loses a patch
+)->np.ndarray: # (B,4): top, bottom, left, right; all 0 where nothing is erased
+    "Boxes to erase, drawn as torchvision's `RandomErasing` draws them"
+    area, ratio, top, left = u[1:].reshape(10, 4, -1).swapaxes(0, 1)
+    area, ratio = (1311 + below(area, 20317))*(H*W), from_table(ratio, RATIOS)  # in 65536ths; in 4096ths
+    h, w = (_root(4*area*ratio >> 28) + 1)//2, (_root((area << 14)//(ratio << 16)) + 1)//2      # rounded roots
+    fits = (h < H) & (w < W)
+    one = fits.argmax(0), np.arange(u.shape[1])                                 # the first try that fits
+    h, w = h[one], w[one]
+    top, left = below(top[one], H - h + 1), below(left[one], W - w + 1)
+    return np.stack([top, top + h, left, left + w], 1)*(chance(u[0], p) & fits.any(0))[:, None]
+
+def box_mask(
+    boxes:np.ndarray, # (B,4): top, bottom, left, right
+    x:torch.Tensor,   # Pictures (B,C,H,W), for their size and device
+)->torch.Tensor: # (B,1,H,W) bool
+    "Which pixels lie in the boxes"
+    top, bottom, left, right = boxes.T[:, :, None]
+    row, col = np.arange(x.shape[2]), np.arange(x.shape[3])
+    rows, cols = ((a <= at) & (at < b) for a, b, at in ((top, bottom, row), (left, right, col)))
+    return torch.from_numpy(rows[:, None, :, None] & cols[:, None, None, :]).to(x.device)
+
+# %% ../nbs/01_views.ipynb #4f9276f1
+LIGHT, WINDOW, MIX, ERASE = 0, 7, 8, 16     # first draws of the parts of a view; their places are never changed
+
+@dataclass(frozen=True)
+class LightViews:
+    "Light augmentation of whole batches in whole numbers: the same bits in any batch, process and system, on any device"
+    shift: float = 1/8      # Largest shift, as a share of the short side (at least one pixel); 0 for none
+    flip: bool = False      # Mirror every other view: right for photographs, wrong for digits and text
+    colour: float = .2      # Brightness, contrast and saturation times 1−colour to 1+colour; 0 for none
+    erase: float = 0.       # Probability that a patch is erased
+
+    def __post_init__(self):
+        for name, high in (('shift', .5), ('colour', 1), ('erase', 1)):
+            if not 0 <= getattr(self, name) <= high:
+                raise ViewError(f"LightViews({name}={getattr(self, name)!r}): a number from 0 to {high} is needed.")
+
+    def __call__(self,
+        x:torch.Tensor,  # Pictures (B,3,H,W) uint8, on any device
+        keys:np.ndarray, # From `view_keys`, (B,) uint64
+    )->torch.Tensor: # (B,3,H,W) uint8, on the same device
+        "The view of each picture that belongs to its key"
+        H, W = x.shape[2:]
+        u, pad = draws(keys, LIGHT, 7), min(max(1, int(min(H, W)*self.shift)), min(H, W) - 1) if self.shift else 0
+        x = shifted(x, below(u[0], 2*pad + 1) - pad, below(u[1], 2*pad + 1) - pad, chance(u[2], .5*self.flip))
+        if (n := int(self.colour*4096)): x = coloured(x, 4096 - n + below(u[3:6].T, 2*n + 1), ORDERS[below(u[6], 6)])
+        if not self.erase: return x
+        gone = box_mask(erase_boxes(draws(keys, ERASE, 41), H, W, self.erase), x)
+        return torch.where(gone, torch.tensor(MEAN_COLOUR, dtype=torch.uint8, device=x.device)[:, None, None], x)
 
 # %% ../nbs/01_views.ipynb #cf36c8f7
 @dataclass(frozen=True)
@@ -101,59 +290,86 @@ class Mix:
 
     def __post_init__(self):
         if self.mixup_alpha <= 0 and self.cutmix_alpha <= 0:
-            raise ValueError("Mix needs mixup_alpha > 0 or cutmix_alpha > 0; for no mixing at all give mix=None.")
+            raise ViewError("Mix needs mixup_alpha > 0 or cutmix_alpha > 0; for no mixing at all give mix=None.")
 
-    def draw(self, rng:np.random.Generator):
-        "(λ, whether it is CutMix); λ = 1 leaves the view unmixed"
+    @property
+    def cut_prob(self)->float:
+        "Probability that a mixed view is CutMix"
+        return float(self.cutmix_alpha > 0) if self.mixup_alpha <= 0 or self.cutmix_alpha <= 0 else self.switch_prob
+
+    def draw(self,
+        rng:np.random.Generator, # Seeded for the view
+    )->tuple: # (λ, whether it is CutMix); λ = 1 leaves the view unmixed
+        "Draw for a single picture, as transforms of torchvision and timm need it"
         if rng.random() >= self.prob: return 1., False
         cut = self.cutmix_alpha > 0 and (self.mixup_alpha <= 0 or rng.random() < self.switch_prob)
         alpha = self.cutmix_alpha if cut else self.mixup_alpha
         return float(rng.beta(alpha, alpha)), cut
 
 # %% ../nbs/01_views.ipynb #e366973b
-def mix_pair(a:torch.Tensor, # (C,H,W), float
-             b:torch.Tensor, # (C,H,W), float: the partner
-             lam:float, # Share of `a`
-             box=None, # (top, bottom, left, right) pasted from `b`; None blends the whole picture
-            ): # The mixed picture (C,H,W) and its true λ (the box is clipped at the border)
+def mix_pair(
+    a:torch.Tensor, # (C,H,W), float
+    b:torch.Tensor, # (C,H,W), float: the partner
+    lam:float,      # Share of `a`
+    box=None,       # (top, bottom, left, right) pasted from `b`; None blends the whole picture
+)->tuple: # The mixed picture (C,H,W) and its true λ (the box is clipped at the border)
     "MixUp or CutMix of two pictures, with timm's arithmetic"
     if box is None: return a*lam + b*(1-lam), lam
     t, bt, l, r = box
     out = a.clone(); out[:, t:bt, l:r] = b[:, t:bt, l:r]
     return out, 1 - (bt-t)*(r-l)/(a.shape[-1]*a.shape[-2])
 
-# %% ../nbs/01_views.ipynb #5c7303cb
-class LabelLoss:
-    "A fastai loss that also understands unlabelled samples and mixed views; elsewhere it is `base` itself, bit by bit"
-    def __init__(self, base=None): # Any fastai loss with a `reduction`; default cross-entropy
-        self.base = CrossEntropyLossFlat() if base is None else base
-        self.y_int = getattr(self.base, 'y_int', True)      # fastai's MixUp asks whether targets are class numbers
-    @property
-    def reduction(self): return self.base.reduction
-    @reduction.setter
-    def reduction(self, v): self.base.reduction = v
-    def activation(self, x):
-        "Probabilities of logits, as `base` makes them"
-        return getattr(self.base, 'activation', lambda o: o)(x)
-    def decodes(self, x):
-        "Classes of logits, as `base` decides"
-        return getattr(self.base, 'decodes', lambda o: o)(x)
-    def to(self, device): return self
+# %% ../nbs/01_views.ipynb #21add46c
+BETA = {.1: '0 0 0 0 0 0 0 0 0 0 1 1 3 7 15 29 55 102 180 308 513 832 1317 2035 3074 4535 6534 9182 12566 16720 21591 27024',
+        .2: '0 0 0 0 2 5 12 25 50 89 151 243 375 558 807 1135 1561 2101 2777 3607 4611 5809 7217 8847 10710 12808 15137 17686 '
+            '20435 23356 26414 29567',
+        .3: '0 0 4 17 45 95 175 292 455 672 953 1305 1738 2260 2878 3600 4432 5380 6447 7638 8954 10395 11959 13643 15441 17347 '
+            '19352 21445 23614 25846 28126 30439',
+        .4: '0 7 42 116 237 414 652 957 1333 1785 2314 2925 3618 4396 5260 6208 7242 8360 9559 10839 12196 13627 15128 16694 '
+            '18320 20001 21731 23504 25312 27150 29011 30886',
+        .5: '0 39 158 355 630 982 1411 1915 2494 3146 3869 4662 5522 6448 7438 8489 9598 10762 11980 13248 14563 15922 17321 '
+            '18758 20228 21729 23256 24806 26375 27960 29556 31160',
+        .8: '0 461 1095 1815 2597 3428 4298 5203 6138 7099 8084 9090 10114 11156 12214 13286 14372 15469 16577 17695 18822 '
+            '19957 21099 22248 23403 24562 25727 26895 28066 29239 30414 31591'}
 
-    def __call__(self, pred, y, **kw):
-        ride = getattr(y, 'ride', None)
-        if ride is None or not (ride.mixed or ride.unlabelled): return self.base(pred, y, **kw)
-        return self._weighted(pred, y, ride)
+def lam_table(
+    alpha:float, # Of Beta(α, α)
+)->np.ndarray: # (65,) int64, in 65536ths
+    "Inverse distribution function of λ; `ViewError` for an α without a table"
+    if alpha == 1: return np.arange(0, 2**16 + 1, 2**10)
+    if alpha not in BETA: raise ViewError(
+        f"LightViews mixes with α of {', '.join(map(str, BETA))} or 1, and {alpha} was given. "
+        "Choose one of these, or give tfms=light_tfms(size): views that are made one by one draw λ for any α.")
+    half = np.array(BETA[alpha].split(), np.int64)
+    return np.concatenate([half, [2**15], 2**16 - half[::-1]])
 
-# %% ../nbs/01_views.ipynb #e0c4798f
+# %% ../nbs/01_views.ipynb #6801c17e
 @patch
-def _weighted(self:LabelLoss, pred, y, ride):
-    lam, partner = ride.lam.to(pred.device), ride.partner.to(pred.device)
-    y = y.as_subclass(torch.Tensor)
-    with NoneReduce(self.base) as loss:
-        parts = [(w*(t >= 0), loss(pred, t.clamp(min=0))) for w, t in ((lam, y), (1-lam, partner))]
-    total = sum(torch.where(w > 0, w*l, 0.) for w, l in parts)
-    return total if self.reduction == 'none' else total.sum() / sum(w.sum() for w, _ in parts).clamp(min=1)
+def lams_boxes(self:Mix,
+    u:np.ndarray, # Draws, (5,B): whether, MixUp or CutMix, λ, centre's row, centre's column
+    H:int,        # Height in pixels
+    W:int,        # Width in pixels
+)->tuple: # λ of MixUp in 65536ths (B,), and boxes of CutMix (B,4): top, bottom, left, right
+    "What is drawn for a batch"
+    mix, cut = chance(u[0], self.prob), chance(u[1], self.cut_prob)
+    kinds = [from_table(u[2], lam_table(a)) if a > 0 else 0 for a in (self.mixup_alpha, self.cutmix_alpha)]
+    lam, (h, w) = np.where(cut, kinds[1], kinds[0]), (_root((2**16 - np.where(cut, kinds[1], 2**16))*n**2 >> 16) for n in (H, W))
+    row, col = below(u[3], H), below(u[4], W)
+    boxes = np.stack([row - h//2, row + h//2, col - w//2, col + w//2], 1).clip(0, [H, H, W, W])
+    return np.where(mix & ~cut, lam, 2**16), boxes*mix[:, None]
+
+def mixed(
+    x:torch.Tensor,     # Pictures (B,3,H,W) uint8
+    other:torch.Tensor, # Their partners (B,3,H,W) uint8
+    lam:np.ndarray,     # Share of `x` in 65536ths, (B,)
+    boxes:np.ndarray,   # (B,4): what lies inside comes from the partner
+)->tuple: # The mixed pictures (B,3,H,W) uint8, and the true share of `x`, (B,) float32
+    "MixUp and CutMix of a batch, in whole numbers"
+    share = torch.from_numpy(lam).int().to(x.device)[:, None, None, None]
+    share = torch.where(box_mask(boxes, x), 0, share)
+    area = (boxes[:, 1] - boxes[:, 0])*(boxes[:, 3] - boxes[:, 2])
+    true = lam/2**16*(1 - area/(x.shape[2]*x.shape[3]))
+    return ((x*share + other*(2**16 - share) + 2**15) >> 16).to(torch.uint8), torch.from_numpy(true.astype(np.float32))
 
 # %% ../nbs/01_views.ipynb #00168a69
 @dataclass
@@ -167,19 +383,80 @@ class Ride:
     unlabelled: bool        # Whether any label is −1
 
     @classmethod
-    def collate(cls, tickets, y):
-        "One ride from the tickets (view, row, partner, λ) of a batch's items"
-        view, row, partner, lam = (torch.tensor(o) for o in zip(*tickets))
-        lam = lam.float()
-        return cls(view, row, partner, lam, bool((lam < 1).any()), bool((y < 0).any() or (partner < 0).any()))
+    def of(cls, view, row, partner, lam, y):
+        "A ride of tensors (B,), beside the labels `y` (B,)"
+        mixed, unlabelled = bool((lam < 1).any()), bool((y < 0).any() or (partner < 0).any())
+        return cls(view, row, partner, lam.float(), mixed, unlabelled)
+
+    @classmethod
+    def collate(cls,
+        tickets:list,   # (view, row, partner, λ) of each item of a batch
+        y:torch.Tensor, # Labels (B,)
+    ):
+        "One ride from the tickets of a batch's items"
+        return cls.of(*(torch.tensor(o) for o in zip(*tickets)), y)
+
+# %% ../nbs/01_views.ipynb #e0c4798f
+def weighted_loss(
+    base,              # Any fastai loss with a `reduction`
+    pred:torch.Tensor, # Logits (B,C)
+    y:torch.Tensor,    # Labels (B,); −1: none
+    ride:Ride,         # Partners' labels and λ of the batch
+)->torch.Tensor: # () or, with reduction 'none', (B,)
+    "The mean of `base` over all labels that exist, each with its share"
+    lam, partner = ride.lam.to(pred.device), ride.partner.to(pred.device)
+    y = y.as_subclass(torch.Tensor)
+    with NoneReduce(base) as loss:
+        parts = [(w*(t >= 0), loss(pred, t.clamp(min=0))) for w, t in ((lam, y), (1-lam, partner))]
+    total = sum(torch.where(w > 0, w*l, 0.) for w, l in parts)
+    return total if base.reduction == 'none' else total.sum() / sum(w.sum() for w, _ in parts).clamp(min=1)
+
+# %% ../nbs/01_views.ipynb #5c7303cb
+class LabelLoss:
+    "A fastai loss that also understands unlabelled samples and mixed views; elsewhere it is `base` itself, bit by bit"
+    def __init__(self, base=None): # Any fastai loss with a `reduction`; default cross-entropy
+        self.base = CrossEntropyLossFlat() if base is None else base
+        self.y_int = getattr(self.base, 'y_int', True)      # fastai's MixUp asks whether targets are class numbers
+    @property
+    def reduction(self): return self.base.reduction
+    @reduction.setter
+    def reduction(self, v): self.base.reduction = v
+    def activation(self, x):
+        "Probabilities (B,C) of logits (B,C), as `base` makes them"
+        return getattr(self.base, 'activation', lambda o: o)(x)
+    def decodes(self, x):
+        "Classes (B,) of logits (B,C), as `base` decides"
+        return getattr(self.base, 'decodes', lambda o: o)(x)
+    def to(self, device): return self
+
+    def __call__(self, pred, y, **kw):
+        ride = getattr(y, 'ride', None)
+        if ride is None or not (ride.mixed or ride.unlabelled): return self.base(pred, y, **kw)
+        return weighted_loss(self.base, pred, y, ride)
 
 # %% ../nbs/01_views.ipynb #55af06c9
-def open_sample(o)->PILImage: # `Sample`, path, array `(H,W[,3])` uint8, or PIL image
-    "Open `o` as fastai's RGB image; a file that cannot be read is named"
-    if isinstance(o, PIL.Image.Image): return PILImage.create(o.convert('RGB'))
-    return PILImage.create(open_image(getattr(o, 'source', o)))
+def _opened(o):
+    "Anything that stands for a picture, as an RGB image of Pillow"
+    return o.convert('RGB') if isinstance(o, PIL.Image.Image) else open_image(getattr(o, 'source', o))
 
-def label_of(o:Sample)->int: "The label of sample `o`"; return o.label
+def open_sample(
+    o, # `Sample`, path, array `(H,W[,3])` uint8, or PIL image
+)->PILImage:
+    "Open `o` as fastai's RGB image; a file that cannot be read is named"
+    return PILImage.create(_opened(o))
+
+def label_of(o:Sample)->int:
+    "The label of sample `o`"
+    return o.label
+
+def item_id(
+    o,         # A `Sample`, path, array or PIL image
+    root=None, # Folder; paths are named relative to it
+)->bytes: # 16 bytes
+    "The id of any item of a data set"
+    if isinstance(o, Sample): return o.id
+    if isinstance(o, (str, Path)): return sample_id(Path(o).relative_to(root).as_posix() if root else Path(o).as_posix())
+    return array_id(np.asarray(o))
 
 # %% ../nbs/01_views.ipynb #3416635d
 class SampleCategory(Categorize):
@@ -189,19 +466,27 @@ class SampleCategory(Categorize):
         self.loss_func = LabelLoss()
     def encodes(self, o):
         if not isinstance(o, (int, np.integer)): return super().encodes(o)
-        if o >= len(self.vocab): raise ValueError(f"Label {o} is outside the {len(self.vocab)} classes {list(self.vocab)[:5]}….")
-        return TensorCategory(int(o))
+        if o < len(self.vocab): return TensorCategory(int(o))
+        raise ViewError(f"Label {o} is outside the {len(self.vocab)} classes {list(self.vocab)[:5]}….")
     def decodes(self, o): return Category(self.vocab[o] if o >= 0 else '(unlabelled)')
 
 # %% ../nbs/01_views.ipynb #bdffd821
+NORMALIZE = torchvision.transforms.Normalize, v2.Normalize
+
+def _flat(tfms):
+    "All transforms of a list, also those inside of a `Compose`"
+    inside = ((t, getattr(t, 'transforms', None)) for t in tfms)
+    return [o for t, more in inside for o in (_flat(more) if isinstance(more, (list, tuple)) else [t])]
+
 class TrainTfm(Transform):
     "Unmodified torchvision or timm item transforms, one after the other, for training samples only"
     split_idx, order = 0, 1
     def __init__(self, tfms): # Callables: PIL image -> PIL image, the last perhaps -> tensor `(C,H,W)`
         self.tfms = list(tfms)
-        self.norms = [t for t in _flat(tfms) if type(t).__name__ == 'Normalize']
+        self.norms = [t for t in _flat(tfms) if isinstance(t, NORMALIZE)]
     def encodes(self, x:PIL.Image.Image): return self.apply(x)
     def apply(self, x):
+        "The transformed picture: a `PILImage`, or a `TensorImage` (C,H,W) from 0 to 255"
         for t in self.tfms: x = t(x)
         return TensorImage(self._to_255(x)) if isinstance(x, torch.Tensor) else PILImage.create(x)
     def _to_255(self, x):
@@ -209,54 +494,310 @@ class TrainTfm(Transform):
         for t in reversed(self.norms): x = x*torch.as_tensor(t.std).view(-1, 1, 1) + torch.as_tensor(t.mean).view(-1, 1, 1)
         return x*255
 
-def _flat(tfms): return [o for t in tfms for o in (_flat(t.transforms) if isinstance(getattr(t, 'transforms', None), (list, tuple)) else [t])]
-
-def _item_tfms(tfms):
-    "fastai's transforms as they are; all others together in one `TrainTfm`, since a `DataBlock` keeps one transform of a class"
-    ours = [t for t in tfms if not isinstance(t, (Transform, type))]
-    return [t for t in tfms if isinstance(t, (Transform, type))] + [TrainTfm(ours)]*bool(ours)
-
 # %% ../nbs/01_views.ipynb #294ae97e
-def light_tfms(size, # (height, width) in pixels
-               flip:bool=False, # Mirror at random: right for photographs, wrong for digits and text
-              )->list:
-    "Light augmentation for small images: shift by up to an eighth, a little colour, perhaps a mirror"
-    from torchvision.transforms import v2
+def light_tfms(
+    size,            # (height, width) in pixels
+    flip:bool=False, # Mirror at random: right for photographs, wrong for digits and text
+)->list: # torchvision transforms
+    "What `LightViews` does, as transforms of torchvision: shift by up to an eighth, a little colour, perhaps a mirror"
     pad = max(1, min(size)//8)
     tfms = [v2.RandomCrop(tuple(size), padding=pad, padding_mode='reflect'), v2.ColorJitter(.2, .2, .2)]
     return tfms + [v2.RandomHorizontalFlip()]*flip
 
+# %% ../nbs/01_views.ipynb #ceb89d5d
+def fitted(
+    h:int, # Height of a picture
+    w:int, # Width
+    size,  # Wanted (height, width)
+)->tuple: # (height, width): one is as wanted, the other not less
+    "The size of a picture whose short side is brought to `size`, in whole pixels"
+    H, W = size
+    if H*w >= W*h: return H, max(W, (2*w*H + h)//(2*h))
+    return max(H, (2*h*W + w)//(2*w)), W
+
+def read_picture(
+    source, # File, array `(H,W[,3])` uint8, or PIL image
+    size,   # Wanted (height, width)
+)->np.ndarray: # (h,w,3) uint8, see `fitted`
+    "Decode a picture and bring its short side to `size`"
+    if isinstance(source, np.ndarray) and source.shape == (*size, 3) and source.dtype == np.uint8: return source
+    im = _opened(source)
+    h, w = fitted(im.height, im.width, size)
+    return np.asarray(im if im.size == (w, h) else im.resize((w, h), PIL.Image.Resampling.BILINEAR))
+
+def _shape(source):
+    "(height, width) of a picture; of a file, only the beginning is read"
+    if isinstance(source, np.ndarray): return source.shape[:2]
+    if isinstance(source, PIL.Image.Image): return source.size[::-1]
+    try:
+        with PIL.Image.open(source) as im: return im.size[::-1]
+    except Exception: return open_image(source).size[::-1]          # says what is wrong with it
+
+# %% ../nbs/01_views.ipynb #3541484e
+CGROUPS = [('memory.max', 'memory.current', 'memory.stat'),
+           ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes', 'memory/memory.stat')]
+
+def free_memory(
+    cgroup:Path=Path('/sys/fs/cgroup'), # Where Linux says what a container may use
+)->int: # Bytes
+    "Memory that may still be used: the lesser of what is free and what the container's limit leaves"
+    free = [psutil.virtual_memory().available]
+    for limit, used, stat in CGROUPS:
+        try: rest = int((cgroup/limit).read_text()) - int((cgroup/used).read_text())
+        except (OSError, ValueError): continue                      # no such file, or 'max': no limit
+        cached = re.search(r'^(?:total_)?inactive_file (\d+)', (cgroup/stat).read_text(), re.M)
+        free.append(rest + int(cached[1] if cached else 0))         # the system gives cached files up when it must
+    return max(0, min(free))
+
+# %% ../nbs/01_views.ipynb #7f24b3eb
+class Pictures:
+    "Pictures of a data set as uint8 of the final size: decoded once, when first asked for, and held in one place"
+    def __init__(self,
+        sources,   # Sequence of files, arrays `(H,W[,3])` uint8, or PIL images
+        size,      # (height, width) in pixels of what is shown
+        keep=None, # Folder for a mapped file that all processes share; None: memory, if there is room
+    ):
+        self.sources, self.size, self.keep = sources, tuple(size), keep
+        self.flat = self.path = self.shapes = None      # all pixels in a row; the mapped file; (n,2) heights and widths
+
+    def __len__(self): return len(self.sources)
+
+    def measure(self):
+        "Sizes and places of all pictures; of files, only the beginnings are read"
+        if self.shapes is not None: return
+        shapes = [fitted(*_shape(self.sources[i]), self.size) for i in range(len(self))]
+        self.shapes = np.array(shapes, np.int64).reshape(-1, 2)
+        ends = (3*self.shapes.prod(1)).cumsum()
+        self.starts, self.nbytes = np.r_[0, ends][:-1], int(ends[-1]) if len(ends) else 0
+        self.have = np.zeros(len(self), bool)           # which are decoded
+
+    def read(self, i)->np.ndarray: # (h,w,3) uint8
+        "Decode picture `i`; an error if it is no longer of its size"
+        x = read_picture(self.sources[i], self.size)
+        if x.shape[:2] == tuple(self.shapes[i]): return x
+        raise ViewError(f"{self.sources[i] if isinstance(self.sources[i], (str, Path)) else f'Picture {i}'} has another size than "
+                         "when this loader first saw it. Data must not change while they are used: make the loaders again.")
+
+# %% ../nbs/01_views.ipynb #292a0f3b
+def _one_block(sources, size):
+    "(all pixels (N,), places (n,)) if the sources are parts of one array and have the right size; else None"
+    first = sources[0].base if len(sources) and isinstance(sources[0], np.ndarray) else None
+    if not isinstance(first, np.ndarray) or not first.flags.c_contiguous or not first.flags.writeable: return None
+    for i in range(len(sources)):
+        a = sources[i]
+        if not isinstance(a, np.ndarray) or a.base is not first or a.shape != (*size, 3): return None
+        if a.dtype != np.uint8 or not a.flags.c_contiguous: return None
+    places = np.array([sources[i].__array_interface__['data'][0] for i in range(len(sources))])
+    return first.reshape(-1).view(np.uint8), places - first.__array_interface__['data'][0]
+
+@patch
+def open(self:Pictures):
+    "Find a place for the pixels: where they lie, a mapped file, memory; or none, with a warning"
+    if self.flat is not None: return
+    self.measure()
+    if self.path: self.flat = torch.from_numpy(np.memmap(self.path, np.uint8, 'c'))     # of the process that started this one
+    elif (block := _one_block(self.sources, self.size)): self._hold(*block)
+    elif self.keep: self.to_file(self.keep)
+    elif self.nbytes <= free_memory()/2: self.flat = torch.empty(self.nbytes, dtype=torch.uint8)
+    elif self.nbytes <= shutil.disk_usage(tempfile.gettempdir()).free/2: self.to_file(tempfile.gettempdir(), remove=True)
+    else: warnings.warn(f"{len(self):,} pictures take {self.nbytes/1e9:.1f} GB, for which neither memory nor "
+                        f"{tempfile.gettempdir()} has room: they are decoded for every view, which is slow. Give a smaller size=.")
+
+@patch
+def _hold(self:Pictures, pixels, starts):
+    self.flat, self.starts = torch.from_numpy(pixels), starts
+    self.have[:] = True
+
+# %% ../nbs/01_views.ipynb #0c087ea6
+def _trait(o):
+    "What identifies a source"
+    if not isinstance(o, (str, Path)): return array_id(np.asarray(o)).hex()
+    stat = os.stat(o)
+    return f'{Path(o).absolute()} {stat.st_size} {stat.st_mtime_ns}'
+
+@patch
+def to_file(self:Pictures,
+    folder,            # Where the file shall lie
+    remove:bool=False, # Delete it when these pictures are no longer used
+):
+    "Have all pictures in one file, which is written unless it is there, and map it into memory. Raises `WriteError`"
+    self.measure()
+    traits = [PIL.__version__, self.size, *(_trait(self.sources[i]) for i in range(len(self)))]
+    path = Path(folder)/f'pictures-{hashlib.sha256(json.dumps(traits).encode()).hexdigest()[:24]}.u8'
+    if not self._whole(path):
+        with writing(path): path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path), FileLock(f'{path}.lock'):
+            if not self._whole(path): self._write(path)
+    if remove: weakref.finalize(self, path.unlink, missing_ok=True)
+    self.path, self.flat, self.have[:] = path, torch.from_numpy(np.memmap(path, np.uint8, 'c')), True
+
+@patch
+def _whole(self:Pictures, path): return path.is_file() and path.stat().st_size == self.nbytes
+
+@patch
+def _write(self:Pictures, path):
+    for left in path.parent.glob(f'.{path.name[:40]}.*.tmp'): left.unlink()     # by a process that was killed: we hold the lock
+    def write(f):
+        with progress(len(self), 'decoding pictures') as bar:
+            for i in range(len(self)): f.write(self.read(i).tobytes()); bar.update(1)
+    publish(path, write, kept=f'It would hold {len(self):,} decoded pictures, {self.nbytes/1e6:.0f} MB; keep= names another folder.')
+
+# %% ../nbs/01_views.ipynb #b44f31ce
+@patch
+def load(self:Pictures,
+    rows:np.ndarray=None, # Positions; default all
+):
+    "Decode those of the pictures that nobody has asked for before"
+    self.open()
+    if self.flat is None or self.have.all(): return
+    rows = np.arange(len(self)) if rows is None else np.unique(rows)
+    rows = rows[~self.have[rows]]
+    with progress(len(rows), 'decoding pictures', verbose=len(rows) > 1000) as bar:
+        for i in rows:
+            x = torch.from_numpy(np.array(self.read(i))).flatten()
+            self.flat[self.starts[i]:self.starts[i] + len(x)] = x
+            self.have[i] = True
+            bar.update(1)
+
+# %% ../nbs/01_views.ipynb #f6812f06
+@patch
+def take(self:Pictures,
+    rows:np.ndarray,    # Positions (B,)
+    at:np.ndarray=None, # Draws (B,) uint64 below 2^32 for the place of the window; None: the middle
+)->torch.Tensor: # (B,3,H,W) uint8, where the pixels are held
+    "A window of each picture: all of it, where it has the proportions of the size"
+    self.load(rows)
+    if self.flat is None: flat, starts = self._decoded(rows)
+    else: flat, starts = self.flat, self.starts[rows]
+    (H, W), (h, w) = self.size, self.shapes[rows].T
+    top, left = ((o//2 if at is None else below(at, o + 1)) for o in (h - H, w - W))
+    lines = (starts + 3*(top*w + left))[:, None] + 3*w[:, None]*np.arange(H)        # where each line begins
+    every = flat.as_strided((len(flat) - 3*W + 1, 3*W), (1, 1))                     # a line from any place on, not copied
+    x = every.index_select(0, torch.from_numpy(lines.reshape(-1)).to(flat.device))
+    return x.view(len(rows), H, W, 3).permute(0, 3, 1, 2)
+
+@patch
+def _decoded(self:Pictures, rows):
+    "(pixels, places) of these pictures alone"
+    pixels = [self.read(i).reshape(-1) for i in rows]
+    return torch.from_numpy(np.concatenate(pixels)), np.cumsum([0, *map(len, pixels)])[:-1]
+
+# %% ../nbs/01_views.ipynb #a727d962
+@patch
+def settle(self:Pictures,
+    workers:int, # Number of loader processes
+    device,      # Where batches go, or None
+):
+    "Before a pass: the pixels where they serve it best"
+    if workers:
+        self.load()
+        if self.flat is not None: self.flat = self.flat.cpu()
+    elif self.flat is not None and self.have.all() and self.flat.device.type != (kind := torch.device(device or 'cpu').type):
+        if kind == 'cuda' and self.nbytes <= torch.cuda.mem_get_info(device)[0]/2: self.flat = self.flat.to(device)
+
+@patch
+def __getstate__(self:Pictures):
+    if self.flat is not None and not self.path: self.to_file(self.keep or tempfile.gettempdir(), remove=not self.keep)
+    return self.__dict__ | {'flat': None}
+
+# %% ../nbs/01_views.ipynb #33793fb1
+def _function(t):
+    "The plain function that fastai has wrapped in a `Transform`"
+    return getattr(t.encodes, '_f', None)
+
+def _opened_by_us(dataset, items):
+    "Are these `Sample`s that `open_sample` opens, with their label and nothing else?"
+    tls = getattr(dataset, 'tls', ())
+    if len(tls) != 2 or not len(items) or not isinstance(items[0], Sample): return False
+    return [_function(t) for t in tls[0].tfms.fs if t.name != 'noop'] == [open_sample]
+
 # %% ../nbs/01_views.ipynb #3c471f53
+VIEW_ARGS = dict(
+    seed=0,         # of the views
+    policy=None,    # which views are seen, a `Policy`; None: `online()`
+    mix=None,       # `Mix`, or None
+    light=None,     # `LightViews`; None: the item transforms make the views
+    size=None,      # (height, width) in pixels
+    keep=None,      # folder for a file of decoded pictures that processes share; None: memory
+    stats=None,     # (mean, std) of the normalisation
+    samples=None,   # `Samples` of all parts
+    rows=None,      # (n,) rows of the samples in a bound cache
+    repeats=1,      # how many views of each sample an epoch shows
+    wgts=None,      # (n,) chances of the samples
+    pictures=None)  # `Pictures`, shared with the loader from which this one was made
+
 class ViewDL(TfmdDL):
-    "A fastai loader whose training samples are views"
-    def __init__(self, dataset, seed=0, policy=None, mix=None, samples=None, stats=None, size=None, rows=None, repeats=1, wgts=None, **kwargs):
-        self.seed, self.policy, self.mix, self.repeats, self.wgts = seed, policy or online(), mix, repeats, wgts
-        self.samples, self.stats, self.size, self.rows = samples, stats, size, rows
+    "A fastai loader whose training samples are views; besides fastai's own arguments it takes, by name, those of `VIEW_ARGS`"
+    def __init__(self, dataset, **kwargs):
+        for name, default in VIEW_ARGS.items(): setattr(self, name, kwargs.pop(name, default))
+        self.policy = self.policy or online()
         self.root = None                    # where plain path items start; ids are relative to it
         self.epoch = 0                      # complete passes so far; a learner may set it
-        self.items = list(getattr(dataset, 'items', []))
-        self.memory, self._pool = {}, None  # views that are made once and kept, see `_remember`
-        super().__init__(dataset, **({'n': len(dataset)*repeats} if repeats > 1 else {}) | kwargs)
-        self.after_item.split_idx = getattr(dataset, 'split_idx', None)     # fastai sets it when an epoch begins; a single view needs it too
+        self.items = getattr(dataset, 'items', [])
+        self._ids = self._pool = self._labels = None
+        super().__init__(dataset, **({'n': len(dataset)*self.repeats} if self.repeats > 1 else {}) | kwargs)
+        self.after_item.split_idx = getattr(dataset, 'split_idx', None)     # not only when an epoch begins, as fastai does
         self.plain = _opened_by_us(dataset, self.items)                     # see `_steps`
+        if self.light is not None: self._prepare_light()
 
-    @property
-    def seeded(self): return getattr(self.dataset, 'split_idx', 1) == 0 and len(self.dataset) > 0
+# %% ../nbs/01_views.ipynb #1052a4b5
+@patch(as_prop=True)
+def seeded(self:ViewDL)->bool:
+    "Whether this loader shows views (training), not pictures as they are"
+    return getattr(self.dataset, 'split_idx', 1) == 0 and len(self.dataset) > 0
 
-    def new(self, dataset=None, cls=None, **kwargs):
-        keep = {} if dataset is not None and len(dataset) == 0 else {'samples': self.samples}    # nothing of the data in an exported learner
-        keep |= dict(seed=self.seed, policy=self.policy, mix=self.mix, stats=self.stats, size=self.size)
-        if dataset is None: keep |= dict(rows=self.rows, repeats=self.repeats, wgts=self.wgts)
-        res = super().new(dataset, cls, **(keep | kwargs))
-        res.epoch, res.root = self.epoch, res.root or self.root
-        return res
+@patch
+def new(self:ViewDL, dataset=None, cls=None, **kwargs):
+    keep = {k: getattr(self, k) for k in ('seed', 'policy', 'mix', 'light', 'size', 'keep', 'stats')}
+    if dataset is None or len(dataset): keep['samples'] = self.samples              # nothing of the data in an exported learner
+    if dataset is None: keep |= dict(rows=self.rows, repeats=self.repeats, wgts=self.wgts)
+    if dataset is None or getattr(dataset, 'items', None) is self.items: keep['pictures'] = self.pictures
+    res = super(ViewDL, self).new(dataset, cls, **(keep | kwargs))
+    res.epoch, res.root = self.epoch, res.root or self.root
+    return res
 
 # %% ../nbs/01_views.ipynb #ad7bc6ac
 @patch
+def id_of(self:ViewDL,
+    i:int, # Position in the data set
+)->bytes: # 16 bytes
+    "Id of item `i`"
+    return item_id(self.items[i], self.root)
+
+@patch
+def ids(self:ViewDL)->np.ndarray: # (n,16) uint8
+    "Ids of all items"
+    if isinstance(self.items, Samples): return self.items.ids
+    if self._ids is None or self._ids[0] != self.root:
+        raw = b''.join(self.id_of(i) for i in range(len(self.items)))
+        self._ids = self.root, np.frombuffer(raw, np.uint8).reshape(-1, 16)
+    return self._ids[1]
+
+@patch
+def labels(self:ViewDL)->np.ndarray: # (n,) int64
+    "Labels of all items; −1: none"
+    if self._labels is None:
+        targets = self.dataset.tls[1]
+        ours = _function(targets.tfms.fs[0]) is label_of
+        if ours and isinstance(self.items, Samples): self._labels = self.items.labels.astype(np.int64)
+        else: self._labels = np.array([o.label if ours else int(targets[i]) for i, o in enumerate(self.items)], np.int64)
+    return self._labels
+
+@patch
+def pool(self:ViewDL)->np.ndarray: # (n,) int64
+    "Positions of the mixing partners in the order of their ids, so that the order of the items does not matter"
+    if self._pool is None or self._pool[0] != self.root:
+        halves = np.ascontiguousarray(self.ids()).view('>u8').reshape(-1, 2)
+        self._pool = self.root, np.lexsort((halves[:, 1], halves[:, 0]))
+    return self._pool[1]
+
+# %% ../nbs/01_views.ipynb #68d1608f
+@patch
 def get_idxs(self:ViewDL):
     n = len(self.items)
-    if self.mix: self.pool()            # before workers are started, so that they need not sort
-    idxs = super(ViewDL, self).get_idxs() if self.wgts is None else [r*n + i for r in range(self.repeats) for i in self.rng.choices(range(n), weights=self.wgts, k=n)]
+    if n: self._settle()
+    if self.wgts is None: idxs = super(ViewDL, self).get_idxs()
+    else: idxs = [r*n + i for r in range(self.repeats) for i in self.rng.choices(range(n), weights=self.wgts, k=n)]
     if not self.seeded: return idxs
     views = [self.policy.view(self.epoch*self.repeats + r)*n for r in range(self.repeats)]
     return [views[k//n] + k%n for k in idxs]
@@ -267,24 +808,94 @@ def after_iter(self:ViewDL):
     self.epoch += 1
 
 @patch
-def id_of(self:ViewDL, i:int)->bytes:
-    "Id of item `i` of the data set"
-    return item_id(self.items[i], self.root)
+def _settle(self:ViewDL):
+    "What worker processes would otherwise find out each for itself"
+    if self.mix: self.pool()
+    if self.light is None: return
+    self.pictures.settle(self.fake_l.num_workers, self.device)
+    if len(self.dataset.tls) > 1: self.labels()
+    if self.seeded: self.ids()
+
+# %% ../nbs/01_views.ipynb #50ebfab0
+OPENERS = (open_sample, PILImage.create)
+
+class Sources:
+    "What stands behind the items of a fastai data set: files, arrays or PIL images"
+    def __init__(self, dataset): # fastai `Datasets` whose first pipeline ends by opening an RGB picture
+        self.items = dataset.items
+        steps = [t for t in dataset.tls[0].tfms.fs if t.name != 'noop']
+        self.before = steps[:-1]
+        if steps and _function(steps[-1]) not in OPENERS: raise ViewError(
+            f"LightViews starts from RGB pictures as ImageBlock opens them, and {steps[-1].name} makes something else of these. "
+            "Use ImageBlock() without a transform of your own, or loaders of image_dls(…, tfms=[…]).")
+    def __len__(self): return len(self.items)
+    def __getitem__(self, i):
+        if isinstance(self.items, Samples): return self.items.source(int(i))
+        o = self.items[i]
+        for f in self.before: o = f(o)
+        return getattr(o, 'source', o)
 
 @patch
-def pool(self:ViewDL)->np.ndarray:
-    "Positions of the mixing partners in the order of their ids, so that the order of the items does not matter"
-    if self._pool is None or self._pool[0] != self.root: self._pool = self.root, np.argsort(np.array([self.id_of(i) for i in range(len(self.items))], 'V16').view('>u8,>u8'), order=('f0', 'f1'))
-    return self._pool[1]
+def _prepare_light(self:ViewDL):
+    "Refuse what cannot work, and share the pictures of the loader from which this one was made"
+    if self.mix: [lam_table(a) for a in (self.mix.mixup_alpha, self.mix.cutmix_alpha) if a > 0]
+    if self.size is None: raise ViewError("LightViews needs size=(height, width): all pictures of a batch have one size.")
+    if self.pictures is None: self.pictures = Pictures(Sources(self.dataset), self.size, self.keep)
 
-# %% ../nbs/01_views.ipynb #68d1608f
-def item_id(o, # A `Sample`, path, array or PIL image
-            root=None, # Paths are named relative to it
-           )->bytes: # 16 bytes
-    "The id of any item of a data set"
-    if isinstance(o, Sample): return o.id
-    if isinstance(o, (str, Path)): return sample_id(Path(o).relative_to(root).as_posix() if root else Path(o).as_posix())
-    return array_id(np.asarray(o))
+# %% ../nbs/01_views.ipynb #f307ced3
+@patch
+def _light_views(self:ViewDL, rows, views):
+    "Views (B,3,H,W) uint8 of positions `rows`, positions of their partners (B,), shares λ (B,)"
+    if not self.seeded: return self.pictures.take(rows), rows, torch.ones(len(rows))
+    if self.mix is None: return self._single(rows, views), rows, torch.ones(len(rows))
+    u = draws(view_keys(self.seed, self.ids()[rows], views), MIX, 6)
+    partner = self.pool()[below(u[5], len(self.items))]
+    both = self._single(np.concatenate([rows, partner]), np.concatenate([views, views]))
+    x, lam = mixed(both[:len(rows)], both[len(rows):], *self.mix.lams_boxes(u[:5], *self.size))
+    return x, np.where(lam < 1, partner, rows), lam
+
+# %% ../nbs/01_views.ipynb #28d4e4f6
+@patch
+def _single(self:ViewDL, rows, views):
+    "Unmixed views (B,3,H,W) uint8"
+    keys = view_keys(self.seed, self.ids()[rows], views)
+    return self.light(self.pictures.take(rows, draws(keys, WINDOW)[0]), keys)
+
+@patch
+def make_batch(self:ViewDL,
+    idxs:list, # Encoded indices `view·n + i`, (B,)
+)->tuple: # Pictures (B,3,H,W) uint8 and labels (B,); training labels with their `ride`
+    "A whole batch of `LightViews`, before normalisation"
+    views, rows = np.divmod(np.asarray(idxs), max(1, len(self.items)))
+    x, partner, lam = self._light_views(rows, views)
+    if len(self.dataset.tls) < 2: return (TensorImage(x),)
+    y = torch.from_numpy(self.labels()[rows])
+    if not self.seeded: return TensorImage(x), TensorCategory(y)
+    stored = np.zeros_like(views) if self.policy.name == 'clean' else views
+    row = np.full(len(rows), -1) if self.rows is None else np.asarray(self.rows)[rows]
+    ride = Ride.of(*map(torch.from_numpy, (stored, row, self.labels()[partner])), lam, y)
+    y = TensorCategory(y)
+    y.ride = ride
+    return TensorImage(x), y
+
+# %% ../nbs/01_views.ipynb #e11fb154
+@patch
+def _bare(self:ViewDL):
+    "Is nothing done to a view before it is in a batch?"
+    return [type(f) for f in self.after_item.fs] == [ToTensor] and not self.before_batch.fs and self.bs is not None
+
+@patch
+def create_batches(self:ViewDL, samps):
+    if self.light is None or not self._bare(): yield from super(ViewDL, self).create_batches(samps)
+    else: yield from map(self.make_batch, chunked(samps, self.bs, self.drop_last))
+
+@patch
+def _light_item(self:ViewDL, s):
+    "A batch of one, with whatever transforms stand in `after_item`"
+    x, *y = self.make_batch([s])
+    with rng_scope(view_seed(self.seed, self.id_of(s % len(self.items)), s//len(self.items))): item = self.after_item((x[0], *(o[0] for o in y)))
+    if self.seeded: r = y[0].ride; item[1].ticket = int(r.view[0]), int(r.row[0]), int(r.partner[0]), float(r.lam[0])
+    return item
 
 # %% ../nbs/01_views.ipynb #f648cb5c
 @patch
@@ -293,30 +904,23 @@ def _view(self:ViewDL, i, v):
 
 @patch
 def do_item(self:ViewDL, s):
-    if not self.seeded: return self._item(s, TensorCategory)
     s = s or 0
-    if s not in self.memory: return self._remember(s, self._make(s))
-    x, y, ticket = self.memory[s]
-    return self._ticketed(x, y, ticket)
+    if self.light is not None: return self._light_item(s)
+    return self._make(s) if self.seeded else self._item(s, TensorCategory)
 
 @patch
 def _make(self:ViewDL, s):
-    "(x, label, ticket) of encoded index `s`; None where the item was skipped"
+    "View and label of encoded index `s`, with its ticket (view, row, partner's label, λ); None where the item was skipped"
     v, i = divmod(s, len(self.dataset))
     item = self._view(i, v)
     if item is None: return None
     x, y = item[0], int(item[1])
     x, partner, lam = self._mixed(x, y, i, v) if self.mix else (x, y, 1.)
-    stored = 0 if self.policy.name == 'clean' else v
-    return x, y, (stored, -1 if self.rows is None else int(self.rows[i]), partner, lam)
+    y = TensorCategory(y)
+    y.ticket = 0 if self.policy.name == 'clean' else v, -1 if self.rows is None else int(self.rows[i]), partner, lam
+    return x, y
 
-# %% ../nbs/01_views.ipynb #33793fb1
-def _opened_by_us(dataset, items):
-    "Are these `Sample`s that `open_sample` opens, with their label and nothing else?"
-    tls = getattr(dataset, 'tls', ())
-    if len(tls) != 2 or not len(items) or not isinstance(items[0], Sample): return False
-    return [getattr(t.encodes, '_f', None) for t in tls[0].tfms.fs if t.name != 'noop'] == [open_sample]      # fastai wraps a function
-
+# %% ../nbs/01_views.ipynb #a53aaf52
 @patch
 def _steps(self:ViewDL):
     "The item transforms, where there is nothing else between a `Sample` and a tensor; else None"
@@ -332,23 +936,6 @@ def _item(self:ViewDL, i, label=int):
     x = open_sample(o)
     for f in steps: x = f.apply(x)
     return (x if isinstance(x, torch.Tensor) else TensorImage(image2tensor(x))), label(o.label)
-
-# %% ../nbs/01_views.ipynb #ffa87c65
-REMEMBER_BYTES = 2**28      # 256 MB: CIFAR-size pictures by the ten thousand, no photographs
-
-@patch
-def _remember(self:ViewDL, s, made):
-    if made is None: return None
-    x = made[0]
-    fits = self.policy.name == 'finite' and len(self.dataset)*self.policy.n*x.numel()*x.element_size() <= REMEMBER_BYTES
-    if fits: self.memory[s] = made
-    return self._ticketed(*made)
-
-@patch
-def _ticketed(self:ViewDL, x, y, ticket):
-    y = TensorCategory(y)
-    y.ticket = ticket
-    return x, y
 
 # %% ../nbs/01_views.ipynb #266b0bb1
 @patch
@@ -374,6 +961,16 @@ def create_batch(self:ViewDL, b):
     if None not in tickets: res[-1].ride = Ride.collate(tickets, res[-1].as_subclass(torch.Tensor))
     return res
 
+@patch
+def pixels(self:ViewDL,
+    rows,  # Positions in the data set, (B,)
+    views, # Numbers of the views, (B,)
+)->torch.Tensor: # (B,3,H,W); uint8 of `LightViews`, otherwise what the item transforms make
+    "Views as they are before normalisation"
+    if self.light is not None and self._bare(): return self._light_views(np.asarray(rows), np.asarray(views))[0]
+    n = len(self.items)
+    return torch.stack([self.do_item(int(v)*n + int(r))[0].as_subclass(torch.Tensor) for r, v in zip(rows, views)])
+
 # %% ../nbs/01_views.ipynb #3faf7ee0
 class ViewSet(torch.utils.data.Dataset):
     "The views of a loader, for torch's own `DataLoader`: item `view·n + i` is that view of sample `i`"
@@ -384,8 +981,10 @@ class ViewSet(torch.utils.data.Dataset):
 
 class ViewSampler(torch.utils.data.Sampler):
     "The positions that `sampler` draws, under the view of the loader's policy; every complete pass is an epoch"
-    def __init__(self, dl:ViewDL, # Training loader
-                 sampler): # Any sampler of positions 0 to n−1: random, weighted, distributed
+    def __init__(self,
+        dl:ViewDL, # Training loader
+        sampler,   # Any sampler of positions 0 to n−1: random, weighted, distributed
+    ):
         self.dl, self.sampler = dl, sampler
     def __len__(self): return len(self.sampler)
     def __iter__(self):
@@ -394,53 +993,82 @@ class ViewSampler(torch.utils.data.Sampler):
         self.dl.epoch += 1
 
 # %% ../nbs/01_views.ipynb #fe8e3581
+@patch(as_prop=True)
+def iloc(self:Samples):
+    "Itself: fastai's lists ask tables for rows, and so leave the samples as they are"
+    return self
+
+@patch
+def itertuples(self:Samples):
+    "One `Sample` after the other"
+    return iter(self)
+
+def sample_block(
+    classes:list, # Ordered class names
+)->DataBlock:
+    "A `DataBlock` over `Samples`: split by their parts"
+    def parts(items): return [np.flatnonzero(items.parts == p) for p in ('train', 'valid', 'test') if items.has(p)]
+    return DataBlock(blocks=(TransformBlock(type_tfms=open_sample, batch_tfms=IntToFloatTensor),
+                             TransformBlock(type_tfms=SampleCategory(classes))),
+                     dl_type=ViewDL, get_y=label_of, splitter=parts)
+
+# %% ../nbs/01_views.ipynb #dc4df799
+LIGHT_PIXELS = 96           # the longest side for which `LightViews` is the default; larger pictures want stronger views
+
 def _typical_size(samples, n=256):
-    "(height, width) and whether all of up to `n` pictures agree: the default is the pictures' own size, or the median short side (at most 224)"
+    "(height, width) and whether all of up to `n` pictures agree: their own size, or the median short side (at most 224)"
     idx = np.random.default_rng(0).permutation(len(samples))[:n]
     sizes = {open_image(samples.source(int(i))).size[::-1] for i in idx}
     if len(sizes) == 1: return sizes.pop(), True
     short = int(np.median([min(s) for s in sizes]))
     return (max(8, min(224, short//8*8)),)*2, False
 
-# %% ../nbs/01_views.ipynb #56cfdccf
-def sample_block(classes:list, # Ordered class names
-                )->DataBlock:
-    "A `DataBlock` over `Samples`: split by their parts"
-    def parts(items): return [np.flatnonzero(items.parts == p) for p in ('train', 'valid', 'test') if items.has(p)]
-    return DataBlock(blocks=(TransformBlock(type_tfms=open_sample, batch_tfms=IntToFloatTensor), TransformBlock(type_tfms=SampleCategory(classes))),
-                     dl_type=ViewDL, get_y=label_of, splitter=parts)
-
-# %% ../nbs/01_views.ipynb #dc4df799
-def image_dls(data:str|Path|Samples, # A folder of `<class>/<image>` (or `train|valid|test/<class>/<image>`), or `Samples`
-              size=None, # Pixels, or (height, width); default: the pictures' own size if they agree, else their median short side, at most 224
-              tfms=None, # Item transforms of training (torchvision, timm or fastai); default `light_tfms`; `[]` for none
-              mix:Mix=None, # MixUp/CutMix as part of the view
-              flip:bool=False, # Mirror at random (only with the default `tfms`)
-              bs:int=64, # Batch size
-              seed:int=0, # Seed of the views, and of the split where the folder has none
-              valid:float=.2, # Share of validation samples where the folder has no `valid` part
-              num_workers:int=0, # Loader processes; 0 is fastest for small images
-              check:bool=None, # Read and hash every image first (damaged files, duplicates across parts); default: below 100,000 images
-              device=None, # Default: the accelerator if there is one
-             )->DataLoaders: # Ordinary fastai loaders that also know `.samples`, `.size`, `.stats`
-    "fastai `DataLoaders` whose training samples are views"
-    samples = data if isinstance(data, Samples) else Samples.from_folder(data)
-    if not samples.has('valid'): samples = samples.split(valid=valid, seed=seed)
-    if check or (check is None and len(samples) < 100_000): samples.check()
-    size, agree = _size(size, samples)
-    tfms = light_tfms(size, flip) if tfms is None else tfms
-    items = ([] if agree else [Resize(size)]) + _item_tfms(tfms)
-    block = sample_block(samples.classes).new(items, [Normalize.from_stats(*imagenet_stats, cuda=False)])
-    dls = block.dataloaders(samples, bs=bs, val_bs=2*bs, seed=seed, mix=mix, samples=samples, stats=tuple(map(tuple, imagenet_stats)),
-                            size=size, num_workers=num_workers, device=device or default_device(), drop_last=len(samples.train) > bs)
-    return _finish(dls)
-
-# %% ../nbs/01_views.ipynb #295611c3
 def _size(size, samples):
     own, agree = _typical_size(samples)
     if size is None: return own, agree
     size = (size, size) if isinstance(size, int) else tuple(size)
     return size, agree and size == own
+
+def _augmentation(tfms, size, agree, flip):
+    "(`LightViews` or None, item transforms)"
+    if tfms is None: tfms = LightViews(flip=flip) if max(size) <= LIGHT_PIXELS else light_tfms(size, flip)
+    if isinstance(tfms, LightViews): return tfms, []
+    beside = [type(t).__name__ for t in tfms if not isinstance(t, LightViews)]
+    if len(beside) < len(tfms): raise ViewError(
+        f"LightViews makes a view by itself, shift, mirror, colour and erasing, and {', '.join(beside)} stands beside it. "
+        "Give tfms=LightViews(…) alone, or tfms=[*light_tfms(size), …] with yours at the end: these run one picture at a time.")
+    ours = [t for t in tfms if not isinstance(t, (Transform, type))]    # a `DataBlock` keeps one transform of a class
+    fastais = [t for t in tfms if isinstance(t, (Transform, type))]
+    return None, ([] if agree else [Resize(size)]) + fastais + [TrainTfm(ours)]*bool(ours)
+
+# %% ../nbs/01_views.ipynb #295611c3
+def image_dls(
+    data:str|Path|Samples, # A folder of `<class>/<image>` (or `train|valid|test/<class>/<image>`), or `Samples`
+    # Pixels, or (height, width); default: the pictures' own size if they agree, else their median short side, at most 224
+    size=None,
+    # How views are made: `LightViews`, or a list of item transforms (torchvision, timm or fastai), `[]` for none;
+    # default: `LightViews` up to 96 pixels, `light_tfms` above
+    tfms=None,
+    mix:Mix=None,          # MixUp/CutMix as part of the view
+    flip:bool=False,       # Mirror at random (only with the default `tfms`)
+    seed:int=0,            # Seed of the views, and of the split where the folder has none
+    valid:float=.2,        # Share of validation samples where the folder has no `valid` part
+    # Read and hash every image first (damaged files, duplicates across parts); default: below 100,000 images
+    check:bool=None,
+    # Of fastai's loaders: bs=64, num_workers=0 (fastest for small images), device (the accelerator if there is one) …;
+    # of `ViewDL`: keep=folder in which decoded pictures lie for all processes of a run …
+    **kwargs,
+)->DataLoaders: # Ordinary fastai loaders that also know `.samples`, `.size`, `.stats`
+    "fastai `DataLoaders` whose training samples are views"
+    samples = data if isinstance(data, Samples) else Samples.from_folder(data)
+    if not samples.has('valid'): samples = samples.split(valid=valid, seed=seed)
+    if check or (check is None and len(samples) < 100_000): samples.check()
+    size, agree = _size(size, samples)
+    light, items = _augmentation(tfms, size, agree, flip)
+    block = sample_block(samples.classes).new(items, [Normalize.from_stats(*imagenet_stats, cuda=False)])
+    kwargs = dict(bs=64, num_workers=0, device=default_device(), stats=tuple(map(tuple, imagenet_stats))) | kwargs
+    kwargs = dict(val_bs=2*kwargs['bs'], drop_last=len(samples.train) > kwargs['bs']) | kwargs
+    return _finish(block.dataloaders(samples, seed=seed, mix=mix, light=light, samples=samples, size=size, **kwargs))
 
 def _finish(dls):
     # fastai infers from the type of the first item where `predict` enters the pipeline: our first step opens all of these
@@ -449,30 +1077,51 @@ def _finish(dls):
     return dls
 
 # %% ../nbs/01_views.ipynb #99dde37b
-def _spec(t):
-    "A transform as text (or a list of it) that is the same in every process"
+def _code(f):
+    "A function's name and a hash of what it does"
+    what = f.__code__.co_code + repr(f.__code__.co_consts).encode()
+    return f'{f.__qualname__}#{hashlib.sha256(what).hexdigest()[:12]}'
+
+def tfm_spec(
+    t, # A transform of fastai, torchvision or timm, a function, or any object that says in its attributes what it does
+)->str|list:
+    "A transform as text (or a list of it, if it holds others) that is the same in every process"
     inside = t.tfms if isinstance(t, TrainTfm) else getattr(t, 'transforms', None)       # Compose of torchvision and timm
-    if isinstance(inside, (list, tuple)): return [_spec(f) for f in inside]
-    if inspect.isfunction(t): return f'{t.__qualname__}#{hashlib.sha256(t.__code__.co_code + repr(t.__code__.co_consts).encode()).hexdigest()[:12]}'
-    if type(t) is Transform: return _spec(getattr(t.encodes, '_f', t.name))              # fastai wraps a function
+    if isinstance(inside, (list, tuple)): return [tfm_spec(f) for f in inside]
+    if inspect.isfunction(t): return _code(t)
+    if type(t) is Transform: return tfm_spec(_function(t) or t.name)                     # fastai wraps a function
     given = getattr(t, '__stored_args__', None) or getattr(t, '__dict__', {})            # fastai's: what it was made with, not what it drew last
-    state = {k: _spec(v) if inspect.isfunction(v) else v for k, v in given.items()
+    state = {k: tfm_spec(v) if inspect.isfunction(v) else v for k, v in given.items()
              if inspect.isfunction(v) or isinstance(v, (int, float, str, tuple, list))}
     return re.sub(r' at 0x[0-9a-f]+', '', f'{type(t).__qualname__}: {t!r} {state or ""}'.strip())
 
-def pixel_versions(): 
-    "Versions of the libraries that make pixels; replay is exact for equal ones"
+def pixel_versions()->dict:
+    "Versions of the libraries that make pixels; replay of item transforms is exact for equal ones"
     import timm
-    return dict(pillow=PIL.__version__, numpy=np.__version__, torch=torch.__version__.split('+')[0], torchvision=torchvision.__version__.split('+')[0], timm=timm.__version__)
+    versions = dict(pillow=PIL, numpy=np, torch=torch, torchvision=torchvision, timm=timm)
+    return {name: module.__version__.split('+')[0] for name, module in versions.items()}
 
 # %% ../nbs/01_views.ipynb #531f394c
+ALGORITHM = 1               # of `LightViews`: another one, other pixels
+
 @patch
 def describe(self:ViewDL)->dict:
     "JSON-able description of how this loader's views are made"
-    odd = [_spec(t) for t in self.after_batch.fs if not isinstance(t, (IntToFloatTensor, Normalize))]
-    if odd: raise ValueError(f"Batch transforms draw random numbers once a batch, so a sample's view cannot be replayed: {', '.join(odd)}. "
-                             "Give them as item transforms instead: image_dls(…, tfms=[…]).")
-    pool = hashlib.sha256(b''.join(self.id_of(int(i)) for i in self.pool())).hexdigest() if self.mix else None
-    opener = re.sub(r"^(open_sample#|.*PILBase\.create of .*PILImage).*", 'RGB picture', _spec(list(self.dataset.tls[0].tfms.fs)[-1]))      # ours and `ImageBlock`'s give the same pixels
-    items = [opener] + [_spec(t) for t in self.after_item.fs]
-    return dict(seed=self.seed, size=list(self.size or ()), item_tfms=items, mix=asdict(self.mix) if self.mix else None, mix_pool=pool)
+    odd = [tfm_spec(t) for t in self.after_batch.fs if not isinstance(t, (IntToFloatTensor, Normalize))]
+    if odd: raise ViewError(
+        f"Batch transforms draw random numbers once a batch, so a sample's view cannot be replayed: {', '.join(odd)}. "
+        "Give them as item transforms instead: image_dls(…, tfms=[…]).")
+    pool = hashlib.sha256(np.ascontiguousarray(self.ids()[self.pool()]).tobytes()).hexdigest() if self.mix else None
+    last = list(self.dataset.tls[0].tfms.fs)[-1]
+    opener = 'RGB picture' if _function(last) in OPENERS else tfm_spec(last)      # ours and `ImageBlock`'s give the same pixels
+    return dict(seed=self.seed, size=list(self.size or ()), light=self.light and asdict(self.light) | {'algorithm': ALGORITHM},
+                item_tfms=[opener] + [tfm_spec(t) for t in self.after_item.fs],
+                mix=asdict(self.mix) if self.mix else None, mix_pool=pool)
+
+# %% ../nbs/01_views.ipynb #3a8829a8
+def view_digests(
+    x:torch.Tensor, # Views (B,…), any type: from `pixels`, or a batch before normalisation
+)->np.ndarray: # (B,8) uint8
+    "BLAKE2 digests of the pixels, eight bytes for each view"
+    raw = (o.tobytes() for o in x.detach().as_subclass(torch.Tensor).cpu().contiguous().numpy())
+    return np.frombuffer(b''.join(hashlib.blake2b(o, digest_size=8).digest() for o in raw), np.uint8).reshape(-1, 8)

@@ -28,7 +28,7 @@ import tiny
 from libkd.cache import TopK, top_k, CacheCorrupt, CacheError, CacheLocked, CacheMismatch, CacheUnfinished, LogitBlock, LogitCache
 from libkd.learner import distill_learner
 from libkd.teachers import Teacher, fit_teacher
-from libkd.views import Mix, clean, finite, image_dls, replay
+from libkd.views import LightViews, Mix, clean, finite, image_dls, light_tfms, replay
 
 
 @pytest.fixture(scope='module')
@@ -272,7 +272,7 @@ def test_other_library_versions_are_a_warning_when_whole_and_refused_in_part(cop
     with pytest.raises(CacheMismatch, match=r'versions\.pillow'): build(path, dls, teachers)
 
 
-@pytest.mark.parametrize('other, said', [(lambda: tiny.loaders(seed=1), r'views\.seed'), (lambda: tiny.loaders(tfms=[]), r'views\.item_tfms'), (lambda: tiny.loaders(mix=Mix()), r'views\.mix')])
+@pytest.mark.parametrize('other, said', [(lambda: tiny.loaders(seed=1), r'views\.seed'), (lambda: tiny.loaders(tfms=[]), r'views\.light(.|\n)*leave out tfms='), (lambda: tiny.loaders(mix=Mix()), r'views\.mix')])
 def test_binding_refuses_other_views(made, other, said):
     with pytest.raises(CacheMismatch, match=said): made[2].bind(other())
 
@@ -756,6 +756,30 @@ def test_the_block_shows_the_views_that_were_answered_and_refuses_others(tmp_pat
     for e in range(2): own.train.epoch = e; assert sorted(paired(cache, own.train.new(drop_last=False, after_batch=dls.train.after_batch), t, dls.stats)) == list(range(18))
     for other in ([], [TrainTfm([v2.RandomCrop(8, padding=1)])], [RandomResizedCrop(8)]):
         with pytest.raises(CacheMismatch, match=r'views\.item_tfms'): block(cache).new(item_tfms=other).dataloaders(root, bs=4, num_workers=0)
+
+
+@pytest.mark.parametrize('mix', [None, Mix()])
+def test_the_block_makes_light_views_in_batches_with_the_same_bits(tmp_path, mix):
+    root, t = folder(tmp_path/'images'), tiny.teacher('a', 1)
+    dls = image_dls(root, bs=4, mix=mix, seed=3, tfms=LightViews(flip=True))
+    cache = LogitCache.build(tmp_path/'c', dls, t, views=2, check=False)
+    own, bound = block(cache).dataloaders(root, bs=4, num_workers=0).train, cache.bind(dls).train
+    rows, at = np.arange(18), [[bound.id_of(i) for i in range(18)].index(own.id_of(j)) for j in range(18)]
+    for e in range(2):
+        assert torch.equal(own.pixels(rows, rows*0 + e), bound.pixels(at, rows*0 + e))
+        own.epoch = e
+        assert sorted(paired(cache, own.new(drop_last=False, after_batch=dls.train.after_batch), t, dls.stats)) == list(range(18))
+    from fastai.vision.augment import Resize
+    with pytest.raises(CacheMismatch, match=r'views\.item_tfms(.|\n)*light'): block(cache).new(item_tfms=Resize(8)).dataloaders(root, bs=4, num_workers=0)
+
+
+def test_an_old_cache_asked_with_new_defaults_names_the_line_that_binds_it(tmp_path):
+    old, new = tiny.loaders(tfms=light_tfms((8, 8))), tiny.loaders()
+    cache = build(tmp_path/'c', old, tiny.teacher())
+    for rewrite in (lambda views: None, lambda views: views.pop('light')):             # as it is written now, and before there was a choice
+        rewrite(cache.plan['views'])
+        with pytest.raises(CacheMismatch, match=r'views\.light(.|\n)*made one by one.*tfms=light_tfms\(size\)'): cache.bind(new)
+        assert len(cache.bind(old).train.rows) == 18
 
 
 def test_every_cache_finds_its_own_rows(tmp_path):

@@ -1,4 +1,6 @@
 "Views are pure functions of (seed, sample id, view): same pixels whatever the workers, the order, the process."
+import hashlib
+import pickle
 import random
 import subprocess
 import sys
@@ -19,7 +21,9 @@ from torchvision.transforms import v2
 
 import tiny
 from libkd.data import Samples
-from libkd.views import LabelLoss, Mix, Ride, ViewSampler, ViewSet, as_policy, clean, finite, image_dls, mix_pair, online, open_sample, replay, rng_scope, view_seed
+from libkd.views import (BETA, ERASE, ORDERS, LabelLoss, LightViews, Mix, Pictures, Ride, ViewSampler, ViewSet, as_policy, clean, box_mask, coloured, draws,
+                         erase_boxes, finite, free_memory, image_dls, lam_table, light_tfms, mix_pair, mixed, online, open_sample, replay,
+                         rng_scope, scramble, view_digests, view_keys, view_seed)
 
 
 class Given:
@@ -42,13 +46,14 @@ def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for 
 
 def pipelines():
     import timm.data
-    return {'torchvision': [v2.RandomCrop(8, padding=2), v2.ColorJitter(.4, .4, .4)],
+    return {'light': LightViews(flip=True, erase=.5),
+            'torchvision': [v2.RandomCrop(8, padding=2), v2.ColorJitter(.4, .4, .4)],
             'torchvision tensor': [v2.RandAugment(), v2.ToImage(), v2.RandomErasing(p=1.)],
             'timm': [timm.data.create_transform(8, is_training=True, auto_augment='rand-m9-mstd0.5-inc1', mean=(0, 0, 0), std=(1, 1, 1))],
             'fastai': [RandomResizedCrop(8)]}
 
 
-@pytest.mark.parametrize('name', ['torchvision', 'torchvision tensor', 'timm', 'fastai'])
+@pytest.mark.parametrize('name', ['light', 'torchvision', 'torchvision tensor', 'timm', 'fastai'])
 def test_order_does_not_matter(name):
     dls = tiny.loaders(tfms=pipelines()[name])
     a = all_pixels(dls, shuffle=False)
@@ -78,7 +83,7 @@ def test_an_unmodified_pipeline_makes_the_batch(name):
         assert torch.allclose(x[i].as_subclass(torch.Tensor), want, atol=1e-4)
 
 
-@pytest.mark.parametrize('tfms', [[], *({**pipelines(), **unmodified()}.values())], ids=lambda t: type(t[0] if isinstance(t, list) and t else t).__name__)
+@pytest.mark.parametrize('tfms', [[], *[t for n, t in {**pipelines(), **unmodified()}.items() if n != 'light']], ids=lambda t: type(t[0] if isinstance(t, list) and t else t).__name__)
 @pytest.mark.parametrize('mix', [None, Mix()], ids=['', 'mixed'])
 def test_known_steps_give_the_pixels_of_fastais_dispatch(tfms, mix):
     dls = tiny.loaders(tfms=tfms if isinstance(tfms, list) else [tfms], mix=mix)
@@ -92,7 +97,9 @@ def test_known_steps_give_the_pixels_of_fastais_dispatch(tfms, mix):
 
 
 def test_validation_items_are_those_of_fastais_dispatch():
+    "One by one, and in the batches of `LightViews`"
     data = tiny.samples(unlabelled=3)
+    light = tiny.loaders(data=data).valid.one_batch()
     dls = tiny.loaders(data=data, tfms=[v2.ColorJitter(.9, .9, .9)])
     for dl in (dls.valid, dls.test_dl([data[i] for i in range(6)], with_labels=True)):
         slow = dl.new()
@@ -100,19 +107,24 @@ def test_validation_items_are_those_of_fastais_dispatch():
         assert dl._steps() == [] and slow._steps() is None
         (x, y), (x2, y2) = dl.one_batch(), slow.one_batch()
         assert type(x) is type(x2) and type(y) is type(y2) and y.dtype == y2.dtype and torch.equal(x, x2) and torch.equal(y, y2)
+        if dl is dls.valid: assert all(type(a) is type(b) and a.dtype == b.dtype and torch.equal(a, b) for a, b in zip((x, y), light))
 
 
 def test_a_transform_that_is_added_later_is_applied():
     class Black(DisplayedTransform):
         order = 50
         def encodes(self, x:TensorImage): return x*0
-    dls = tiny.loaders()
-    dls.train.after_item.add(Black())
-    assert dls.train.do_item(0)[0].sum() == 0
+    for tfms in (None, light_tfms((8, 8))):
+        dls = tiny.loaders(tfms=tfms)
+        before = dls.train.describe()
+        dls.train.after_item.add(Black())
+        assert dls.train.do_item(0)[0].sum() == 0 and dls.train.describe() != before
+        x, y = dls.train.one_batch()
+        assert (x == x[:, :, :1, :1]).all() and len(y.ride.view) == 6
     assert tiny.loaders(tfms=[Resize(4)]).train.do_item(0)[0].shape == (3, 4, 4)
 
 
-pipeline_names, policies = st.sampled_from(['torchvision', 'torchvision tensor', 'timm', 'fastai']), st.sampled_from([online(), clean(), finite(2), finite(3), replay(6)])
+pipeline_names, policies = st.sampled_from(['light', 'torchvision', 'torchvision tensor', 'timm', 'fastai']), st.sampled_from([online(), clean(), finite(2), finite(3), replay(6)])
 
 
 @given(pipeline_names, policies, st.sampled_from([None, Mix()]), st.integers(0, 5), st.integers(0, 2**31), st.randoms(use_true_random=False))
@@ -135,10 +147,11 @@ def test_workers_do_not_matter(name, workers, policy, mix, epoch):
 
 
 @pytest.mark.slow
-def test_spawned_workers_do_not_matter(monkeypatch):
+@pytest.mark.parametrize('name', ['light', 'torchvision'])
+def test_spawned_workers_do_not_matter(monkeypatch, name):
     import multiprocessing
     from fastai.data.load import _FakeLoader
-    dls = tiny.loaders(mix=Mix())
+    dls = tiny.loaders(tfms=pipelines()[name], mix=Mix())
     want = all_pixels(dls, epoch=1)
     monkeypatch.setattr(_FakeLoader, 'multiprocessing_context', property(lambda self: multiprocessing.get_context('spawn') if self.num_workers else None))
     assert same(want, all_pixels(dls, epoch=1, num_workers=2))
@@ -229,9 +242,13 @@ def test_seeds_depend_on_all_three(id, v, w):
     assert view_seed(0, id, v) != view_seed(0, id, v, b'mix') and view_seed(0, id, v) != view_seed(0, id[::-1] + b'x', v)
 
 
-def test_a_subset_sees_the_same_pixels():
+both_ways = pytest.mark.parametrize('tfms', [None, light_tfms((8, 8))], ids=['in batches', 'one by one'])
+
+
+@both_ways
+def test_a_subset_sees_the_same_pixels(tfms):
     "Seeds follow from the id, not from the position"
-    whole, part = all_pixels(tiny.loaders()), all_pixels(tiny.loaders(data=tiny.samples().subset(per_class=3), bs=4))
+    whole, part = all_pixels(tiny.loaders(tfms=tfms)), all_pixels(tiny.loaders(data=tiny.samples().subset(per_class=3), bs=4, tfms=tfms))
     assert len(part) == 9 < len(whole) and all(torch.equal(whole[k], p) for k, p in part.items())
 
 
@@ -273,8 +290,9 @@ def test_replay_says_when_it_runs_out():
     with pytest.raises(ValueError, match=r'views=replay\(2\)'): dls.one_batch()
 
 
-def test_validation_is_never_augmented():
-    dls = tiny.loaders(mix=Mix())
+@both_ways
+def test_validation_is_never_augmented(tfms):
+    dls = tiny.loaders(mix=Mix(), tfms=tfms)
     a, b = (torch.cat([x for x, _ in dls.valid]) for _ in range(2))
     plain = torch.cat([x for x, _ in tiny.loaders(tfms=[]).valid])
     assert torch.equal(a, b) and torch.equal(a, plain)
@@ -292,11 +310,11 @@ def test_a_mixed_view_is_its_two_parts():
         assert min(gaps) < 1e-3 and 0 < lam < 1
 
 
-def test_mixing_partners_do_not_depend_on_the_order_of_the_items():
-    s, mix = tiny.samples(), Mix()
-    turned = s[np.arange(len(s))[::-1]]
-    a, b = (all_pixels(tiny.loaders(data=o, mix=mix), epoch=1) for o in (s, turned))
-    assert same(a, b) and tiny.loaders(data=s, mix=mix).train.describe() == tiny.loaders(data=turned, mix=mix).train.describe()
+@both_ways
+def test_mixing_partners_do_not_depend_on_the_order_of_the_items(tfms):
+    s = tiny.samples()
+    one, other = (tiny.loaders(data=o, mix=Mix(), tfms=tfms) for o in (s, s[np.arange(len(s))[::-1]]))
+    assert same(all_pixels(one, epoch=1), all_pixels(other, epoch=1)) and one.train.describe() == other.train.describe()
 
 
 def test_cutmix_lambda_is_the_share_that_is_left():
@@ -339,28 +357,10 @@ def test_unlabelled_samples_do_not_train_the_labels():
     assert '(unlabelled)' in [str(o[1]) for o in dls.train.decode_batch((x, y), max_n=18)]
 
 
-def test_remembered_views_are_the_made_ones():
-    dls = tiny.loaders()
-    dls.train.policy = finite(2)
-    first, again = (all_pixels(dls, epoch=e, policy=finite(2)) for e in (0, 2))
-    assert same(first, again)
-    dl = dls.train
-    fresh = dl.do_item(3)[0].clone()
-    assert 3 in dl.memory and torch.equal(dl.do_item(3)[0], fresh) and dl.do_item(3)[1].ticket == dl.memory[3][2]
-
-
-def test_images_larger_than_the_memory_are_not_remembered(monkeypatch):
-    import libkd.views as m
-    monkeypatch.setattr(m, 'REMEMBER_BYTES', 100)
-    dls = tiny.loaders()
-    dls.train.policy = finite(2); dls.one_batch()
-    assert not dls.train.memory
-
-
 def test_describe_names_every_part_of_the_pipeline():
     one = tiny.loaders().train.describe()
     assert one == tiny.loaders().train.describe()
-    for other in (tiny.loaders(seed=1), tiny.loaders(tfms=[v2.RandomCrop(8, padding=3)]), tiny.loaders(mix=Mix()), tiny.loaders(size=16)):
+    for other in (tiny.loaders(seed=1), tiny.loaders(tfms=[v2.RandomCrop(8, padding=3)]), tiny.loaders(mix=Mix()), tiny.loaders(size=16), tiny.loaders(flip=True)):
         assert other.train.describe() != one
     tfms = [[v2.Lambda(lambda im: im)], [v2.Lambda(lambda im: im.rotate(9))]]
     assert tiny.loaders(tfms=tfms[0]).train.describe() != tiny.loaders(tfms=tfms[1]).train.describe()
@@ -381,3 +381,324 @@ def test_a_description_is_of_the_transforms_and_not_of_what_they_drew_last(tfms)
     before = dls.train.describe()
     dls.train.one_batch(); dls.valid.one_batch()
     assert dls.train.describe() == before
+
+
+# -- LightViews --------------------------------------------------------------------------------------------------------
+def some_pictures(n, size, seed=0):
+    "Pictures (n,3,size,size) and ids (n,16), from our own hash: no library's generator has a say"
+    raw = scramble(np.arange(n*(3*size*size + 16), dtype=np.uint64) + np.uint64(seed)).astype(np.uint8)
+    return torch.from_numpy(raw[:n*3*size*size].reshape(n, 3, size, size)), raw[n*3*size*size:].reshape(n, 16)
+
+
+GOLDEN = {'plain': 'f9dcb054497ffd2cb1acf0ba8d254e915e5ffe8ce680766ebe8aad5e7591ae5c',
+          'mixed': '91194e05caf1b3c3f0be55657434ce9c7baa85cfbcac769cce375fe7b081d001'}
+
+
+def golden_views(device='cpu'):
+    "SHA-256 of 64 views, plain and mixed: also run where this file is not, on other versions and devices"
+    x, ids = some_pictures(64, 24)
+    keys = view_keys(7, ids, np.arange(64) % 5)
+    a = LightViews(flip=True, erase=.5)(x.to(device), keys)
+    b, lam = mixed(a, a.flip(0), *Mix(prob=.9).lams_boxes(draws(keys, 8, 5), 24, 24))
+    return {'plain': hashlib.sha256(a.cpu().numpy().tobytes()).hexdigest(),
+            'mixed': hashlib.sha256(b.cpu().numpy().tobytes() + lam.numpy().tobytes()).hexdigest()}
+
+
+def test_the_bits_of_64_views_never_change():
+    "Stored answers belong to these pixels: another algorithm needs another number in `ALGORITHM`"
+    assert golden_views() == GOLDEN
+
+
+lights = st.builds(LightViews, shift=st.sampled_from([0, .1, 1/8, .5]), flip=st.booleans(), colour=st.sampled_from([0, .2, 1.]), erase=st.sampled_from([0, .3, 1.]))
+
+
+@given(lights, st.integers(1, 20), st.integers(0, 2**64), st.randoms(use_true_random=False))
+def test_a_light_view_does_not_depend_on_its_batch(light, size, seed, rnd):
+    x, ids = some_pictures(30, size, seed % 97)
+    keys = view_keys(seed, ids, np.arange(30))
+    whole, order = light(x, keys), list(range(30))
+    rnd.shuffle(order)
+    cuts = sorted({0, 30, *(rnd.randint(0, 30) for _ in range(4))})
+    parts = [light(x[order[a:b]], view_keys(seed, ids[order[a:b]], np.arange(30)[order[a:b]])) for a, b in zip(cuts, cuts[1:])]
+    assert whole.dtype == torch.uint8 and torch.equal(torch.cat(parts), whole[order])
+    assert torch.equal(light(x[3:4], keys[3:4]), whole[3:4])
+
+
+@pytest.mark.parametrize('bs', [1, 64, 1024])
+def test_batch_size_and_order_of_a_loader_do_not_matter(bs):
+    data = tiny.samples(n=80)
+    want = all_pixels(tiny.loaders(data=data, mix=Mix(), bs=7), epoch=2)
+    assert same(want, all_pixels(tiny.loaders(data=data, mix=Mix(), bs=bs), epoch=2, shuffle=True))
+
+
+@given(lights, st.integers(2, 20), st.integers(0, 50))
+def test_parts_of_a_light_view_do_not_disturb_each_other(light, size, seed):
+    "Switching erasing off changes only pixels that were erased"
+    x, ids = some_pictures(6, size, seed)
+    keys = view_keys(seed, ids, range(6))
+    gone = box_mask(erase_boxes(draws(keys, ERASE, 41), size, size, light.erase), x) if light.erase else torch.zeros(1, dtype=torch.bool)
+    without = LightViews(light.shift, light.flip, light.colour)(x, keys)
+    assert torch.equal(torch.where(gone, 0, light(x, keys)), torch.where(gone, 0, without))
+
+
+@given(st.lists(st.integers(0, 8192), min_size=3, max_size=3), st.integers(0, 5), st.integers(0, 999))
+def test_colours_are_pillows(factors, order, seed):
+    from PIL import Image, ImageEnhance
+    x, _ = some_pictures(1, 9, seed)
+    im = Image.fromarray(x[0].permute(1, 2, 0).numpy())
+    for k in ORDERS[order]: im = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[k](im).enhance(factors[k]/4096)
+    assert np.array_equal(coloured(x, np.array([factors]), ORDERS[[order]])[0].permute(1, 2, 0).numpy(), np.asarray(im))
+
+
+def test_light_views_are_distributed_as_torchvisions():
+    "Means and deviations of the pixels over 3,000 draws, and the shares of pictures and areas that are erased"
+    n, one = 3000, some_pictures(1, 8, 5)[0]
+    keys = view_keys(0, np.zeros((n, 16), np.uint8), np.arange(n))
+    ours = LightViews(flip=True)(one.expand(n, 3, 8, 8), keys).double()
+    theirs, im = v2.Compose(light_tfms((8, 8), flip=True)), v2.functional.to_pil_image(one[0])
+    with rng_scope(0): theirs = torch.stack([v2.functional.pil_to_tensor(theirs(im)) for _ in range(n)]).double()
+    error = (ours.var(0) + theirs.var(0)).div(n).sqrt()
+    assert ((ours.mean(0) - theirs.mean(0))/error).abs().max() < 4.5 and (ours.std(0)/theirs.std(0) - 1).abs().max() < .1
+    boxes = erase_boxes(draws(keys, ERASE, 41), 32, 32, .5)
+    area = np.prod(boxes[:, 1::2] - boxes[:, ::2], 1)
+    with rng_scope(1): want = np.array([(v2.RandomErasing(.5)(torch.ones(1, 32, 32)) == 0).sum() for _ in range(n)])
+    assert abs((area > 0).mean() - (want > 0).mean()) < .04 and abs(area[area > 0].mean() - want[want > 0].mean()) < 12
+
+
+@pytest.mark.parametrize('alpha', [*BETA, 1])
+def test_lambda_is_beta_distributed(alpha):
+    from scipy.stats import beta
+    keys = view_keys(1, np.zeros((4000, 16), np.uint8), np.arange(4000))
+    lam, _ = Mix(alpha, 0).lams_boxes(draws(keys, 8, 5), 8, 8)
+    for x in (.01, .1, .3, .5, .7, .9, .99): assert abs((lam/2**16 <= x).mean() - beta(alpha, alpha).cdf(x)) < .03
+
+
+def test_cutmix_boxes_are_timms():
+    "As large as timm's for the same λ, wherever they lie; the share counts what is pasted"
+    u = draws(view_keys(2, np.zeros((500, 16), np.uint8), np.arange(500)), 8, 5)
+    lam, boxes = Mix(0, 1.).lams_boxes(u, 20, 30)
+    x, y = torch.zeros(500, 3, 20, 30, dtype=torch.uint8), torch.full((500, 3, 20, 30), 255, dtype=torch.uint8)
+    z, share = mixed(x, y, lam, boxes)
+    assert (lam == 2**16).all() and torch.allclose(share, 1 - z.double().mean((1, 2, 3)).float()/255, atol=1e-6)
+    root = np.sqrt(1 - u[2].astype(float)/2**32)
+    inner = (boxes[:, 0] > 0) & (boxes[:, 1] < 20) & (boxes[:, 2] > 0) & (boxes[:, 3] < 30)
+    h, w = boxes[:, 1] - boxes[:, 0], boxes[:, 3] - boxes[:, 2]
+    assert inner.sum() > 50 and (np.abs(h - 20*root)[inner] <= 2).all() and (np.abs(w - 30*root)[inner] <= 2).all()
+
+
+def test_a_mixed_light_view_is_its_two_parts():
+    dls, plain = tiny.loaders(tfms=LightViews(0, colour=0), mix=Mix(cutmix_alpha=0)), tiny.loaders(tfms=[]).train
+    whole = torch.stack([plain.do_item(i)[0].float() for i in range(18)])
+    x, y = dls.train.new(shuffle=False, get_idxs=Given(range(36, 54)), drop_last=False, bs=18, after_batch=[]).one_batch()
+    lam = y.ride.lam[:, None, None, None]
+    gaps = (x.float()[:, None] - (lam*whole)[:, None] - (1 - lam)[:, None]*whole[None]).abs().amax((2, 3, 4))      # (mixed, partner)
+    assert (gaps.min(1).values < .6).all() and (y.as_subclass(torch.Tensor)[gaps.argmin(1)] == y.ride.partner).all() and y.ride.mixed
+
+
+def test_draws_of_samples_views_and_seeds_are_unlike():
+    ids = some_pictures(1, 2)[1]
+    base = draws(view_keys(0, ids, [0]), 0, 8)
+    flipped = ids.copy(); flipped[0, 15] ^= 1
+    for other in (view_keys(1, ids, [0]), view_keys(0, ids, [1]), view_keys(0, flipped, [0]), view_keys(2**32, ids, [0])):
+        assert not (draws(other, 0, 8) == base).any()
+
+
+@pytest.mark.parametrize('bad', [dict(colour=1.5), dict(shift=.7), dict(erase=-.1)])
+def test_light_views_say_what_they_can(bad):
+    with pytest.raises(ValueError, match=next(iter(bad)) + '.*from 0 to'): LightViews(**bad)
+
+
+def test_light_views_and_other_transforms_do_not_go_together():
+    with pytest.raises(ValueError, match=r'RandomRotation stands beside it.*light_tfms\(size\)'): tiny.loaders(tfms=[LightViews(), v2.RandomRotation(9)])
+    with pytest.raises(ValueError, match='draw λ for any α'): tiny.loaders(mix=Mix(.7))
+    tiny.loaders(mix=Mix(.7), tfms=light_tfms((8, 8))).one_batch()
+
+
+def test_light_views_are_the_default_of_small_pictures_only():
+    big = Samples.from_arrays(np.random.default_rng(0).integers(0, 255, (8, 97, 97, 3), dtype=np.uint8), [0, 1]*4)
+    assert tiny.loaders(data=big.split(.5), bs=2).train.light is None and tiny.loaders(data=big.split(.5), bs=2, size=96).train.light is not None
+    assert tiny.loaders(tfms=[]).train.light is None and tiny.loaders(tfms=LightViews(erase=.1)).train.light.erase == .1
+
+
+def wide_samples(n=12):
+    "Pictures of other proportions than square, all different"
+    rng = np.random.default_rng(0)
+    return Samples.from_arrays([rng.integers(0, 255, (9 + i % 3, 12 + i, 3), dtype=np.uint8) for i in range(n)], [0, 1]*(n//2)).split(.5)
+
+
+def test_other_proportions_show_a_window_and_validation_the_middle():
+    dls = tiny.loaders(data=wide_samples(), size=8, tfms=LightViews(0, colour=0), bs=6)
+    pics = dls.train.pictures
+    pics.load()
+    assert (pics.shapes[:, 0] == 8).all() and (pics.shapes[:, 1] > 8).all()
+    seen = set()
+    for v in range(40):
+        x = dls.train.pixels(np.arange(6), np.full(6, v))
+        wholes = [torch.from_numpy(pics.read(i).copy()).permute(2, 0, 1) for i in range(6)]
+        places = [[k for k in range(w.shape[2] - 7) if torch.equal(w[:, :, k:k+8], o)] for w, o in zip(wholes, x)]
+        assert all(len(p) == 1 for p in places)
+        seen |= {(i, p[0]) for i, p in enumerate(places)}
+    assert len(seen) == sum(w.shape[2] - 7 for w in wholes)             # every window comes
+    x, = dls.valid.new(after_batch=[]).one_batch()[:1]
+    first = torch.from_numpy(dls.valid.pictures.read(0).copy()).permute(2, 0, 1)
+    middle = (first.shape[2] - 8)//2
+    assert torch.equal(x[0].as_subclass(torch.Tensor), first[:, :, middle:middle+8])
+
+
+def test_loaders_made_from_another_share_its_pictures():
+    dls = tiny.loaders()
+    assert dls.train.new(policy=finite(2)).pictures is dls.train.pictures and dls.valid.pictures is not dls.train.pictures
+
+
+def test_predictions_of_one_picture_a_batch_and_a_test_loader_agree(tmp_path):
+    from PIL import Image
+    dls = tiny.loaders(data=wide_samples(), size=8, bs=4)
+    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), loss_func=CrossEntropyLossFlat())
+    with learn.no_bar():
+        whole = learn.get_preds()[0]
+        arrays = [o.source for o in dls.valid_ds.items]
+        again, none = learn.get_preds(dl=dls.test_dl(arrays))
+        one = learn.predict(Image.fromarray(arrays[2]))[2]
+    assert none is None and torch.equal(whole, again) and torch.allclose(one, whole[2], atol=1e-6)
+    dls.show_batch()
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+def files(folder, n=6, size=(8, 8)):
+    from PIL import Image
+    folder.mkdir(exist_ok=True)
+    rng, out = np.random.default_rng(1), []
+    for i in range(n): Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder/f'{i}.png'); out.append(folder/f'{i}.png')
+    return out
+
+
+def test_arrays_side_by_side_are_not_copied():
+    block = np.random.default_rng(0).integers(0, 255, (10, 8, 8, 3), dtype=np.uint8)
+    pics = Pictures(list(block)[::-1], (8, 8))
+    assert torch.equal(pics.take([0]), torch.from_numpy(block[9:].copy()).permute(0, 3, 1, 2))
+    assert pics.flat.data_ptr() == block.ctypes.data and pics.have.all()
+    for other in (list(block[:, :, ::-1]), [o.copy() for o in block], list(block.astype(np.int16).astype(np.uint8)) + [block[0]]):
+        p = Pictures(other, (8, 8))
+        assert torch.equal(p.take(np.arange(len(other))), torch.from_numpy(np.stack(other)).permute(0, 3, 1, 2))
+
+
+def test_pictures_are_decoded_once_and_only_when_asked_for(tmp_path, monkeypatch):
+    opened, pics = [], Pictures(files(tmp_path), (8, 8))
+    read = Pictures.read
+    monkeypatch.setattr(Pictures, 'read', lambda self, i: (opened.append(int(i)), read(self, i))[1])
+    a = pics.take([3, 1, 3]); b = pics.take([1, 3, 5])
+    assert opened == [1, 3, 5] and torch.equal(a[0], b[1])
+
+
+def test_a_mapped_file_is_shared_and_written_over_when_damaged(tmp_path, monkeypatch):
+    source = files(tmp_path/'data')
+    want, keep = Pictures(source, (8, 8)).take(np.arange(6)), tmp_path/'keep'
+    keep.mkdir()
+    first = Pictures(source, (8, 8), keep)
+    first.measure()
+    left = keep/'.pictures-left.tmp'
+    assert torch.equal(first.take(np.arange(6)), want)
+    monkeypatch.setattr(Pictures, '_write', lambda *a: pytest.fail('written twice'))
+    assert torch.equal(Pictures(source, (8, 8), keep).take(np.arange(6)), want)            # another process finds it
+    monkeypatch.undo()
+    half, left = first.path.read_bytes()[:100], keep/f'.{first.path.name[:40]}.12345678.tmp'
+    first.path.write_bytes(half); left.write_bytes(half)
+    assert torch.equal(Pictures(source, (8, 8), keep).take(np.arange(6)), want) and not left.exists()
+    files(tmp_path/'data', n=1, size=(8, 9))                                               # another picture under the same name
+    other = Pictures(source, (8, 8), keep)
+    other.open()
+    assert other.path != first.path and other.shapes[0].tolist() == [8, 9]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    import errno, os
+    pics = Pictures(files(tmp_path/'data'), (8, 8), tmp_path/'keep')
+    def full(*_): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr('libkd.files.os.replace', full)
+    with pytest.raises(ValueError, match='disk is full.*pictures-.*6 decoded pictures'): pics.take([0])
+    assert not list((tmp_path/'keep').glob('*.u8')) and not list((tmp_path/'keep').glob('.*.tmp'))
+
+
+def test_a_picture_that_changes_meanwhile_is_named(tmp_path):
+    source = files(tmp_path)
+    pics = Pictures(source, (8, 8))
+    pics.take([0])
+    files(tmp_path, size=(8, 20))
+    with pytest.raises(ValueError, match='1.png has another size'): pics.take([1])
+
+
+def test_pictures_find_a_place_as_room_allows(tmp_path, monkeypatch):
+    import libkd.views as m
+    source = files(tmp_path)
+    want = Pictures(source, (8, 8)).take(np.arange(6))
+    monkeypatch.setattr(m, 'free_memory', lambda: 1000)
+    mapped = Pictures(source, (8, 8))
+    assert torch.equal(mapped.take(np.arange(6)), want) and mapped.path.is_file()
+    path = mapped.path
+    del mapped
+    assert not path.exists()
+    monkeypatch.setattr(m.shutil, 'disk_usage', lambda _: m.shutil._ntuple_diskusage(1000, 0, 1000))
+    nowhere = Pictures(source, (8, 8))
+    with pytest.warns(UserWarning, match='decoded for every view'): assert torch.equal(nowhere.take(np.arange(6)), want)
+    assert nowhere.flat is None
+
+
+def test_free_memory_heeds_the_container(tmp_path):
+    (tmp_path/'memory').mkdir()
+    for name, value in (('limit_in_bytes', 5000), ('usage_in_bytes', 3000), ('stat', 'cache 9\ntotal_inactive_file 500\n')): (tmp_path/f'memory/memory.{name}').write_text(str(value))
+    assert free_memory(tmp_path) == 2500
+    (tmp_path/'memory/memory.usage_in_bytes').write_text('9000')
+    assert free_memory(tmp_path) == 0 and free_memory(tmp_path/'no such') > 10**7
+
+
+def test_pictures_travel_as_a_path(tmp_path):
+    pics = Pictures(files(tmp_path, n=40), (8, 8))
+    want, sent = pics.take(np.arange(40)), pickle.dumps(pics)
+    there = pickle.loads(sent)
+    assert there.flat is None and torch.equal(there.take(np.arange(40)), want)
+
+
+def test_a_gpu_takes_the_pictures_if_it_has_room(monkeypatch):
+    pics, moved = Pictures(list(np.zeros((4, 8, 8, 3), np.uint8)), (8, 8)), []
+    pics.load()
+    class Flat:
+        device = torch.device('cpu')
+        def to(self, device): moved.append(device); return self
+        def cpu(self): moved.append('cpu'); return self
+    pics.flat = Flat()
+    for free, workers, want in ((100, 0, []), (10**6, 0, ['cuda:0']), (10**6, 2, ['cpu'])):
+        monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda _: (free, free))
+        moved.clear(); pics.settle(workers, 'cuda:0')
+        assert moved == want
+
+
+def test_100_000_files_are_not_built_to_make_loaders(monkeypatch):
+    import libkd.data as d
+    n, built = 4000, []
+    items = [f'{i % 2}/{i}.png' for i in range(n)]
+    data = Samples(items, [i % 2 for i in range(n)], ['0', '1'], np.where(np.arange(n) % 5 == 0, 'valid', 'train'), root='/nowhere')
+    picture = np.zeros((8, 8, 3), np.uint8)
+    monkeypatch.setattr('libkd.views.open_image', lambda o: __import__('PIL.Image').Image.fromarray(picture))
+    get = Samples.__getitem__
+    def counted(self, i):
+        if isinstance(i, (int, np.integer)): built.append(i)
+        return get(self, i)
+    monkeypatch.setattr(Samples, '__getitem__', counted)
+    dls = image_dls(data, check=False, device=torch.device('cpu'))
+    dls.train.ids(), dls.train.labels(), dls.train.get_idxs()
+    assert len(built) < 40 and len(dls.train_ds) == 3200 and isinstance(dls.train.items, Samples)
+    assert dls.train.items[7].id == data[data.parts == 'train'][7].id
+
+
+@given(st.integers(0, 99))
+def test_digests_know_the_pixels(seed):
+    dl = tiny.loaders(mix=Mix()).train
+    rows, views = np.array([3, 0, 5, 3]), np.array([seed, 1, 2, seed])
+    x = dl.pixels(rows, views)
+    d = view_digests(x)
+    assert d.shape == (4, 8) and (d[0] == d[3]).all() and len({o.tobytes() for o in d}) == 3
+    assert np.array_equal(view_digests(x[1:2]), d[1:2])
+    x[1, 2, 7, 7] ^= 1
+    assert (view_digests(x) != d).any(1).tolist() == [False, True, False, False]
+    one = tiny.loaders(tfms=light_tfms((8, 8))).train
+    assert np.array_equal(view_digests(one.pixels(rows, views))[0], view_digests(one.do_item(seed*18 + 3)[0][None])[0])
