@@ -22,7 +22,7 @@ from .files import locked, progress, publish, publish_json, sha256, sha256s
 from .identity import differences, shortened
 from .losses import TopK, top_k
 from .teachers import Teacher, as_teacher, check_teacher
-from .views import Mix, Policy, SampleCategory, ViewDL, as_policy, online, pixel_versions
+from .views import LightViews, Mix, Policy, SampleCategory, ViewDL, as_policy, online, pixel_versions
 
 # %% auto #0
 __all__ = ['SCHEMA', 'DTYPES', 'CacheError', 'CacheMismatch', 'CacheCorrupt', 'CacheUnfinished', 'CacheLocked', 'make_plan',
@@ -95,10 +95,7 @@ def make_plan(dl:ViewDL, # Training loader whose views are stored
 # %% ../nbs/04_cache.ipynb #afa813b3
 def ids_labels(dl):
     "Ids (n,16) uint8 and labels (n,) int32 of a loader's samples, in its order"
-    items, n = dl.items, len(dl.items)
-    ids = np.frombuffer(b''.join(dl.id_of(i) for i in range(n)), np.uint8).reshape(n, 16)
-    labels = [o.label if isinstance(o, Sample) else int(dl.dataset.tls[1][i]) for i, o in enumerate(items)]
-    return ids, np.array(labels, np.int32)
+    return dl.ids(), dl.labels().astype(np.int32)
 
 def _check_unique(ids, dl):
     _, first, count = np.unique(ids, axis=0, return_index=True, return_counts=True)
@@ -539,6 +536,17 @@ class LogitDL(ViewDL):
         empty = dataset is not None and len(dataset) == 0
         return super().new(dataset, cls, **({} if empty or (cls and not issubclass(cls, LogitDL)) else {'cache': self.cache}) | kwargs)
 
+# %% ../nbs/04_cache.ipynb #7d161f83
+def _other_way(there, now):
+    "The line that binds, where `LightViews` makes the views on one side and item transforms on the other"
+    if now.get('light') and not there.get('light'):
+        return ("Its views were made one by one, and these loaders make theirs by LightViews: "
+                "image_dls(…, tfms=light_tfms(size)) binds it. ")
+    if there.get('light') and (not now.get('light') or there['item_tfms'] != now['item_tfms']):
+        return ("Its views were made by LightViews, which brings pictures to their size itself: "
+                "leave out tfms= and item_tfms=. ")
+    return ''
+
 # %% ../nbs/04_cache.ipynb #6e95e1a4
 def _rows_for(dl, cache):
     "Row of every training sample, or the reason why there is none"
@@ -558,7 +566,8 @@ def _check_views(dl, cache):
     now |= {} if now['size'] else {'size': there['size']}           # a `DataBlock` of the user's knows no size; its transforms are compared
     if not (diffs := differences(there, now)): return
     said = '\n'.join(f"  views.{k}: the cache has {shortened(a)}, the data {shortened(b)}" for k, a, b in diffs)
-    raise CacheMismatch(f"The cache {cache.path} holds answers to other views:\n{said}\nMake the loaders as the cache's were, or build a cache of these views.")
+    raise CacheMismatch(f"The cache {cache.path} holds answers to other views:\n{said}\n{_other_way(there, now)}Make the loaders as the cache's were, "
+                        "or build a cache of these views.")
 
 def _find_root(dl, cache):
     "Ids name paths relative to the data's root: for plain path items, find the folder under which the cache knows the first one"
@@ -584,7 +593,9 @@ def bind(self:LogitCache, dls:DataLoaders)->DataLoaders:
 def LogitBlock(cache:LogitCache, # An open cache
               )->TransformBlock:
     "Target block of a `DataBlock`: labels on the cache's classes, and a loader whose batches carry the cache's rows"
-    views = {} if cache.policy.name == 'clean' else dict(seed=cache.plan['views']['seed'], mix=Mix(**m) if (m := cache.plan['views']['mix']) else None)
+    plan = cache.plan['views']
+    views = {} if cache.policy.name == 'clean' else dict(seed=plan['seed'], mix=Mix(**m) if (m := plan['mix']) else None)
+    if (m := plan.get('light')): views |= dict(light=LightViews(**{k: v for k, v in m.items() if k != 'algorithm'}), size=tuple(plan['size']))
     return TransformBlock(type_tfms=SampleCategory(cache.classes), dl_type=LogitDL, dls_kwargs={'cache': cache, **views})
 
 # %% ../nbs/04_cache.ipynb #c401e035

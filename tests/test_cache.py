@@ -770,7 +770,7 @@ def test_the_block_makes_light_views_in_batches_with_the_same_bits(tmp_path, mix
         own.epoch = e
         assert sorted(paired(cache, own.new(drop_last=False, after_batch=dls.train.after_batch), t, dls.stats)) == list(range(18))
     from fastai.vision.augment import Resize
-    with pytest.raises(CacheMismatch, match=r'views\.item_tfms(.|\n)*light'): block(cache).new(item_tfms=Resize(8)).dataloaders(root, bs=4, num_workers=0)
+    with pytest.raises(CacheMismatch, match=r'views\.item_tfms(.|\n)*leave out tfms= and item_tfms='): block(cache).new(item_tfms=Resize(8)).dataloaders(root, bs=4, num_workers=0)
 
 
 def test_an_old_cache_asked_with_new_defaults_names_the_line_that_binds_it(tmp_path):
