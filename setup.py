@@ -16,13 +16,15 @@ def reqs(key): return cfg.get(key, '').split()
 
 
 class BuildNotebooks(build_py):
-    "Adds nbs/runs and nbs/tutorials as <lib>/notebooks: one copy in git, one in the wheel, none in an editable install."
+    "Adds nbs/runs, nbs/tutorials and what lessons start from as <lib>/notebooks: one copy in git, one in the wheel, none in an editable install."
     def run(self):
         super().run()
         if self.editable_mode: return
         notebooks = Path(self.build_lib)/lib/'notebooks'
         shutil.rmtree(notebooks, ignore_errors=True)
-        for source in sorted(p for folder in ('runs', 'tutorials') for p in (here/'nbs'/folder).glob('[!_.]*.ipynb')):
+        wanted = [p for folder in ('runs', 'tutorials') for p in (here/'nbs'/folder).glob('[!_.]*.ipynb')]
+        start  = [p for p in (here/'nbs'/'tutorials'/'prepared').rglob('*') if p.is_file() and '_work' not in p.parts]
+        for source in sorted(wanted + start):
             target = notebooks/source.relative_to(here/'nbs')
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)

@@ -96,8 +96,11 @@ def write_once(
 def data_home() -> Path:
     "Where embedded data and trained teachers are kept: `$LIBKD_HOME`, or `libkd` in fastai's data folder"
     if (home := os.environ.get('LIBKD_HOME')): return Path(home).expanduser()
-    from fastai.data.external import fastai_path
-    return Path(fastai_path('data'))/'libkd'
+    from fastcore.foundation import Config            # what fastai reads too, without the seconds that its import takes
+    home = os.environ.get('FASTAI_HOME', '~/.fastai')
+    folders = dict(data='data', archive='archive', storage='tmp', model='models')
+    fastai = Config(Path(home).expanduser(), 'config.ini', create=folders)
+    return fastai.path('data')/'libkd'
 
 # %% ../nbs/00_files.ipynb #119cf2d0
 @contextmanager

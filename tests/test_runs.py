@@ -324,9 +324,10 @@ def test_help_imports_nothing_heavy():
     assert subprocess.run([PYTHON, '-c', code], capture_output=True, text=True).stdout.splitlines()[-1] == '[]'
 
 
-def test_new_copies_runs_and_tutorials(tmp_path):
-    with pytest.raises(SystemExit) as e: cli.main(['new', str(tmp_path/'mine')])
-    assert e.value.code == 0 and (tmp_path/'mine'/'runs'/'distill.ipynb').exists()
+def test_new_copies_runs_or_lessons(tmp_path):
+    for words, first in ((['mine'], 'distill'), (['ada', '--course', '--student', 'Ada'], '01_')):
+        with pytest.raises(SystemExit) as e: cli.main(['new', str(tmp_path/words[0]), *words[1:]])
+        assert e.value.code == 0 and next(iter(sorted((tmp_path/words[0]).iterdir()))).name.startswith(first)
 
 
 @pytest.mark.parametrize('notebook', ['distill', 'methods'])

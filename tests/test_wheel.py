@@ -7,6 +7,8 @@ from fresh import ROOT, build_wheel
 pytestmark = pytest.mark.slow
 STATIC = {f'libkd/static/{p.name}' for p in (ROOT/'libkd'/'static').glob('*') if p.suffix in ('.js', '.css')}
 NOTEBOOKS = {f'libkd/notebooks/{p.relative_to(ROOT/"nbs").as_posix()}' for f in ('runs', 'tutorials') for p in (ROOT/'nbs'/f).glob('[!_.]*.ipynb')}
+PREPARED = {f'libkd/notebooks/{p.relative_to(ROOT/"nbs").as_posix()}' for p in (ROOT/'nbs'/'tutorials'/'prepared').rglob('*')
+            if p.is_file() and '_work' not in p.parts}
 
 
 @pytest.fixture(scope='module')
@@ -34,7 +36,7 @@ def run(python, code, cwd):
 
 def test_wheel_has_all_that_is_needed(built):
     names = set(zipfile.ZipFile(built[0]).namelist())
-    assert {'libkd/py.typed', 'libkd/all.py'} | STATIC | NOTEBOOKS <= names
+    assert {'libkd/py.typed', 'libkd/all.py'} | STATIC | NOTEBOOKS | PREPARED <= names
     assert {n for n in names if n.endswith('.ipynb')} == NOTEBOOKS and STATIC and NOTEBOOKS
     assert not [n for n in names if n.startswith(('tests', 'nbs')) or '__pycache__' in n]
     modules = {f'libkd/{p.name}' for p in (ROOT/'libkd').glob('*.py')}
@@ -72,5 +74,6 @@ print('answer:', learn.predict(dls.samples[0].source)[0])
 
 
 def test_the_command_copies_its_notebooks(python, tmp_path):
-    run(python, "from libkd.cli import main; main(['new', 'mine'])", tmp_path)
-    assert {f'libkd/notebooks/{p.relative_to(tmp_path/"mine").as_posix()}' for p in (tmp_path/'mine').rglob('*.ipynb')} == NOTEBOOKS
+    run(python, "from libkd.cli import main; main(['new', 'runs'])", tmp_path)
+    run(python, "from libkd.cli import main; main(['new', '--course', 'tutorials'])", tmp_path)
+    assert {f'libkd/notebooks/{p.relative_to(tmp_path).as_posix()}' for p in tmp_path.rglob('*.ipynb')} == NOTEBOOKS
