@@ -173,7 +173,7 @@ def _row(file, p, classes): # p: (C,) probabilities, or an error
     return [file, classes[int(p.argmax())], f'{float(p.max()):.4f}', '', *(f'{float(v):.4f}' for v in p)]
 
 def cmd_predict(a):
-    from libkd.distill import load_student
+    from libkd.handover import load_student
     files = list(_images(a.images))
     if not files: raise UserError(f"no images in {', '.join(map(str, a.images))}")
     model, cfg = load_student(a.student)
