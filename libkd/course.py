@@ -143,10 +143,14 @@ def seed_of(student=''): # A name; capitals and outer blanks do not count
     name = ' '.join(student.split()).casefold()
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % 9999 + 1 if name else 0
 
-# %% ../nbs/17_course.ipynb #febc9545
-def tags_of(cell): return cell['metadata'].get('tags', [])
+# %% ../nbs/17_course.ipynb #3721271d
+def tags_of(cell): # A cell of a notebook, as JSON holds it
+    "Its tags"
+    return cell['metadata'].get('tags', [])
 
-def source_of(cell): return ''.join(cell['source'])
+def source_of(cell): # Likewise
+    "Its text"
+    return ''.join(cell['source'])
 
 def without_solution(source): # Of a cell tagged `solution`
     "The exercise alone: `...` where the answer stood; empty if all of the cell is the answer"
@@ -182,6 +186,7 @@ def _students_cell(cell, lesson, seed):
     if 'check' in tags: return call_of(lesson, source)
     return re.sub(r'(?m)^seed = 0\b', f'seed = {seed}', source) if 'setup' in tags else source
 
+# %% ../nbs/17_course.ipynb #10419de4
 def students_copy(nb,         # The lesson, a dict as JSON holds it
                   lesson,     # Its name
                   student='', # Whose copy it is
@@ -358,7 +363,7 @@ def ask_notebook(steps, made, folder, seed=0, # Steps; `Checks`; where to run; t
 # %% ../nbs/17_course.ipynb #d93ed9a4
 def hidden_checks(file): # A Python file with `lesson = '…'` and functions under `@check`
     "(lesson, its additional `Checks`)"
-    names = {}
+    names = {'check': check}
     exec(compile(Path(file).read_text(encoding='utf-8'), str(file), 'exec'), names)
     found = Checks({v.name: v for v in names.values() if isinstance(v, check)})
     if not found or names.get('lesson') not in lessons():
@@ -383,7 +388,8 @@ def read_handed_in(path): # A file of a student's
 SANDBOX = ("Notebooks of students are programs and run under your name: grade them in a container "
            "(docker run --network none …), or as a user who owns nothing.")
 
-def _rows(path, hidden, seconds): # one notebook: dicts of a row each
+# %% ../nbs/17_course.ipynb #c2618981
+def _rows(path, hidden, seconds): # one notebook: a function that gives dicts, one a row
     try: nb, about = read_handed_in(path)
     except AnswerError as e: return lambda: [dict(file=path.name, says=str(e))]
     student, name = str(about.get('student', '')), about['lesson']
@@ -398,6 +404,7 @@ def _rows(path, hidden, seconds): # one notebook: dicts of a row each
         return [dict(whose, check=v.name, passed=v.passed, says=v.says) for v in found]
     return run
 
+# %% ../nbs/17_course.ipynb #a98bd2d1
 def grade(folder,       # Notebooks of students, in it or below it
           checks=(),    # Python files with hidden checks
           seconds=120,  # For one notebook

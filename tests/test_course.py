@@ -7,7 +7,7 @@ from libkd import course
 
 ROOT = Path(__file__).resolve().parents[1]
 LESSONS = {n: json.loads(p.read_text(encoding="utf-8")) for n, p in course.lessons().items()}
-LESSONS = {n: nb for n, nb in LESSONS.items() if course.checks_in(nb)}
+LESSONS = {n: nb for n, nb in LESSONS.items() if course.checks_in(nb)}      # the other pages of the folder are read, not solved
 WRONG = tomllib.loads((ROOT/'tests'/'wrong_answers.toml').read_text(encoding='utf-8'))
 CHECKS = [(lesson, name) for lesson, nb in LESSONS.items() for name in course.checks_in(nb)]
 
@@ -67,7 +67,8 @@ def test_a_students_copy_gives_nothing_away(lesson):
     text = '\n'.join(c['source'] for c in copy['cells'])
     hidden = [line.strip() for s in tagged(nb, 'solution') for part in re.findall(r'(?s)### BEGIN SOLUTION(.*?)### END', s) or [s] for line in part.splitlines()]
     hidden += [line.strip() for s in tagged(nb, 'check') for line in course.split_check(s)[0].splitlines()]
-    assert not [h for h in hidden if len(h) > 12 and h in text]
+    shown = '\n'.join(course.source_of(c) for c in nb['cells'] if not {'solution', 'check'} & set(course.tags_of(c)))      # setup, say
+    assert not [h for h in hidden if len(h) > 12 and h in text and h not in shown]
     assert not [c for c in copy['cells'] if c['cell_type'] == 'code' and (c['outputs'] or c['execution_count'])]
     for c in copy['cells']:
         if c['cell_type'] == 'code': ast.parse(re.sub(r'(?m)^\s*[%!].*$', '', c['source']))

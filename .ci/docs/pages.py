@@ -16,6 +16,7 @@ cfg = config['DEFAULT']
 
 DIRECTIVE = re.compile(r'^\s*#\|\s*([\w-]+)\s*:?\s*(.*)$')
 HIDDEN = {'hide', 'default_exp', 'exporti'}
+FOLDED = {'predict': 'hide-output', 'solution': 'hide-input', 'check': 'hide-input'}
 
 
 def page_name(path):
@@ -171,6 +172,7 @@ def code_cell(cell, directives, code, links):
     if off('echo') or 'hide_input' in directives: tags.append('remove-input')
     if off('output') or 'hide_output' in directives: outputs = []
     if directives.get('code-fold') in ('true', 'show'): tags.append('hide-input')
+    tags += [FOLDED[t] for t in tags if t in FOLDED]      # lessons: look after you have thought
     meta = {'tags': tags} if tags else {}
     if 'fig-alt' in directives: meta['mystnb'] = {'image': {'alt': directives['fig-alt'].strip('"\'')}}
     return dict(cell_type='code', metadata=meta, source=code, execution_count=None, outputs=outputs)
