@@ -391,7 +391,9 @@ SANDBOX = ("Notebooks of students are programs and run under your name: grade th
 # %% ../nbs/17_course.ipynb #c2618981
 def _rows(path, hidden, seconds): # one notebook: a function that gives dicts, one a row
     try: nb, about = read_handed_in(path)
-    except AnswerError as e: return lambda: [dict(file=path.name, says=str(e))]
+    except AnswerError as e:
+        refused = [dict(file=path.name, says=str(e))]
+        return lambda: refused
     student, name = str(about.get('student', '')), about['lesson']
     lesson = open_lesson(name)
     made = Checks(checks_in(lesson) | hidden.get(name, {}))
