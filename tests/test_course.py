@@ -67,7 +67,8 @@ def test_a_students_copy_gives_nothing_away(lesson):
     text = '\n'.join(c['source'] for c in copy['cells'])
     hidden = [line.strip() for s in tagged(nb, 'solution') for part in re.findall(r'(?s)### BEGIN SOLUTION(.*?)### END', s) or [s] for line in part.splitlines()]
     hidden += [line.strip() for s in tagged(nb, 'check') for line in course.split_check(s)[0].splitlines()]
-    shown = '\n'.join(course.source_of(c) for c in nb['cells'] if not {'solution', 'check'} & set(course.tags_of(c)))      # setup, say
+    shown = '\n'.join(course.source_of(c) for c in nb['cells'] if not {'solution', 'check'} & set(course.tags_of(c)))
+    shown += '\n'.join(map(course.without_solution, tagged(nb, 'solution')))                # what was asked may stand there
     assert not [h for h in hidden if len(h) > 12 and h in text and h not in shown]
     assert not [c for c in copy['cells'] if c['cell_type'] == 'code' and (c['outputs'] or c['execution_count'])]
     for c in copy['cells']:
