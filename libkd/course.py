@@ -167,7 +167,8 @@ def split_check(source): # Of a cell tagged `check`
     lines, end = source.splitlines(), defs[0].end_lineno
     return '\n'.join(lines[:end]), defs[0].name, '\n'.join(lines[end:]).strip()
 
-def call_of(lesson, source): # Name of the lesson; a cell tagged `check`
+def call_of(lesson,  # Its name
+            source): # Of a cell tagged `check`
     "What stays of a check in a student's copy"
     _, name, call = split_check(source)
     return call.replace(f'{name}(', f'checks_of({lesson!r})[{name!r}](', 1)
@@ -350,8 +351,11 @@ def _walk(kernel, steps, made, verdicts, seed, seconds): # made: Checks; verdict
             if step.check: verdicts[step.check] = Verdict(step.check, False, f'the answer {e}')
             return step
 
-def ask_notebook(steps, made, folder, seed=0, # Steps; `Checks`; where to run; the student's number
-                 seconds=120):                # For all of it; one cell of the student's gets a quarter
+def ask_notebook(steps,        # From `steps_of`
+                 made,         # `Checks`
+                 folder,       # Where it runs
+                 seed=0,       # The student's number
+                 seconds=120): # For all of it; one cell of the student's gets a quarter
     "Verdicts on all checks of a notebook, in a process of its own"
     verdicts, left, ends = {}, [*steps, *(Step(check=n) for n in made)], time.monotonic() + seconds
     while time.monotonic() < ends:
