@@ -14,15 +14,17 @@ import safetensors.torch as st
 import torch
 from fastai.data.block import TransformBlock
 from fastai.data.core import DataLoaders, test_set
+from fastai.torch_core import TensorImage
 from fastcore.basics import patch
 
-from . import UserError
+from . import UserError, did_you_mean
 from .data import Sample, content_digest, sample_id
-from .files import locked, progress, publish, publish_json, sha256, sha256s
-from .identity import differences, shortened
+from .files import Seen, locked, progress, publish, publish_json, sha256, sha256s
+from .identity import difference_lines, differences, shortened
 from .losses import TopK, top_k
 from .teachers import Teacher, as_teacher, check_teacher
-from .views import LightViews, Mix, Policy, SampleCategory, ViewDL, as_policy, online, pixel_versions
+from .views import (LightViews, Mix, Policy, SampleCategory, ViewDL, as_policy, online, pixel_versions,
+                         view_digests)
 
 # %% auto #0
 __all__ = ['SCHEMA', 'DTYPES', 'CacheError', 'CacheMismatch', 'CacheCorrupt', 'CacheUnfinished', 'CacheLocked', 'make_plan',
@@ -47,11 +49,13 @@ def read_plan(
 )->dict:
     "A JSON file of a cache. Raises `CacheCorrupt`"
     if not path.is_file(): raise CacheCorrupt(f"{path} is missing.")
+    if path.stat().st_size > 2**28: raise CacheCorrupt(f"{path} is larger than any plan or manifest.")
     try:
         obj = json.loads(path.read_text(encoding='utf-8'))
+        if not isinstance(obj, dict): raise TypeError('no JSON object')
         for k in fields: obj[k]
         return obj
-    except (ValueError, TypeError, KeyError) as e:
+    except (ValueError, TypeError, KeyError, RecursionError) as e:
         raise CacheCorrupt(f"{path} is damaged ({e!r}). "
                            "Restore the file, or build the cache anew with overwrite=True.") from e
 
@@ -71,7 +75,7 @@ def teacher_entry(t): # `Teacher`
     return dict(name=t.name, bias=t.bias, fingerprint=t.fingerprint, classes=list(map(str, t.classes)))
 
 # %% ../nbs/04_cache.ipynb #fef34416
-SCHEMA = 1
+SCHEMA = 2                  # 1 had no digests of views and no checksums while it was built; such caches open, with less proof
 DTYPES = {'float16': torch.float16, 'float32': torch.float32}
 
 def make_plan(dl:ViewDL, # Training loader whose views are stored
@@ -127,15 +131,18 @@ class CacheBuilder:
     def __init__(self, path, dl, teachers, plan):
         self.path, self.teachers, self.plan = Path(path), teachers, plan
         self.dl = dl.new(shuffle=False, drop_last=False, bs=plan['batch_rows'], rows=None, policy=online())
+        self.seen = plan['schema'] > 1      # whether digests of the views are stored with the answers
         starts = range(0, plan['n'], plan['shard_rows'])
         self.shards = [(v, s) for v in range(plan['n_views']) for s in range(len(starts))]   # (view, shard number)
 
     def files(self, i):
-        "Files of shard `i`: teacher name -> path"
-        return {t.name: self.path/_shard_name(t.name, *self.shards[i]) for t in self.teachers}
+        "Files of shard `i`: teacher name -> path, and 'views/' -> that of the digests of its views"
+        answers = {t.name: self.path/_shard_name(t.name, *self.shards[i]) for t in self.teachers}
+        return answers | ({'views/': self.path/_view_name(*self.shards[i])} if self.seen else {})
     def done(self, i):
-        "Whether all files of shard `i` are there"
-        return all(f.is_file() for f in self.files(i).values())
+        "Whether all files of shard `i` are there, each with the checksum that it was published with"
+        whole = (self.path/'manifest.json').is_file()
+        return all(f.is_file() and (whole or _sum_of(f).is_file()) for f in self.files(i).values())
     def rows(self, i):
         "The rows of shard `i`"
         start = self.shards[i][1]*self.plan['shard_rows']
@@ -150,10 +157,39 @@ def _shard_name(teacher, view, shard):
         raise CacheError(f"The teacher's name {teacher!r} cannot name a folder: use 1 to 64 of a-z, 0-9, '.', '_', '-', without '..'.")
     return f'logits/{teacher}/v{view:04d}-s{shard:05d}.safetensors'
 
+def _view_name(view, shard): return f'views/v{view:04d}-s{shard:05d}.safetensors'
+
 def plan_files(plan:dict)->list: # The content of plan.json
     "Names of all files of a cache besides plan.json and manifest.json"
     shards = [(v, s) for v in range(plan['n_views']) for s in range(-(-plan['n']//plan['shard_rows']))]
-    return ['samples.safetensors', 'reference.safetensors'] + [_shard_name(t['name'], v, s) for v, s in shards for t in plan['teachers']]
+    answers = [_shard_name(t['name'], v, s) for v, s in shards for t in plan['teachers']]
+    seen = [_view_name(v, s) for v, s in shards] if plan['schema'] > 1 else []
+    return ['samples.safetensors', 'reference.safetensors', *answers, *seen]
+
+# %% ../nbs/04_cache.ipynb #ad983630
+def _digests(x): # Views before normalisation (B, 3, H, W): uint8, or numbers from 0 to 255
+    "Eight bytes of each view's pixels (B, 8) uint8, as whole numbers: a mixed batch is of decimal ones"
+    whole = x.as_subclass(torch.Tensor).float().round().clamp(0, 255).to(torch.uint8)
+    return torch.from_numpy(view_digests(whole).copy())
+
+class _SeenDL(ViewDL):
+    "A loader whose labels carry the digests of their views"
+    def make_batch(self, idxs): return _with_digest(super().make_batch(idxs))
+    def create_batch(self, b): return _with_digest(super().create_batch(b))
+
+def _with_digest(batch):
+    if len(batch) > 1: batch[-1].digest = _digests(batch[0])
+    return batch
+
+def _sum_of(file): return file.with_name(file.name + '.sum')
+
+@patch
+def batches(self:CacheBuilder,
+    i, # Position in `.shards`
+): # A loader of normalised views (B, 3, H, W) and labels (B,), which carry `digest` (B, 8)
+    "The views of shard `i`, in the order of the rows"
+    first, rows = self.shards[i][0]*self.plan['n'], self.rows(i)
+    return self.dl.new(cls=_SeenDL, get_idxs=_Indices(first + r for r in rows), n=len(rows))
 
 # %% ../nbs/04_cache.ipynb #1b234082
 @patch
@@ -163,22 +199,27 @@ def build_shard(self:CacheBuilder,
                ):
     "Compute and publish shard `i` for every teacher; a shard that is there already is left alone"
     if self.done(i): return
-    first, rows = self.shards[i][0]*self.plan['n'], self.rows(i)
-    out, done = {t.name: [] for t in self.teachers}, 0
-    for x, *_ in self.dl.new(get_idxs=_Indices(first + r for r in rows), n=len(rows)):
-        for t in self.teachers: out[t.name].append(self.encode(t.name, t.logits(x, stats=self.dl.stats).cpu(), rows[done]))
+    rows, out, done = self.rows(i), {name: [] for name in self.files(i)}, 0
+    for x, y in self.batches(i):
+        for t in self.teachers:
+            z = t.logits(x, stats=self.dl.stats).cpu()
+            out[t.name].append(self.encode(t.name, z, rows[done]))
+        if self.seen: out['views/'].append(dict(digest=y.digest))
         done += len(x); tick(len(x))
     for name, file in self.files(i).items(): self.publish_shard(file, out[name])
 
+# %% ../nbs/04_cache.ipynb #1af596c5
 @patch
 def publish_shard(self:CacheBuilder,
     file,    # Where to
     batches, # From `encode`, in the order of the rows
 ):
-    "Write the encoded answers of one teacher to one shard"
+    "Write the encoded answers of one teacher to one shard, with their checksum beside it"
     tensors = {k: torch.cat([b[k] for b in batches]) for k in batches[0]}
     if 'lost' in tensors: tensors['lost'] = tensors['lost'].sum(0, keepdim=True)
-    store_bytes(file, st.save({k: v.contiguous() for k, v in tensors.items()}))
+    data = st.save({k: v.contiguous() for k, v in tensors.items()})
+    store_bytes(file, data)
+    store_bytes(_sum_of(file), hashlib.sha256(data).hexdigest().encode())
 
 # %% ../nbs/04_cache.ipynb #a9e00b5b
 @patch
@@ -209,21 +250,79 @@ def _unstorable(name, logits, bad, row):
 
 # %% ../nbs/04_cache.ipynb #667727c9
 @patch
+def sums(self:CacheBuilder)->dict: # name of a file -> SHA-256 that it was published with
+    "Checksums of what is there: from the manifest, and of a build that is under way from beside the shards"
+    manifest = self.path/'manifest.json'
+    known = {f: e['sha256'] for f, e in read_plan(manifest, 'files')['files'].items()} if manifest.is_file() else {}
+    for f in self.path.rglob('*.sum'): known[f.relative_to(self.path).as_posix()[:-4]] = f.read_text().strip()
+    return known
+
+@patch
+def drop_damaged(self:CacheBuilder)->list: # names of the files that were removed
+    "Remove what is not what was published, so that it is made again; says what"
+    known = self.sums()
+    there = [self.path/f for f in plan_files(self.plan) if f in known and (self.path/f).is_file()]
+    found, _ = Seen().sha256s(there)
+    bad = [f for f, h in zip(there, found) if h != known[f.relative_to(self.path).as_posix()]]
+    for f in bad: f.unlink(); _sum_of(f).unlink(missing_ok=True)
+    names = [f.relative_to(self.path).as_posix() for f in bad]
+    if bad: print(f"{len(bad)} files of {self.path} were not what had been written and are made again: {', '.join(names[:5])}")
+    return names
+
+# %% ../nbs/04_cache.ipynb #e85d41f4
+@patch
 def finish(self:CacheBuilder):
     "Write samples, reference views and, last, the manifest"
     ids, labels = ids_labels(self.dl)
-    store_bytes(self.path/'samples.safetensors', st.save(dict(ids=torch.tensor(ids), labels=torch.tensor(labels), content=torch.tensor(_contents(self.dl)))))
+    own = dict(ids=torch.tensor(ids), labels=torch.tensor(labels), content=torch.tensor(_contents(self.dl)))
+    store_bytes(self.path/'samples.safetensors', st.save(own))
     store_bytes(self.path/'reference.safetensors', st.save(self.reference_views()))
-    for f in self.path.rglob('*.tmp'): f.unlink()                  # of builders that were killed
-    store_json(self.path/'manifest.json', make_manifest(self.plan, sha256(self.path/'plan.json'), lambda rel: self.path/rel))
+    for f in self.path.rglob('.*.tmp'): f.unlink()                  # of builders that were killed
+    meant = self.sums()
+    manifest = make_manifest(self.plan, sha256(self.path/'plan.json'), lambda rel: self.path/rel)
+    for f, e in manifest['files'].items():
+        if f.startswith(('logits/', 'views/')) and meant.get(f, e['sha256']) != e['sha256']:
+            raise CacheCorrupt(f"{self.path/f} changed while the cache was built. Call build again: it is made anew.")
+    store_json(self.path/'manifest.json', manifest)
+    for f in self.path.rglob('*.sum'): f.unlink()
 
+# %% ../nbs/04_cache.ipynb #e5cdeb51
+TOLERANCE = 2e-3      # of the largest logit: other batches change the order of sums; float32 keeps seven digits
+
+def unsteady(t, x, stats): # `Teacher`; batch (B, 3, H, W); its (mean, std)
+    "Largest change of an answer, relative to the largest logit, when the same pictures are asked in other company"
+    one = t.logits(x, stats=stats)
+    two = torch.cat([t.logits(o, stats=stats) for o in x.flip(0).split([1, len(x) - 1] if len(x) > 1 else [1])]).flip(0)
+    known = one > -torch.inf                                   # −inf: a class that the teacher does not know
+    if not known.any(): return 0.
+    return float((one - two)[known].abs().max()/one[known].abs().max().clamp(min=1e-6))
+
+# %% ../nbs/04_cache.ipynb #1f88cb8f
 @patch
-def reference_views(self:CacheBuilder)->dict: # row (k,), view (k,), pixels (k, 3, H, W)
-    "Eight views, which a receiver makes again to compare"
+def _reference_batch(self:CacheBuilder):
+    "Rows and views (k, 2) of the reference views, their pixels (k, 3, H, W), and the batch that teachers see"
     n = self.plan['n']
     index = torch.tensor([(k*7919 % n, k % self.plan['n_views']) for k in range(min(8, n))])
-    pixels = torch.stack([self.dl.do_item(int(v*n + r))[0].as_subclass(torch.Tensor).float() for r, v in index])
-    return dict(row=index[:,0].contiguous(), view=index[:,1].contiguous(), pixels=pixels)
+    pixels = self.dl.pixels(index[:, 0].numpy(), index[:, 1].numpy()).float().contiguous()
+    return index, pixels, self.dl.after_batch((TensorImage(pixels.clone().to(self.dl.device or 'cpu')),))[0]
+
+@patch
+def reference_views(self:CacheBuilder)->dict: # row (k,), view (k,), pixels (k, 3, H, W), answers of each teacher (k, C)
+    "Eight views, which a receiver makes again to compare, and what each teacher said of them"
+    index, pixels, x = self._reference_batch()
+    real = [t for t in self.teachers if isinstance(t, Teacher)] if self.plan['schema'] > 1 else []
+    said = {f'answers.{t.name}': t.logits(x, stats=self.dl.stats).cpu().float().clone() for t in real}
+    return dict(row=index[:, 0].contiguous(), view=index[:, 1].contiguous(), pixels=pixels, **said)
+
+@patch
+def check_company(self:CacheBuilder):
+    "Refuse a teacher whose answer to a picture depends on chance or on the pictures beside it"
+    *_, x = self._reference_batch()
+    for t in self.teachers:
+        if isinstance(t, Teacher) and (gap := unsteady(t, x, self.dl.stats)) > TOLERANCE: raise CacheError(
+            f"Teacher {t.name} gives the same pictures other answers when it is asked again in another order: up to "
+            f"{gap:.1%} of its largest logit. Statistics of the batch or dropout are at work in its forward. "
+            "Only a teacher whose answers depend on the picture alone can be stored.")
 
 # %% ../nbs/04_cache.ipynb #92f9cb31
 def make_manifest(plan, # Content of plan.json
@@ -263,7 +362,7 @@ def adopt_change(path):
     wanted = plan_files(plan)
     for rel in wanted:
         if (new/rel).is_file(): (path/rel).parent.mkdir(parents=True, exist_ok=True); os.replace(new/rel, path/rel)
-    for f in (path/'logits').glob('*/*'):
+    for f in [*(path/'logits').glob('*/*'), *(path/'views').glob('*')]:
         if f.relative_to(path).as_posix() not in wanted: f.unlink()
     for d in (path/'logits').iterdir():
         if not any(d.iterdir()): d.rmdir()
@@ -281,12 +380,23 @@ def _settle(path):
     if (path/NEXT/'manifest.json').is_file() and not (path/'manifest.json').is_file():
         with alone_in(path): adopt_change(path)
 
+# %% ../nbs/04_cache.ipynb #b90ab3c7
+VERIFY = 'lazy', 'all', 'never'
+
+def _stamp_of(path): s = os.stat(path); return s.st_ino, s.st_size, s.st_mtime_ns
+
+def _damaged(path):
+    "The sentence of a file that is not what was written"
+    return (f"{path} is damaged: its SHA-256 is not the one in manifest.json. Delete this one file and call build again with "
+            "the same arguments: it is made again, and every other file is checked. Without the teachers: fetch it again.")
+
 # %% ../nbs/04_cache.ipynb #a8e17d3c
 class LogitCache:
     "Stored answers of teachers to known views of known samples. Made by `LogitCache.build` and `LogitCache.open`"
-    def __init__(self, path, plan, manifest):
-        self.path, self.plan, self.manifest = Path(path), plan, manifest
-        s = load_tensors(self.path/'samples.safetensors')
+    def __init__(self, path, plan, manifest, verify='lazy'):
+        self.path, self.plan, self.manifest, self.how = Path(path), plan, manifest, verify
+        self.stamp = _stamp_of(self.path/'manifest.json')          # a reader notices when the cache is changed under it
+        s = self._proved('samples.safetensors')
         self.ids, self.labels, self.content = s['ids'].numpy(), s['labels'].numpy(), s['content'].numpy()
         self.classes, self.n = plan['classes'], plan['n']
         self.policy = Policy(plan['policy'], plan['n_views'])
@@ -301,19 +411,117 @@ class LogitCache:
         who = ', '.join(f"{t['name']} ({t['bias']})" for t in self.teachers.values())
         return f"LogitCache({str(self.path)!r}: {self.n:,} samples × {self.policy}, {len(self.classes)} classes, {'top ' + str(self.plan['top_k']) + ', ' if self.plan['top_k'] else ''}{self.plan['dtype']}, {self.nbytes/1e6:.2f} MB; teachers {who})"
 
+# %% ../nbs/04_cache.ipynb #cb87ecb0
+@patch
+def _proved(self:LogitCache, rel):
+    "Tensors of a file of the cache, which has its checksum and, if it holds answers, the shape that follows from the plan"
+    path = self.path/rel
+    if _stamp_of(self.path/'manifest.json') != self.stamp:
+        raise CacheMismatch(f"The cache {self.path} was changed since it was opened. Open it again: LogitCache.open(…).")
+    if path.is_symlink() or not path.is_file():
+        raise CacheCorrupt(f"{path} is missing or a link. Call build again with the same arguments: it is made again.")
+    if self.how != 'never' and Seen().sha256s([path])[0][0] != self.manifest['files'][rel]['sha256']:
+        raise CacheCorrupt(_damaged(path))
+    tensors = load_tensors(path)
+    self._check_shape(rel, tensors)
+    return tensors
+
+@patch
+def _check_shape(self:LogitCache, rel, tensors):
+    "Refuse a shard of another type, shape or set of tensors than its plan says"
+    if not rel.startswith('logits/'): return
+    name, place = rel.split('/')[1:]
+    rows = min(self.plan['shard_rows'], self.n - int(place[7:12])*self.plan['shard_rows'])
+    C, k, kind = len(self.teachers[name]['classes']), self.plan['top_k'], DTYPES[self.plan['dtype']]
+    want = {'logits': ((rows, C), kind)} if k is None else {'values': ((rows, k), kind), 'tail': ((rows,), torch.float32)}
+    for key, (shape, dtype) in want.items():
+        t = tensors.get(key)
+        if t is None or tuple(t.shape) != shape or t.dtype != dtype:
+            has = 'nothing' if t is None else f'{tuple(t.shape)} {t.dtype}'
+            raise CacheCorrupt(f"{self.path/rel}: {key} has to be {shape} {dtype} and is {has}.")
+    if tensors[next(iter(want))].float().isnan().any(): raise CacheCorrupt(f"{self.path/rel} holds NaN.")
+    if k and int(tensors['indices'].to(torch.int64).max()) >= C: raise CacheCorrupt(f"{self.path/rel} names classes beyond {C}.")
+
+# %% ../nbs/04_cache.ipynb #dbcf0a20
+def _whole_number(least, most=2**62): return lambda v: type(v) is int and least <= v <= most
+def _one_of(*known): return lambda v: v in known and type(v) in (str, int)
+def _text(v): return isinstance(v, str) and len(v) <= 4096
+def _hex(v): return isinstance(v, str) and re.fullmatch('[0-9a-f]{64}', v) is not None
+def _names(v): return isinstance(v, list) and 0 < len(v) <= 10**6 and all(map(_text, v)) and len({*v}) == len(v)
+def _maybe(check): return lambda v: v is None or check(v)
+
+PLAN = dict(schema=_one_of(1, SCHEMA), classes=_names, n=_whole_number(1), samples=_hex, device=_text,
+            views=lambda v: isinstance(v, dict), policy=_one_of('clean', 'finite', 'replay'),
+            n_views=_whole_number(1, 10**6), dtype=_one_of(*DTYPES), top_k=_maybe(_whole_number(1)),
+            tail_T=_maybe(lambda v: type(v) is float and v > 0), shard_rows=_whole_number(1),
+            batch_rows=_whole_number(1), versions=lambda v: isinstance(v, dict) and all(map(_text, v.values())),
+            teachers=lambda v: isinstance(v, list) and len(v) > 0 and all(map(_is_teacher, v)))
+TEACHER = dict(name=lambda v: _text(v) and _NAME.fullmatch(v), bias=_text, fingerprint=_hex, classes=_names)
+
+def _is_teacher(v): return isinstance(v, dict) and v.keys() == TEACHER.keys() and all(f(v[k]) for k, f in TEACHER.items())
+
+def check_plan(
+    plan, # Content of plan.json
+    where, # For the sentence
+):
+    "Raise `CacheCorrupt` with the field that is not what it must be"
+    if not isinstance(plan, dict): raise CacheCorrupt(f"{where} holds no plan.")
+    odd = sorted(plan.keys() ^ PLAN.keys())
+    if odd: raise CacheCorrupt(f"{where}: the field {odd[0]!r} is {'missing' if odd[0] in PLAN else 'unknown'}. "
+                               "Fetch or build the cache again.")
+    if 'schema' in plan and type(plan['schema']) is int and plan['schema'] > SCHEMA:
+        raise CacheCorrupt(f"{where} has schema {plan['schema']}; this libkd reads up to {SCHEMA}. Use a newer libkd.")
+    bad = [k for k, f in PLAN.items() if not f(plan[k])]
+    if bad: raise CacheCorrupt(f"{where}: the field {bad[0]!r} cannot be {shortened(plan[bad[0]], 60)}. "
+                               "Fetch or build the cache again.")
+
+# %% ../nbs/04_cache.ipynb #2f728049
+def check_manifest(
+    manifest, # Content of manifest.json
+    plan,     # Content of plan.json, checked
+    where,    # For the sentence
+):
+    "Raise `CacheCorrupt` if it does not name the files of the plan, and only them, with sizes and checksums"
+    files = manifest.get('files')
+    if not isinstance(files, dict) or not _hex(manifest.get('plan')) or manifest.get('schema') not in (1, SCHEMA):
+        raise CacheCorrupt(f"{where} holds no manifest. Delete it and call build again.")
+    if plan['n_views']*-(-plan['n']//plan['shard_rows'])*len(plan['teachers']) > len(files):
+        raise CacheCorrupt(f"{where} names {len(files)} files, fewer than its plan promises. Fetch the cache again.")
+    odd = sorted(files.keys() ^ set(plan_files(plan)))
+    if odd:
+        word = 'names' if odd[0] in files else 'does not name'
+        raise CacheCorrupt(f"{where} {word} {odd[0]!r}, and the plan says otherwise. Fetch or build the cache again.")
+    for f, e in files.items():
+        if not (isinstance(e, dict) and _hex(e.get('sha256')) and _whole_number(0)(e.get('bytes'))):
+            raise CacheCorrupt(f"{where}: no size and checksum of {f!r}. Fetch or build the cache again.")
+
 # %% ../nbs/04_cache.ipynb #33703a6d
 @patch(cls_method=True)
-def open(cls:LogitCache, path:str|Path):
-    "Open a finished cache. Costs milliseconds whatever its size: shards are mapped into memory when they are asked for"
+def open(cls:LogitCache,
+    path:str|Path, # Folder of the cache
+    verify='lazy', # 'lazy': each shard is proved when it is first read; 'all': all of them now; 'never'
+): # `LogitCache`
+    """Open a finished cache. Costs milliseconds whatever its size: shards are mapped into memory when they are asked for.
+    Raises `CacheError` where there is none, `CacheUnfinished`, and `CacheCorrupt` with file and field"""
     path = Path(path)
-    if not path.is_dir(): raise CacheError(f"There is no cache at {path}. Build one: LogitCache.build({str(path)!r}, dls, teachers).")
-    if any(p.is_symlink() for p in (path/'plan.json', path/'manifest.json', path/'logits')): raise CacheCorrupt(f"{path} holds links; a cache is made of plain files.")
+    if not path.is_dir():
+        raise CacheError(f"There is no cache at {path}. Build one: LogitCache.build({str(path)!r}, dls, teachers).")
+    if any((path/p).is_symlink() for p in ('plan.json', 'manifest.json', 'logits', 'views')):
+        raise CacheCorrupt(f"{path} holds links; a cache is made of plain files.")
     _settle(path)
-    if not (path/'manifest.json').is_file(): raise CacheUnfinished(f"The cache {path} was not built to its end. Call LogitCache.build again with the same arguments: it continues.")
-    plan, manifest = read_plan(path/'plan.json', 'schema', 'teachers', 'n'), read_plan(path/'manifest.json', 'plan', 'files')
-    if plan['schema'] != SCHEMA: raise CacheCorrupt(f"{path}/plan.json has schema {plan['schema']!r}; this libkd reads {SCHEMA}.")
-    if manifest['plan'] != sha256(path/'plan.json'): raise CacheCorrupt(f"{path}/plan.json was changed after the cache was built: its SHA-256 is not the one in manifest.json.")
-    return cls(path, plan, manifest)
+    if not (path/'manifest.json').is_file():
+        raise CacheUnfinished(f"The cache {path} was not built to its end. "
+                              "Call LogitCache.build again with the same arguments: it continues.")
+    plan, manifest = read_plan(path/'plan.json'), read_plan(path/'manifest.json')
+    check_plan(plan, path/'plan.json')
+    if manifest.get('plan') != sha256(path/'plan.json'):
+        raise CacheCorrupt(f"{path}/plan.json was changed after the cache was built: "
+                           "its SHA-256 is not the one in manifest.json.")
+    check_manifest(manifest, plan, path/'manifest.json')
+    if verify not in VERIFY: raise CacheError(f"verify={verify!r}.{did_you_mean(verify, VERIFY)}")
+    cache = cls(path, plan, manifest, verify)
+    if verify == 'all': cache.verify()
+    return cache
 
 # %% ../nbs/04_cache.ipynb #5192173f
 @patch(cls_method=True)
@@ -331,8 +539,10 @@ def build(cls:LogitCache,
          ): # `LogitCache`
     "Ask `teachers` about every view of every training sample. A second call opens what is whole, resumes what is not, and refuses what is something else"
     builder = _prepared(path, dls, teachers, views, dtype, check, shard_rows, top_k, T)
+    found = not overwrite and (Path(path)/'manifest.json').is_file()
     builder.run(overwrite)
     cache = cls.open(path)
+    if found: cache.prove(dls.train.new(cls=LogitDL, cache=cache, rows=None)); cache.ask_again(builder.dl, builder.teachers)
     cache.live = {t.name: t for t in builder.teachers}
     return cache
 
@@ -359,8 +569,11 @@ def _prepared(path, dls, teachers, views, dtype, check, shard_rows, top_k, T):
 def begin(self:CacheBuilder)->bool: # Whether the cache is finished already
     "Write the plan, or compare it with the one that is there"
     path, whole = self.path, (self.path/'manifest.json').is_file()
-    if (path/'plan.json').is_file(): _compare(read_plan(path/'plan.json'), self.plan, path, whole)
-    elif path.is_dir() and any(p.name != '.lock' and p.suffix != '.tmp' for p in path.iterdir()): raise CacheError(f"The folder {path} is not empty and not a cache. Give an empty or new folder.")
+    if (path/'plan.json').is_file():
+        there = read_plan(path/'plan.json', 'schema')
+        if whole and there['schema'] == 1: self.plan['schema'], self.seen = 1, False      # it opens, with less proof
+        _compare(there, self.plan, path, whole)
+    elif path.is_dir() and any(p.name != '.lock' and p.suffix not in ('.tmp', '.sum') for p in path.iterdir()): raise CacheError(f"The folder {path} is not empty and not a cache. Give an empty or new folder.")
     if not whole: store_json(path/'plan.json', self.plan)
     return whole
 
@@ -370,11 +583,21 @@ def run(self:CacheBuilder, overwrite=False):
     _settle(self.path)
     with alone_in(self.path):
         if overwrite: _clear(self.path)
-        if not self.begin(): self.build_shards(); self.finish()
+        whole = self.begin()
+        if whole and not self.missing(): return
+        if not self.sums(): self.check_company()                    # before the first shard, not when a build goes on
+        self.build_shards()
+        self.finish()
+
+@patch
+def missing(self:CacheBuilder)->list: # names
+    "Files of the plan that are not there"
+    return [f for f in plan_files(self.plan) if not (self.path/f).is_file()]
 
 @patch
 def build_shards(self:CacheBuilder):
     "Build what is missing, and say how it gets on"
+    self.drop_damaged()
     todo = [i for i in range(len(self.shards)) if not self.done(i)]
     with progress(sum(len(self.rows(i)) for i in todo), f"asking {len(self.teachers)} teachers") as bar:
         for i in todo: self.build_shard(i, bar.update)
@@ -383,7 +606,7 @@ def _clear(path):
     "Remove a cache, and only a cache, from its folder; the manifest goes first, so that no half-removed cache looks whole"
     forget_change(path/NEXT)
     for f in ('manifest.json', 'plan.json', 'samples.safetensors', 'reference.safetensors'): (path/f).unlink(missing_ok=True)
-    shutil.rmtree(path/'logits', ignore_errors=True)
+    for d in ('logits', 'views'): shutil.rmtree(path/d, ignore_errors=True)
 
 # %% ../nbs/04_cache.ipynb #b3a96dc2
 def as_list(o): return list(o) if isinstance(o, (list, tuple)) else [o]
@@ -409,11 +632,13 @@ def _clean(dl): return dl.new(test_set(dl.dataset, dl.items, rm_tfms=0, with_lab
 # %% ../nbs/04_cache.ipynb #bfb4298f
 @patch
 def _shard(self:LogitCache, name, view, shard):
-    "Memory-mapped tensors of one shard"
-    rel = _shard_name(name, view, shard)
+    "Memory-mapped tensors of one shard of a teacher; without a name, the digests of its views"
+    rel = _shard_name(name, view, shard) if name else _view_name(view, shard)
     if rel not in self._open:
-        if rel not in self.manifest['files']: raise CacheError(f"The cache {self.path} has no {rel}: it holds {self.policy}, so views 0 to {self.policy.n-1}, of teachers {', '.join(self.teachers)}.")
-        self._open[rel] = {k: v for k, v in load_tensors(self.path/rel).items() if k != 'lost'}
+        if rel not in self.manifest['files']:
+            raise CacheError(f"The cache {self.path} has no {rel}: it holds {self.policy}, "
+                             f"so views 0 to {self.policy.n-1}, of teachers {', '.join(self.teachers)}.")
+        self._open[rel] = {k: v for k, v in self._proved(rel).items() if k != 'lost'}
         if len(self._open) > 256: self._open.popitem(last=False)
     self._open.move_to_end(rel)
     return self._open[rel]
@@ -475,27 +700,106 @@ def rows(self:LogitCache,
 
 # %% ../nbs/04_cache.ipynb #22f704e3
 @patch
-def verify(self:LogitCache, dls=None)->int: # Loaders, to check the images as well; returns the number of files checked
-    "Check the SHA-256 of every file, and with `dls` the content of every image; raises `CacheCorrupt` or `CacheMismatch`"
-    files, wanted = self.manifest['files'], plan_files(self.plan)
-    for rel in files.keys() - set(wanted): raise CacheCorrupt(f"manifest.json of {self.path} names {rel!r}, which is no file of a cache.")
-    for rel in set(wanted) - files.keys(): raise CacheCorrupt(f"manifest.json of {self.path} does not name {rel}, which its plan promises. Delete manifest.json and call build again.")
-    for rel in wanted:
-        p = self.path/rel
-        if p.is_symlink() or not p.is_file(): raise CacheCorrupt(f"{p} is missing or a link. Delete manifest.json and call build again: it makes the missing shards.")
-        if p.stat().st_size != files[rel]['bytes']: raise CacheCorrupt(f"{p} is damaged: it has {p.stat().st_size:,} bytes, {files[rel]['bytes']:,} were written. Delete it with manifest.json and call build again.")
-    for rel, found in zip(wanted, sha256s([self.path/rel for rel in wanted])):
-        if found != files[rel]['sha256']: raise CacheCorrupt(f"{self.path/rel} is damaged: its SHA-256 is not the one in manifest.json. Delete it with manifest.json and call build again.")
-    if dls is not None: self._verify_images(dls.train)
-    return len(wanted)
+def verify(self:LogitCache,
+    dls=None, # Loaders, to check the images and every stored view as well
+)->int: # Files that were checked
+    """Check the SHA-256 of every file, and with `dls` the content of every image and view.
+    Raises `CacheCorrupt` with *all* files that are damaged, or `CacheMismatch`"""
+    files = self.manifest['files']
+    lost = [f for f in files if (self.path/f).is_symlink() or not (self.path/f).is_file()]
+    there = [f for f in files if f not in lost]
+    bad = [f for f, h in zip(there, sha256s([self.path/f for f in there])) if h != files[f]['sha256']]
+    if lost or bad:
+        said = [f'{len(fs)} {word}: {", ".join(fs[:20])}' for fs, word in ((bad, 'damaged'), (lost, 'missing')) if fs]
+        raise CacheCorrupt(f"{self.path}: {'; '.join(said)}. Delete the damaged files, nothing else, and call build again "
+                           "with the same arguments: they are made again, and every other file is checked. "
+                           "Without the teachers: fetch them again.")
+    if dls is not None: self._verify_images(dls)
+    return len(files)
 
 @patch
-def _verify_images(self:LogitCache, dl):
+def _verify_images(self:LogitCache, dls):
+    "Every image that is here, and every view of it, against what was stored"
+    dl = dls.train
     rows, now = self.rows(ids_labels(dl)[0]), _contents(dl)
-    bad = np.flatnonzero((rows >= 0) & (self.content[rows] != now).any(1))
-    if len(bad): raise CacheMismatch(f"{len(bad)} images changed since the cache was built, first {_name(dl, bad[0])}. Restore them, or build the cache anew with overwrite=True.")
+    known = np.flatnonzero(rows >= 0)
+    if not len(known):
+        raise CacheMismatch(f"0 of {len(rows)} images are the cache's: this is another data set than that of {self.path}.")
+    bad = known[(self.content[rows[known]] != now[known]).any(1)]
+    if len(bad):
+        raise CacheMismatch(f"{len(bad)} of {len(known)} images changed since the cache was built, "
+                            f"first {_name(dl, bad[0])}. Restore them, or build the cache anew with overwrite=True.")
+    dl = stored_dl(self.bind(dls), self.policy, self.plan['dtype'])
+    pairs = [(i, rows[i], v) for v in range(self.policy.n) for i in known]
+    for k in range(0, len(pairs), 256): self.check_pixels(dl, *map(np.array, zip(*pairs[k:k+256])))
+    print(f"{len(self.manifest['files'])} files, {len(known):,} of {len(rows):,} images "
+          f"and {len(pairs):,} views are those of the cache")
 
-def _name(dl, i): o = _source(dl.items[int(i)]); return str(o) if isinstance(o, Path) else f'array number {i}'
+def _name(dl, i):
+    o = _source(dl.items[int(i)])
+    return str(o) if isinstance(o, Path) else f'array number {i}'
+
+# %% ../nbs/04_cache.ipynb #a1790535
+@patch
+def stored_digests(self:LogitCache,
+    rows,  # (B,) rows
+    views, # (B,) numbers of views
+)->torch.Tensor: # (B, 8) uint8
+    "Digests of the views that were answered; a cache of schema 1 has none"
+    size, out = self.plan['shard_rows'], []
+    for r, v in zip(rows.tolist(), views.tolist()): out.append(self._shard(None, v, r//size)['digest'][r % size])
+    return torch.stack(out)
+
+@patch
+def check_pixels(self:LogitCache,
+    dl,    # A loader that makes the cache's views
+    at,    # (B,) positions in the loader
+    rows,  # (B,) their rows
+    views, # (B,) numbers of views
+)->int: # Views that were compared
+    "Make views again and compare their pixels with those that were answered. Raises `CacheMismatch`"
+    if self.plan['schema'] == 1 or not len(at): return 0
+    self.compare(_digests(dl.pixels(at, views)), rows, views, dl, at)
+    return len(at)
+
+@patch
+def compare(self:LogitCache,
+    now,   # Digests (B, 8) of views made here
+    rows,  # (B,) their rows
+    views, # (B,) their numbers
+    dl,    # The loader, for names
+    at=None, # (B,) positions in the loader, for names
+):
+    "Refuse views whose pixels are not those that the teachers saw"
+    other = (now != self.stored_digests(np.asarray(rows), np.asarray(views))).any(1)
+    if not other.any(): return
+    here, first = pixel_versions(), int(other.nonzero()[0])
+    which = f', first of {_name(dl, at[first])}' if at is not None else f', first of row {int(rows[first])}'
+    said = f"{int(other.sum())} of {len(other)} views have other pixels than those that were answered{which}. "
+    if self.plan['versions'] != here: said += f"Versions: there {self.plan['versions']}, here {here}. "
+    raise CacheMismatch(f"{self.path}: {said}A transform, a picture or a library changed and its description did not. "
+                        "Make the views as they were, or build the cache anew.")
+
+# %% ../nbs/04_cache.ipynb #7dfa9bc0
+@patch
+def ask_again(self:LogitCache,
+    dl,       # A loader of the same data, for its normalisation and device
+    teachers, # `Teacher`s; those that the cache has no reference answers of are passed over
+)->int: # Answers that were compared
+    "Ask teachers again about the reference views. Raises `CacheMismatch` where they now say something else"
+    ref, done = self._proved('reference.safetensors'), 0
+    x = dl.after_batch((TensorImage(ref['pixels'].clone().to(dl.device or 'cpu')),))[0]
+    for t in teachers:
+        if (then := ref.get(f'answers.{t.name}')) is None: continue
+        now, known = t.logits(x, stats=dl.stats).cpu().float(), then > -torch.inf
+        same = self.plan['device'] == torch.device(dl.device or 'cpu').type
+        gap = float((now - then)[known].abs().max()/then[known].abs().max().clamp(min=1e-6))
+        if gap > (TOLERANCE if same else 10*TOLERANCE): raise CacheMismatch(
+            f"Teacher {t.name} answers differently now, by up to {gap:.1%} of its largest logit, though its weights are "
+            f"those of {self.path}. Something else than its tensors decides what it says (a mode, an attribute, a "
+            "library): set it as it was, or build the cache anew.")
+        done += len(then)
+    return done
 
 # %% ../nbs/04_cache.ipynb #257628bb
 @patch
@@ -524,7 +828,8 @@ def spot_check(self:LogitCache,
 class LogitDL(ViewDL):
     "A `ViewDL` that shows the views of a cache and knows the row of every sample; refuses data that make other views"
     def __init__(self, dataset, cache=None, **kwargs):
-        self.cache = cache
+        self.cache, self.proof = cache, ''
+        self.exact = cache is not None and cache.plan['schema'] > 1 and cache.plan['versions'] == pixel_versions()
         if cache is not None: kwargs |= dict(policy=cache.policy)
         super().__init__(dataset, **kwargs)
         if cache is not None and self.seeded and self.rows is None:
@@ -532,9 +837,22 @@ class LogitDL(ViewDL):
             _check_views(self, cache)
             self.rows = _rows_for(self, cache)
 
+    def make_batch(self, idxs): return self._compared(super().make_batch(idxs))
+    def create_batch(self, b): return self._compared(super().create_batch(b))
+    def _compared(self, batch):
+        "The batch; one in sixteen of its views was compared with what was answered"
+        ride = getattr(batch[-1], 'ride', None) if self.exact and self.policy.name != 'clean' else None
+        if ride is None or self.cache is None: return batch
+        some = torch.nonzero((ride.row >= 0) & ((ride.row*31 + ride.view) % 16 == self.epoch % 16)).flatten()
+        if len(some): self.cache.compare(_digests(batch[0][some]), ride.row[some], ride.view[some], self)
+        return batch
+
     def new(self, dataset=None, cls=None, **kwargs):
         empty = dataset is not None and len(dataset) == 0
-        return super().new(dataset, cls, **({} if empty or (cls and not issubclass(cls, LogitDL)) else {'cache': self.cache}) | kwargs)
+        ours = not empty and (cls is None or issubclass(cls, LogitDL))
+        res = super().new(dataset, cls, **({'cache': self.cache} if ours else {}) | kwargs)
+        if ours: res.exact, res.proof = self.exact, self.proof
+        return res
 
 # %% ../nbs/04_cache.ipynb #7d161f83
 def _other_way(there, now):
@@ -576,15 +894,62 @@ def _find_root(dl, cache):
     for root in first.parents:
         if cache.rows(np.frombuffer(sample_id(first.relative_to(root).as_posix()), np.uint8)[None])[0] >= 0: dl.root = root; return
 
+# %% ../nbs/04_cache.ipynb #c242044b
+@patch
+def prove(self:LogitCache,
+    train, # A loader that is bound to this cache
+    n=64,  # Views to make again
+)->int: # Views that were compared
+    "Make some of the stored views again. Raises `CacheMismatch`; keeps what was compared in `train.proof`"
+    dl = _clean(train) if self.policy.name == 'clean' else train
+    at = np.flatnonzero(np.asarray(train.rows) >= 0)
+    pick = np.linspace(0, len(at) - 1, min(n, len(at)*self.policy.n)).astype(int) if len(at) else at
+    at, views = at[pick], np.arange(len(pick))*7919 % self.policy.n
+    train.exact = self.plan['schema'] > 1 and self.plan['versions'] == pixel_versions()
+    if train.exact: done = self.check_pixels(dl, at, np.asarray(train.rows)[at], views)
+    else: done = self._prove_by_reference(dl, train)
+    train.proof = f"{len(train.rows):,} of {len(train.rows):,} samples and labels match, {done} views made again"
+    return done
+
+@patch
+def _prove_by_reference(self:LogitCache, dl, train):
+    "For other library versions, and for caches without digests: the eight reference views, pixel by pixel"
+    gap, done = self.reference_gap(dl, train.rows)
+    if gap <= 1/255 + 1e-6: return done
+    said = (f"The views of {self.path} look otherwise here: pixels differ by up to {gap*255:.0f}/255. Made with "
+            f"{self.plan['versions']}, here {pixel_versions()}. ")
+    if gap > 2/255 + 1e-6: raise CacheMismatch(said + "The answers are about other pictures: build the cache anew.")
+    warnings.warn(said + "The stored answers are about slightly other pictures.")
+    return done
+
+@patch
+def reference_gap(self:LogitCache,
+    dl,   # A loader that makes the cache's views
+    rows, # (n,) rows of its samples
+)->tuple: # (largest difference of a pixel, where white is 1; views that were compared)
+    "Make the reference views again and compare them, pixel by pixel"
+    ref = self._proved('reference.safetensors')
+    place = {int(r): i for i, r in enumerate(np.asarray(rows)) if r >= 0}
+    known = [k for k, r in enumerate(ref['row'].tolist()) if r in place]
+    if not known: return 0., 0
+    now = dl.pixels(np.array([place[int(ref['row'][k])] for k in known]), ref['view'][known].numpy()).float()
+    return float((now - ref['pixels'][known]).abs().max()/255), len(known)
+
 # %% ../nbs/04_cache.ipynb #19761b04
 @patch
-def bind(self:LogitCache, dls:DataLoaders)->DataLoaders:
-    "Loaders like `dls` whose training batches carry this cache's rows and views; raises `CacheMismatch` naming what differs"
-    if list(map(str, dls.vocab)) != self.classes: raise CacheMismatch(f"The cache {self.path} has the classes {shortened(self.classes)}, the data {shortened(list(map(str, dls.vocab)))}.")
+def bind(self:LogitCache,
+    dls:DataLoaders, # From `image_dls`, or a `DataBlock` with `LogitBlock`
+)->DataLoaders:
+    """Loaders like `dls` whose training batches carry this cache's rows and views. What is described is compared, and 64
+    views are made again, pixel by pixel. Raises `CacheMismatch` naming what differs"""
+    if (now := list(map(str, dls.vocab))) != self.classes:
+        raise CacheMismatch(f"The cache {self.path} has the classes {shortened(self.classes)}, the data {shortened(now)}.")
     stored_dl(dls, self.policy, self.plan['dtype'])
     train = dls.train.new(cls=LogitDL, cache=self, rows=None)
     if (other := getattr(dls.train, 'cache', None)) is not None and other.policy != self.policy:
-        raise CacheMismatch(f"{self.path} holds the views {self.policy} and {other.path}, to which these loaders are bound, {other.policy}: a student sees one of the two. Build both caches with the same views.")
+        raise CacheMismatch(f"{self.path} holds the views {self.policy} and {other.path}, to which these loaders are bound, "
+                            f"{other.policy}: a student sees one of the two. Build both caches with the same views.")
+    self.prove(train)
     res = DataLoaders(train, *dls.loaders[1:], path=dls.path, device=dls.device)
     if len(dls.loaders) > 2: res.test = dls[2]
     return res

@@ -14,11 +14,11 @@ import torch
 from fastai.data.core import DataLoaders, test_set
 from fastcore.basics import patch
 
-from .cache import (NEXT, CacheBuilder, CacheCorrupt, CacheError, CacheMismatch, LogitCache, adopt_change,
-                         alone_in, as_list, checked_teachers, forget_change, ids_labels, load_tensors, make_manifest,
+from .cache import (NEXT, CacheBuilder, CacheCorrupt, CacheError, CacheMismatch, LogitCache, LogitDL, adopt_change,
+                         alone_in, as_list, check_manifest, check_plan, checked_teachers, forget_change, ids_labels, load_tensors, make_manifest,
                          make_plan, plan_files, read_plan, store_bytes, store_json, stored_dl, teacher_entry)
 from .data import Samples
-from .files import sha256
+from .files import sha256, write_once
 from .identity import differences, shortened
 from .losses import TopK
 from .teachers import as_teacher, check_teacher
@@ -46,6 +46,7 @@ class _ArrayBuilder(CacheBuilder):
         for t in self.teachers:
             z = np.asarray(t.z[self.shards[i][0], rows.start:rows.stop], dtype=np.float32)[:,t.order]
             self.publish_shard(self.files(i)[t.name], [self.encode(t.name, torch.from_numpy(z), rows.start)])
+        self.publish_shard(self.files(i)['views/'], [dict(digest=y.digest) for _, y in self.batches(i)])
         tick(len(rows))
 
 # %% ../nbs/06_sharing.ipynb #989e2868
@@ -107,7 +108,10 @@ def add(self:LogitCache,
     entries = [t for t in self.plan['teachers'] if t['name'] not in {t.name for t in new}] + [teacher_entry(t) for t in new]
     plan = self.plan | dict(teachers=sorted(entries, key=lambda t: t['name']))
     live = self.live | {t.name: t for t in teachers}
-    return self._changed(plan, CacheBuilder(self.path/NEXT, dl, new, plan), live) if new else self
+    builder = CacheBuilder(self.path/NEXT, dl, new, plan)
+    builder.seen = False                                            # the views are known
+    self.prove(dls.train.new(cls=LogitDL, cache=self, rows=None))
+    return self._changed(plan, builder, live) if new else self
 
 # %% ../nbs/06_sharing.ipynb #c81b3af6
 @patch
@@ -121,22 +125,36 @@ def _same_views(self:LogitCache, dls):
         raise CacheMismatch(f"These loaders are not those of the cache {self.path}:\n{said}\nBuild a second cache; a learner takes several: teachers=[cache, other].")
     return dl
 
+# %% ../nbs/06_sharing.ipynb #160c3b7f
 @patch
 def _changed(self:LogitCache, plan, builder=None, live=None):
     "Turn this cache into that of `plan`, of which `builder` makes the new shards; the old one stays whole until the last step"
     new, kept = self.path/NEXT, {f: e for f, e in self.manifest['files'].items() if f in plan_files(plan)}
     with alone_in(self.path):
         _begin_change(new, plan)
+        made = {'reference.safetensors'} if plan['schema'] > 1 else set()
         if builder:
+            builder.check_company()
             builder.build_shards()
-            made = {f.relative_to(new).as_posix() for i in range(len(builder.shards)) for f in builder.files(i).values()}
-            if plan['n_views'] != self.plan['n_views']: store_bytes(new/'reference.safetensors', st.save(builder.reference_views())); made.add('reference.safetensors')
-            kept = {f: e for f, e in kept.items() if f not in made}
-        store_json(new/'manifest.json', make_manifest(plan, sha256(new/'plan.json'), lambda rel: self.path/rel if rel in kept else new/rel, kept))
+            made |= {f.relative_to(new).as_posix() for i in range(len(builder.shards)) for f in builder.files(i).values()}
+            if plan['n_views'] != self.plan['n_views']: made.add('reference.safetensors')
+        if 'reference.safetensors' in made: store_bytes(new/'reference.safetensors', st.save(self._references(plan, builder)))
+        kept = {f: e for f, e in kept.items() if f not in made}
+        for f in new.rglob('*.sum'): f.unlink()
+        where = lambda rel: self.path/rel if rel in kept else new/rel
+        store_json(new/'manifest.json', make_manifest(plan, sha256(new/'plan.json'), where, kept))
         adopt_change(self.path)
     changed = LogitCache.open(self.path)
     changed.live = {n: t for n, t in (self.live if live is None else live).items() if n in changed.teachers}
     return changed
+
+@patch
+def _references(self:LogitCache, plan, builder):
+    "Reference views of the changed cache: new ones where there are more views, else the old ones with the answers of all"
+    if plan['n_views'] != self.plan['n_views']: return builder.reference_views()
+    old = load_tensors(self.path/'reference.safetensors') | (builder.reference_views() if builder else {})
+    names = {f"answers.{t['name']}" for t in plan['teachers']}
+    return {k: v.contiguous() for k, v in old.items() if not k.startswith('answers.') or k in names}
 
 # %% ../nbs/06_sharing.ipynb #4d2da074
 def _begin_change(new, plan):
@@ -228,52 +246,76 @@ def _zipped(plan): return ['plan.json', *plan_files(plan), 'manifest.json']
 # %% ../nbs/06_sharing.ipynb #5d2e234d
 @patch(cls_method=True)
 def unpack(cls:LogitCache,
-           file:str|Path, # A zip from `pack`
-           path:str|Path, # Folder for the cache: new, empty, or the same one again
-           dls:DataLoaders=None, # The receiver's loaders, to compare samples and views
-          ): # `LogitCache`
-    "The cache in a zip, proved on the way"
+    file:str|Path, # A zip from `pack`
+    path:str|Path, # Folder for the cache: new, empty, or the same one again
+    dls:DataLoaders=None, # The receiver's loaders, to compare samples and views
+): # `LogitCache`
+    """The cache in a zip, proved before it is believed. A refused or killed call leaves nothing behind. Raises
+    `CacheCorrupt` for what is no packed cache or was damaged, `CacheError` for a folder that holds something else"""
     path = Path(path)
     try:
-        with zipfile.ZipFile(file) as z, alone_in(path): _unzip(z, path)
-    except zipfile.BadZipFile as e: raise CacheCorrupt(f"{file} is no whole zip ({e}). Fetch it again.") from e
+        with zipfile.ZipFile(file) as z:
+            plan, manifest = _contents_of(z)
+            if not _holds(path, z.read('manifest.json')): write_once(path, lambda tmp: _unzip(z, tmp, plan, manifest))
+    except (zipfile.BadZipFile, NotImplementedError) as e:
+        raise CacheCorrupt(f"{file} is no whole zip ({e}). Fetch it again.") from e
     cache = cls.open(path)
     if dls is not None: cache.check_views(dls)
     return cache
 
-def _unzip(z, path):
-    plan, manifest, sizes = _contents_of(z)
-    if (path/'plan.json').is_file() and (path/'plan.json').read_bytes() != z.read('plan.json') or not (path/'plan.json').is_file() and any(p.name != '.lock' for p in path.iterdir()):
-        raise CacheError(f"The folder {path} holds something else. Give a new folder.")
-    store_bytes(path/'plan.json', z.read('plan.json'))
-    for rel in plan_files(plan):
-        if sizes[rel] != manifest['files'][rel]['bytes']: raise CacheCorrupt(f"{rel} in {z.filename} has another size than its manifest says. Fetch it again.")
-        _extract(z, rel, path, manifest['files'][rel]['sha256'])
-    store_bytes(path/'manifest.json', z.read('manifest.json'))
+def _holds(path, manifest):
+    "Whether the folder holds just this cache already; an empty one makes place"
+    if not path.is_dir() or not any(p.name != '.lock' for p in path.iterdir()):
+        if path.is_dir(): shutil.rmtree(path)
+        return False
+    if (path/'manifest.json').is_file() and (path/'manifest.json').read_bytes() == manifest: return True
+    raise CacheError(f"The folder {path} holds something else. Give a new folder.")
 
-def _extract(z, rel, path, sha256):
-    tmp, h = path/(rel + '.tmp'), hashlib.sha256()
-    tmp.parent.mkdir(parents=True, exist_ok=True)
-    with z.open(rel) as src, open(tmp, 'wb') as dst:
+def _unzip(z, path, plan, manifest):
+    "Every file of the plan, with its checksum; plan and manifest"
+    for rel in plan_files(plan): _extract(z, rel, path, manifest['files'][rel]['sha256'])
+    for rel in ('plan.json', 'manifest.json'): store_bytes(path/rel, z.read(rel))
+
+def _extract(z, rel, path, checksum):
+    h, file = hashlib.sha256(), path/rel
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with z.open(rel) as src, open(file, 'wb') as dst:
         while data := src.read(2**20): h.update(data); dst.write(data)
-    if h.hexdigest() != sha256: tmp.unlink(); raise CacheCorrupt(f"{rel} in {z.filename} is damaged: its SHA-256 is not the one in the manifest. Fetch it again.")
-    os.replace(tmp, path/rel)
+    if h.hexdigest() != checksum:
+        raise CacheCorrupt(f"{rel} in {z.filename} is damaged: its SHA-256 is not the one in the manifest. Fetch it again.")
 
 # %% ../nbs/06_sharing.ipynb #c86dc251
+def _entries_of(z):
+    "name -> size of the entries of a zip: plain files, stored as they are, of the sizes that they declare"
+    infos = z.infolist()
+    sizes = {i.filename: i.file_size for i in infos}
+    links = [i.filename for i in infos if stat.S_ISLNK(i.external_attr >> 16)]
+    packed = [i.filename for i in infos if i.compress_type != zipfile.ZIP_STORED or i.compress_size != i.file_size]
+    why = (f'a link, {links[0]!r}' if links else 'one name twice' if len(sizes) < len(infos) else
+           f'a compressed entry, {packed[0]!r}' if packed else '')
+    if why: raise CacheCorrupt(f"{z.filename} holds {why}; a packed cache holds plain files, stored as they are.")
+    if not {'plan.json', 'manifest.json'} <= sizes.keys():
+        raise CacheCorrupt(f"{z.filename} is no packed cache: plan.json or manifest.json is missing.")
+    if max(sizes['plan.json'], sizes['manifest.json']) > 2**28:
+        raise CacheCorrupt(f"{z.filename} is no packed cache: its plan or manifest is larger than any.")
+    return sizes
+
 def _contents_of(z):
-    "Plan, manifest and sizes of a zip whose entries are exactly those of a cache"
-    entries = {i.filename: i for i in z.infolist()}
-    links = [i.filename for i in z.infolist() if stat.S_ISLNK(i.external_attr >> 16)]
-    if links or len(entries) < len(z.infolist()): raise CacheCorrupt(f"{z.filename} holds {f'a link, {links[0]!r}' if links else 'one name twice'}; a packed cache holds plain files.")
-    if not {'plan.json', 'manifest.json'} <= entries.keys(): raise CacheCorrupt(f"{z.filename} is no packed cache: plan.json or manifest.json is missing.")
-    try:
-        plan, manifest = json.loads(z.read('plan.json')), json.loads(z.read('manifest.json'))
-        few = plan['n_views']*-(-plan['n']//plan['shard_rows'])*len(plan['teachers']) <= len(entries)       # before a list of them is made
-        strange = (entries.keys() ^ set(_zipped(plan)) if few else {'a plan of more files than the zip holds'}) - {'README.md'}
-        strange |= manifest['files'].keys() ^ set(plan_files(plan)) if few else set()
-    except (ValueError, TypeError, KeyError) as e: raise CacheCorrupt(f"{z.filename} is no packed cache: its plan or manifest cannot be read ({e!r}).") from e
-    if strange: raise CacheCorrupt(f"{z.filename} and its plan disagree about {sorted(strange)[0]!r}: a packed cache holds the files of its plan and nothing else.")
-    return plan, manifest, {n: i.file_size for n, i in entries.items()}
+    "Plan and manifest of a zip whose entries are exactly those of a cache, checked before anything is written"
+    sizes = _entries_of(z)
+    try: plan, manifest = json.loads(z.read('plan.json')), json.loads(z.read('manifest.json'))
+    except (ValueError, RecursionError) as e:
+        raise CacheCorrupt(f"{z.filename} is no packed cache: its plan or manifest cannot be read ({e!r}).") from e
+    check_plan(plan, f'plan.json in {z.filename}')
+    if not isinstance(manifest, dict): raise CacheCorrupt(f"{z.filename} is no packed cache: it has no manifest.")
+    check_manifest(manifest, plan, f'manifest.json in {z.filename}')
+    if (odd := (sizes.keys() ^ {*_zipped(plan)}) - {'README.md'}):
+        raise CacheCorrupt(f"{z.filename} and its plan disagree about {min(odd)!r}: "
+                           "a packed cache holds the files of its plan and nothing else.")
+    for rel, e in manifest['files'].items():
+        if sizes[rel] != e['bytes']:
+            raise CacheCorrupt(f"{rel} in {z.filename} has another size than its manifest says. Fetch it again.")
+    return plan, manifest
 
 # %% ../nbs/06_sharing.ipynb #c0a2d4e3
 @patch
@@ -281,12 +323,7 @@ def check_views(self:LogitCache,
                 dls:DataLoaders, # The receiver's loaders
                )->float: # Largest difference of a pixel, where white is 1
     "Make the reference views again and compare them, pixel by pixel; a warning beyond 1/255"
-    dl, ref = self.bind(dls).train if self.policy.name != 'clean' else stored_dl(dls, self.policy, self.plan['dtype']), load_tensors(self.path/'reference.safetensors')
-    place = {int(r): i for i, r in enumerate(self.rows(ids_labels(dl)[0])) if r >= 0}
-    gaps = [(dl.do_item(int(v)*len(dl.items) + place[int(r)])[0].as_subclass(torch.Tensor).float() - p).abs().max()/255
-            for r, v, p in zip(ref['row'], ref['view'], ref['pixels']) if int(r) in place]
-    if not gaps: warnings.warn(f"None of the reference views of {self.path} is about a sample of these loaders: nothing was compared.")
-    worst = float(max(gaps, default=0.))
-    if worst > 1/255 + 1e-6: warnings.warn(f"The views of {self.path} look otherwise here: pixels differ by up to {worst*255:.0f}/255. Another image decoder or library version makes them; "
-                                    f"the stored answers are about slightly other pictures. Made with {self.plan['versions']}.")
-    return worst
+    bound = self.bind(dls)
+    gap, done = self.reference_gap(stored_dl(bound, self.policy, self.plan['dtype']), bound.train.rows)
+    if not done: warnings.warn(f"None of the reference views of {self.path} is about a sample of these loaders: nothing was compared.")
+    return gap

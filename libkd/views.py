@@ -29,7 +29,7 @@ from torchvision.transforms import v2
 from . import UserError
 from .files import progress, publish, writing
 from .data import Sample, Samples, array_id, open_image, sample_id
-
+from .identity import identity
 
 # %% auto #0
 __all__ = ['STEP', 'ORDERS', 'RATIOS', 'MEAN_COLOUR', 'LIGHT', 'WINDOW', 'MIX', 'ERASE', 'BETA', 'NORMALIZE', 'CGROUPS',
@@ -1077,23 +1077,14 @@ def _finish(dls):
     return dls
 
 # %% ../nbs/01_views.ipynb #99dde37b
-def _code(f):
-    "A function's name and a hash of what it does"
-    what = f.__code__.co_code + repr(f.__code__.co_consts).encode()
-    return f'{f.__qualname__}#{hashlib.sha256(what).hexdigest()[:12]}'
-
 def tfm_spec(
     t, # A transform of fastai, torchvision or timm, a function, or any object that says in its attributes what it does
-)->str|list:
-    "A transform as text (or a list of it, if it holds others) that is the same in every process"
-    inside = t.tfms if isinstance(t, TrainTfm) else getattr(t, 'transforms', None)       # Compose of torchvision and timm
+)->dict|list: # Plain JSON
+    "A transform in content (see `identity`), the same in every process; a list if it holds others"
+    inside = t.tfms if isinstance(t, TrainTfm) else None
     if isinstance(inside, (list, tuple)): return [tfm_spec(f) for f in inside]
-    if inspect.isfunction(t): return _code(t)
-    if type(t) is Transform: return tfm_spec(_function(t) or t.name)                     # fastai wraps a function
-    given = getattr(t, '__stored_args__', None) or getattr(t, '__dict__', {})            # fastai's: what it was made with, not what it drew last
-    state = {k: tfm_spec(v) if inspect.isfunction(v) else v for k, v in given.items()
-             if inspect.isfunction(v) or isinstance(v, (int, float, str, tuple, list))}
-    return re.sub(r' at 0x[0-9a-f]+', '', f'{type(t).__qualname__}: {t!r} {state or ""}'.strip())
+    if type(t) is Transform: return identity(_function(t) or t.name)                     # fastai wraps a function
+    return identity(t)
 
 def pixel_versions()->dict:
     "Versions of the libraries that make pixels; replay of item transforms is exact for equal ones"
@@ -1107,7 +1098,7 @@ ALGORITHM = 1               # of `LightViews`: another one, other pixels
 @patch
 def describe(self:ViewDL)->dict:
     "JSON-able description of how this loader's views are made"
-    odd = [tfm_spec(t) for t in self.after_batch.fs if not isinstance(t, (IntToFloatTensor, Normalize))]
+    odd = [type(t).__name__ for t in self.after_batch.fs if not isinstance(t, (IntToFloatTensor, Normalize))]
     if odd: raise ViewError(
         f"Batch transforms draw random numbers once a batch, so a sample's view cannot be replayed: {', '.join(odd)}. "
         "Give them as item transforms instead: image_dls(…, tfms=[…]).")

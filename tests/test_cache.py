@@ -137,7 +137,7 @@ def test_top_k_answers_are_the_largest_and_the_rest_is_one_exact_number(sparse):
     assert torch.allclose(got.values, want.values, atol=4e-3*z.abs().max()) and torch.allclose(got.tail, want.tail, atol=1e-5)
     p, q = z.softmax(1), got.dense().softmax(1)
     assert torch.allclose(p.gather(1, want.indices), q.gather(1, want.indices), atol=2e-3)
-    assert cache.spot_check(dls, t) < 2e-3 and cache.verify() == 2 + 2*3
+    assert cache.spot_check(dls, t) < 2e-3 and cache.verify() == 2 + 2*3 + 2*3
 
 
 def test_what_top_k_loses_is_written_down(sparse):
@@ -336,7 +336,7 @@ def test_any_flipped_byte_is_found(copied):
         f.write_bytes(whole[:k] + bytes([whole[k] ^ (1 << int(rng.integers(8)))]) + whole[k+1:])
         with pytest.raises(CacheCorrupt): LogitCache.open(path).verify()
         f.write_bytes(whole)
-    assert LogitCache.open(path).verify() == 2 + 2*2*3
+    assert LogitCache.open(path).verify() == 2 + 2*2*3 + 2*3
 
 
 @pytest.mark.parametrize('spoil', [lambda f: f.unlink(), lambda f: f.write_bytes(f.read_bytes()[:-3]), lambda f: f.write_bytes(b'')])
@@ -371,7 +371,7 @@ def test_a_manifest_cannot_point_outside(copied, rel):
     *_, path = copied
     m = json.loads((path/'manifest.json').read_text()); m['files'][rel] = dict(bytes=1, sha256='0')
     (path/'manifest.json').write_text(json.dumps(m))
-    with pytest.raises(CacheCorrupt, match='no file of a cache'): LogitCache.open(path).verify()
+    with pytest.raises(CacheCorrupt, match='manifest.json names '): LogitCache.open(path).verify()
 
 
 def test_links_are_refused(copied, tmp_path):
@@ -460,11 +460,11 @@ def test_a_file_that_was_being_written_is_never_taken_for_whole(tmp_path, monkey
 
 def test_finished_shards_are_not_asked_for_again(copied, monkeypatch):
     dls, teachers, path = copied
-    (path/'manifest.json').unlink(); (path/'logits'/'a'/'v0001-s00001.safetensors').unlink()
+    (path/'logits'/'a'/'v0001-s00001.safetensors').unlink()
     asked = []
     for t in teachers: monkeypatch.setattr(t, 'logits', lambda x, stats=None, t=t, f=t.logits: asked.append(len(x)) or f(x, stats=stats), raising=False)
     build(path, dls, teachers)
-    assert sum(asked) == 2*7, 'one shard of seven rows for two teachers'
+    assert sum(asked) == 2*7 + 2*8 + 2*8, 'one shard of seven rows for two teachers; the reference views, made again and asked again'
 
 
 @pytest.mark.slow
@@ -521,7 +521,7 @@ def test_a_full_disk_is_a_sentence_and_keeps_what_is_done(tmp_path, monkeypatch,
         return replace(a, b)
     monkeypatch.setattr(m.os, 'replace', full)
     with pytest.raises(CacheError, match='disk is full'): build(tmp_path/'c', dls, teachers)
-    assert not list((tmp_path/'c').rglob('*.tmp')) and len(list((tmp_path/'c'/'logits').rglob('*.safetensors'))) == 3
+    assert not list((tmp_path/'c').rglob('*.tmp')) and len(list((tmp_path/'c'/'logits').rglob('*.safetensors'))) == 2
     monkeypatch.undo()
     assert contents(build(tmp_path/'c', dls, teachers).path) == contents(cache.path)
 
@@ -845,3 +845,132 @@ def test_rows_are_found_by_id_even_if_halves_collide(n, seed):
     stranger = cache.ids.copy(); stranger[:, 15] ^= 1
     known = {bytes(i) for i in cache.ids}
     assert all((r >= 0) == (bytes(s) in known) for r, s in zip(cache.rows(stranger), stranger))
+
+
+# -- proof by behaviour --------------------------------------------------------------------------------------------------
+
+STRENGTH = 0
+def by_a_global(im): return im.point(lambda v: min(255, v + STRENGTH))
+class Same:
+    "A transform whose description says nothing of what it does"
+    def __init__(self, more): self.more = [more]
+    def __call__(self, im): return im.point(lambda v: min(255, v + self.more[0]))
+    def __repr__(self): return 'Same()'
+
+
+def test_pixels_are_compared_where_descriptions_are_equal(tmp_path, monkeypatch):
+    import libkd.cache as m
+    dls, t = tiny.loaders(tfms=[Same(0)]), tiny.teacher()
+    cache = build(tmp_path/'c', dls, [t])
+    monkeypatch.setattr(m, '_check_views', lambda *a: None)              # whatever a description may leave out
+    assert cache.bind(dls).train.proof.endswith('36 views made again')
+    with pytest.raises(CacheMismatch, match='36 of 36 views have other pixels'): cache.bind(tiny.loaders(tfms=[Same(1)]))
+
+
+@pytest.mark.parametrize('light', [True, False])
+def test_training_compares_the_views_that_it_makes(tmp_path, monkeypatch, light):
+    import libkd.views as m
+    kw = {} if light else dict(tfms=[])
+    cache = build(tmp_path/'c', tiny.loaders(**kw), [tiny.teacher()])
+    learn = distill_learner(tiny.loaders(**kw), tiny.student(heads=('cls', 'conv')), teachers=cache, verbose=False)
+    for name in ('view_seed', 'view_keys'):
+        monkeypatch.setattr(m, name, lambda seed, *a, f=getattr(m, name): f(seed + 1, *a))
+    if not light: monkeypatch.setattr(m, 'open_image', lambda s, f=m.open_image: f(s).point(lambda v: 255 - v))
+    with learn.no_bar(), learn.no_logging(), pytest.raises(CacheMismatch, match='other pixels'): learn.fit(16)
+
+
+def test_a_teacher_that_minds_its_company_is_refused(tmp_path):
+    class Batchy(tiny.Linear):
+        def forward(self, x): return super().forward(x - x.mean(0, keepdim=True))
+    t = Teacher(Batchy(), tiny.CLASSES, name='b', bias='conv')
+    with pytest.raises(CacheError, match='Teacher b gives the same pictures other answers'): build(tmp_path/'c', tiny.loaders(), [t])
+
+
+def test_a_teacher_that_answers_otherwise_is_noticed_when_the_cache_is_found(tmp_path):
+    dls, t = tiny.loaders(), tiny.teacher()
+    build(tmp_path/'c', dls, [t])
+    t.logits = lambda x, stats=None, f=t.logits: f(x, stats=stats) + torch.tensor([1., 0, 0])
+    with pytest.raises(CacheMismatch, match='answers differently now'): build(tmp_path/'c', dls, [t])
+
+
+@pytest.mark.parametrize('folder', ['logits/a', 'views'])
+def test_a_damaged_shard_is_noticed_when_it_is_first_read(copied, folder):
+    dls, teachers, path = copied
+    file = sorted((path/folder).glob('*.safetensors'))[0]
+    data = bytearray(file.read_bytes()); data[-1] ^= 1; file.write_bytes(data)
+    cache = LogitCache.open(path)                                        # reads no shard
+    with pytest.raises(CacheCorrupt, match=f'{file.name} is damaged'):
+        cache.gather(torch.arange(18), 0)
+        cache.bind(dls)
+    assert LogitCache.open(path, verify='never').gather(torch.arange(18), 0)
+    with pytest.raises(CacheCorrupt, match=f'1 damaged: {folder}'): LogitCache.open(path, verify='all')
+
+
+def test_a_build_that_goes_on_blesses_nothing(made, tmp_path, monkeypatch, capsys):
+    import libkd.cache as m
+    dls, teachers, cache = made
+    monkeypatch.setattr(m.CacheBuilder, 'finish', lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt): build(tmp_path/'c', dls, teachers)
+    monkeypatch.undo()
+    files = sorted((tmp_path/'c'/'logits').rglob('*.safetensors'))[:2]
+    for f in files: data = bytearray(f.read_bytes()); data[-1] ^= 1; f.write_bytes(data)
+    build(tmp_path/'c', dls, teachers)
+    assert '2 files' in capsys.readouterr().out and contents(tmp_path/'c') == contents(cache.path)
+
+
+def test_the_advice_of_verify_is_safe(copied, made):
+    "Two shards are damaged; one is deleted, as advised; the other one is found while it is made again"
+    dls, teachers, path = copied
+    files = sorted((path/'logits').rglob('*.safetensors'))[:2]
+    for f in files: data = bytearray(f.read_bytes()); data[-1] ^= 1; f.write_bytes(data)
+    with pytest.raises(CacheCorrupt, match='2 damaged') as e: LogitCache.open(path).verify()
+    assert all(f.name in str(e.value) for f in files)
+    files[0].unlink()
+    build(path, dls, teachers)
+    assert contents(path) == contents(made[2].path)
+
+
+def test_a_reader_notices_that_the_cache_was_changed(copied):
+    dls, teachers, path = copied
+    cache = LogitCache.open(path)
+    cache.drop('b')
+    with pytest.raises(CacheMismatch, match='was changed since it was opened'): cache.gather(torch.arange(3), 1)
+
+
+@pytest.mark.parametrize('field, value', [('policy', 7), ('n', -1), ('n', 1.5), ('n', True), ('dtype', 'int8'), ('classes', ['a', 'a']), ('classes', []),
+                                          ('teachers', []), ('schema', 99), ('shard_rows', 0), ('samples', 'x'), ('extra', 1), ('views', None)])
+def test_a_plan_with_a_wrong_field_is_refused_by_name(copied, field, value):
+    path = copied[2]
+    plan = json.loads((path/'plan.json').read_text()) | {field: value}
+    (path/'plan.json').write_text(json.dumps(plan))
+    with pytest.raises(CacheCorrupt, match=field): LogitCache.open(path)
+
+
+def test_a_deeply_nested_or_strange_plan_is_a_sentence(copied):
+    path = copied[2]
+    for text in ('['*100000, '7', 'null', '"x"'):
+        (path/'plan.json').write_text(text)
+        with pytest.raises(CacheCorrupt, match='plan.json'): LogitCache.open(path)
+
+
+@pytest.mark.parametrize('spoil, said', [(lambda z: z.double(), 'float64'), (lambda z: z[:, :2].clone(), r'\(7, 2\)'), (lambda z: z[:3].clone(), r'\(3, 3\)'), (lambda z: z*torch.nan, 'NaN')])
+def test_a_shard_of_another_kind_is_refused(copied, spoil, said):
+    import hashlib, safetensors.torch as st
+    path = copied[2]
+    rel = 'logits/a/v0000-s00000.safetensors'
+    data = st.save({'logits': spoil(st.load((path/rel).read_bytes())['logits'])})
+    (path/rel).write_bytes(data)
+    manifest = json.loads((path/'manifest.json').read_text())
+    manifest['files'][rel] = dict(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+    (path/'manifest.json').write_text(json.dumps(manifest))
+    with pytest.raises(CacheCorrupt, match=said): LogitCache.open(path).gather(torch.arange(3), 0)
+
+
+def test_another_data_set_is_called_so(made):
+    with pytest.raises(CacheMismatch, match='0 of .* images are the cache'): made[2].verify(tiny.loaders(data=tiny.samples(seed=9)))
+
+
+def test_verify_says_how_much_it_compared(made, capsys):
+    dls, _, cache = made
+    cache.verify(dls)
+    assert '18 of 18 images and 36 views' in capsys.readouterr().out

@@ -41,7 +41,7 @@ def copy(cache, to): shutil.copytree(cache.path, to); return LogitCache.open(to)
 def test_answers_from_anywhere_are_paired_by_sample(tmp_path):
     dls, z = tiny.loaders(), np.random.default_rng(0).normal(size=(2, 18, 3)).astype('f4')
     cache = LogitCache.from_arrays(tmp_path/'c', dls, {'people': z}, bias={'people': 'human'}, dtype='float32', shard_rows=7)
-    assert cache.teachers['people']['bias'] == 'human' and str(cache.policy) == 'finite(2)' and cache.verify() == 2 + 2*3
+    assert cache.teachers['people']['bias'] == 'human' and str(cache.policy) == 'finite(2)' and cache.verify() == 2 + 2*3 + 2*3
     for x, y in cache.bind(dls).train:
         where = [[dls.train.id_of(i) for i in range(18)].index(cache.ids[r].tobytes()) for r in y.ride.row]
         assert torch.equal(cache.gather(y.ride.row, y.ride.view)['people'], torch.tensor(z[y.ride.view, where]))
@@ -122,9 +122,9 @@ def test_only_what_is_new_is_computed(built, tmp_path, monkeypatch):
     asked, before = [], copy(built('a'), tmp_path/'c')
     for t in (A, B): monkeypatch.setattr(t, 'logits', lambda x, stats=None, t=t, f=t.logits: asked.append((t.name, len(x))) or f(x, stats=stats), raising=False)
     cache = before.add(tiny.loaders(), B, check=False)
-    assert {n for n, _ in asked} == {'b'} and sum(k for _, k in asked) == 2*18
+    assert {n for n, _ in asked} == {'b'} and sum(k for _, k in asked) == 2*18 + 16 + 8, 'the views, the check of company, the reference views'
     asked.clear(); cache.extend(tiny.loaders(), [A, B], 3)
-    assert sum(k for _, k in asked) == 2*18, 'one more view, two teachers'
+    assert sum(k for _, k in asked) == 2*(18 + 16 + 8), 'one more view, two teachers'
 
 
 def test_what_cannot_be_changed(built, tmp_path):
@@ -269,7 +269,7 @@ def test_a_zip_cannot_write_elsewhere(built, tmp_path, what):
         b.writestr(EVIL[what], '/etc/passwd')
     before = {p for p in tmp_path.rglob('*')}
     with pytest.raises(CacheCorrupt, match='holds a link' if 'link' in what else 'disagree about'): LogitCache.unpack(bad, tmp_path/'in'/'got')
-    assert {p for p in tmp_path.rglob('*')} - before <= {tmp_path/'in', tmp_path/'in'/'got', tmp_path/'in'/'got'/'.lock'}
+    assert {p for p in tmp_path.rglob('*')} - before <= {tmp_path/'in'}, 'a refused zip leaves nothing'
 
 
 @pytest.mark.filterwarnings('ignore:Duplicate name')
@@ -315,7 +315,7 @@ def test_any_flipped_answer_in_a_zip_is_noticed(built, tmp_path):
             data = a.read(i)
             b.writestr(i, data[:-1] + bytes([data[-1] ^ 4]) if 'b/v0001-s00002' in i.filename else data)
     with pytest.raises(CacheCorrupt, match=r'b/v0001-s00002.* is damaged'): LogitCache.unpack(tmp_path/'bad.zip', tmp_path/'got')
-    with pytest.raises(CacheError, match='not built to its end'): LogitCache.open(tmp_path/'got')
+    assert not (tmp_path/'got').exists(), 'a refused zip leaves nothing'
     with pytest.raises(CacheError, match='holds something else'): LogitCache.unpack(good, built('a').path)
     assert contents(LogitCache.unpack(good, tmp_path/'got').path) == contents(built('ab').path), 'the whole zip goes on where the damaged one stopped'
 
@@ -324,8 +324,10 @@ def test_any_flipped_answer_in_a_zip_is_noticed(built, tmp_path):
 def test_the_receiver_is_warned_of_other_pixels(tmp_path, monkeypatch, more, warned):
     import libkd.views as m
     build(tmp_path/'c', tiny.loaders(tfms=[]), A)
+    import libkd.cache as c
     real = m.open_image
     monkeypatch.setattr(m, 'open_image', lambda s: real(s).point(lambda v: min(255, v + more)))
+    monkeypatch.setattr(c, 'pixel_versions', lambda: dict(pillow='0.0'))
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter('always')
         assert LogitCache.open(tmp_path/'c').check_views(tiny.loaders(tfms=[])) == pytest.approx(more/255)
@@ -350,9 +352,9 @@ def test_the_command_builds_verifies_informs_and_packs(tmp_path, capsys):
     from test_cache import folder
     root, cache = folder(tmp_path/'images'), tmp_path/'mine'/'cache'
     code, out, _ = command(capsys, 'build', cache, root, '--teachers', 'resnet_mini', '--epochs', 30, '--views', 2, '--top-k', 2)
-    assert code == 0 and 'finite(2)' in out and 'top_k' in out and 'lost' in out and LogitCache.open(cache).verify() == 4
+    assert code == 0 and 'finite(2)' in out and 'top_k' in out and 'lost' in out and LogitCache.open(cache).verify() == 6
     code, out, _ = command(capsys, 'verify', cache, root)
-    assert code == 0 and '4 files have their checksums, and the images are those it was built from' in out
+    assert code == 0 and '6 files, 18 of 18 images and 36 views are those of the cache' in out
     assert command(capsys, 'info', cache)[1].splitlines()[0].endswith('cache')
     code, out, _ = command(capsys, 'pack', cache, tmp_path/'c.zip', '--licence', 'CC0-1.0', '--about', 'Noise.')
     assert code == 0 and 'LogitCache.unpack' in out and contents(LogitCache.unpack(tmp_path/'c.zip', tmp_path/'got').path) == contents(cache)
