@@ -131,7 +131,7 @@ def _attributes(obj):
         slots = getattr(cls, '__slots__', ())
         for s in [slots] if isinstance(slots, str) else slots:
             if hasattr(obj, s): state.setdefault(s, getattr(obj, s))
-    return {k: v for k, v in state.items() if not isinstance(v, _STATE_OF_CHANCE) and k != '__stored_args__'}
+    return {k: v for k, v in state.items() if not isinstance(v, _STATE_OF_CHANCE) and not k.startswith('__')}
 
 # %% ../nbs/00c_identity.ipynb #4fd81b92
 def _module(m, seen):
