@@ -594,6 +594,7 @@ def missing(self:CacheBuilder)->list: # names
     "Files of the plan that are not there"
     return [f for f in plan_files(self.plan) if not (self.path/f).is_file()]
 
+# %% ../nbs/04_cache.ipynb #4b4b17a6
 @patch
 def build_shards(self:CacheBuilder):
     "Build what is missing, and say how it gets on"
@@ -717,6 +718,7 @@ def verify(self:LogitCache,
     if dls is not None: self._verify_images(dls)
     return len(files)
 
+# %% ../nbs/04_cache.ipynb #0fb2f729
 @patch
 def _verify_images(self:LogitCache, dls):
     "Every image that is here, and every view of it, against what was stored"
@@ -922,6 +924,7 @@ def _prove_by_reference(self:LogitCache, dl, train):
     warnings.warn(said + "The stored answers are about slightly other pictures.")
     return done
 
+# %% ../nbs/04_cache.ipynb #cb069be2
 @patch
 def reference_gap(self:LogitCache,
     dl,   # A loader that makes the cache's views

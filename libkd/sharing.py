@@ -257,7 +257,7 @@ def unpack(cls:LogitCache,
         with zipfile.ZipFile(file) as z:
             plan, manifest = _contents_of(z)
             if not _holds(path, z.read('manifest.json')): write_once(path, lambda tmp: _unzip(z, tmp, plan, manifest))
-    except (zipfile.BadZipFile, NotImplementedError) as e:
+    except zipfile.BadZipFile as e:
         raise CacheCorrupt(f"{file} is no whole zip ({e}). Fetch it again.") from e
     cache = cls.open(path)
     if dls is not None: cache.check_views(dls)
@@ -276,6 +276,7 @@ def _unzip(z, path, plan, manifest):
     for rel in plan_files(plan): _extract(z, rel, path, manifest['files'][rel]['sha256'])
     for rel in ('plan.json', 'manifest.json'): store_bytes(path/rel, z.read(rel))
 
+# %% ../nbs/06_sharing.ipynb #ec5158be
 def _extract(z, rel, path, checksum):
     h, file = hashlib.sha256(), path/rel
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -300,6 +301,7 @@ def _entries_of(z):
         raise CacheCorrupt(f"{z.filename} is no packed cache: its plan or manifest is larger than any.")
     return sizes
 
+# %% ../nbs/06_sharing.ipynb #ad9796e1
 def _contents_of(z):
     "Plan and manifest of a zip whose entries are exactly those of a cache, checked before anything is written"
     sizes = _entries_of(z)
