@@ -115,15 +115,8 @@ def cmd_cache_info(a):
 # %% ../nbs/18_cli.ipynb #6261503b
 def cmd_cache_verify(a):
     from libkd.cache import LogitCache
-<<<<<<< HEAD
     n = LogitCache.open(a.folder).verify(_dls(a.data, a.size, 64, 0) if a.data else None)
-    images = ', and the images are those it was built from' if a.data else ''
-    print(f'{a.folder} is whole: {n} files have their checksums{images}')
-=======
-    cache = LogitCache.open(a.folder)
-    n = cache.verify(_dls(a.data, a.size, 64, 0) if a.data else None)
-    print(f"{a.folder} is whole: {n} files have their checksums")
->>>>>>> 8a32967 (A cache is proved by behaviour: pixels of views, answers of teachers and checksums of shards are compared where they are used, and what is read is held against a schema)
+    print(f'{a.folder} is whole: {n} files have their checksums')
 
 def cmd_cache_pack(a):
     from libkd.cache import LogitCache
