@@ -426,6 +426,7 @@ def _proved(self:LogitCache, rel):
     self._check_shape(rel, tensors)
     return tensors
 
+# %% ../nbs/04_cache.ipynb #fd86d3ad
 @patch
 def _check_shape(self:LogitCache, rel, tensors):
     "Refuse a shard of another type, shape or set of tensors than its plan says"
@@ -460,6 +461,7 @@ TEACHER = dict(name=lambda v: _text(v) and _NAME.fullmatch(v), bias=_text, finge
 
 def _is_teacher(v): return isinstance(v, dict) and v.keys() == TEACHER.keys() and all(f(v[k]) for k, f in TEACHER.items())
 
+# %% ../nbs/04_cache.ipynb #10c4637e
 def check_plan(
     plan, # Content of plan.json
     where, # For the sentence
@@ -889,6 +891,7 @@ def _check_views(dl, cache):
     raise CacheMismatch(f"The cache {cache.path} holds answers to other views:\n{said}\n{_other_way(there, now)}Make the loaders as the cache's were, "
                         "or build a cache of these views.")
 
+# %% ../nbs/04_cache.ipynb #888ca98c
 def _find_root(dl, cache):
     "Ids name paths relative to the data's root: for plain path items, find the folder under which the cache knows the first one"
     first = _source(dl.items[0])

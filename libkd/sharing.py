@@ -148,6 +148,7 @@ def _changed(self:LogitCache, plan, builder=None, live=None):
     changed.live = {n: t for n, t in (self.live if live is None else live).items() if n in changed.teachers}
     return changed
 
+# %% ../nbs/06_sharing.ipynb #f1acc261
 @patch
 def _references(self:LogitCache, plan, builder):
     "Reference views of the changed cache: new ones where there are more views, else the old ones with the answers of all"
