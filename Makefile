@@ -1,5 +1,5 @@
 # On a fresh machine `make run`, `make test` and `make docs` first make .venv (Python 3.11 or later) and install the package into it.
-# One environment serves all: the `all` extra holds what users and what developers need, so that `make run` and `make test` cannot disagree.
+# One environment serves all: the `dev` extra holds what users and what developers need, so that `make run` and `make test` cannot disagree.
 PYTHON ?= python3
 BIN    := .venv/bin
 STAMP  := .venv/.installed
@@ -10,10 +10,10 @@ ARGS   ?=
 help:          ## these lines
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 22
 
-$(STAMP): settings.ini setup.py
+$(STAMP): settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "libkd needs Python 3.11 or later, this is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11")'
 	@test -x $(BIN)/python || { echo "set-up: .venv from $$($(PYTHON) --version), then about 5 GB of packages, once"; $(PYTHON) -m venv .venv; }
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[all]'
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 run: $(STAMP)          ## teach a student on the embedded images, or DATA=<folder of class folders>; ARGS="--plan", "-p epochs 5", …

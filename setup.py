@@ -31,10 +31,14 @@ class BuildNotebooks(build_py):
 
 
 extras = {key.removesuffix('_requirements'): reqs(key) for key in cfg if key.endswith('_requirements')}
-extras['all'] = sorted({r for rs in extras.values() for r in rs})
+# `all` is for users and leaves them the newest fastai; `dev` is what `make` installs: that, the site, and nbdev with its limits.
+extras['all'] = sorted({r for key, rs in extras.items() if key not in ('dev', 'docs') for r in rs})
+extras['dev'] = sorted({*extras['dev'], *extras['docs'], *extras['all']})
 
 setuptools.setup(
     name=lib, version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'], url=cfg['git_url'],
+    project_urls={'Documentation': cfg['doc_host'] + cfg['doc_baseurl'], 'Source': cfg['git_url'], 'Issues': f"{cfg['git_url']}/issues",
+                  'Changes': f"{cfg['git_url']}/blob/{cfg['branch']}/CHANGELOG.md"},
     author=cfg['author'], author_email=cfg['author_email'], license='Apache-2.0', license_files=['LICENSE'],
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Intended Audience :: Education', 'Intended Audience :: Developers',

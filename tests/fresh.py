@@ -7,7 +7,8 @@ import json, os, re, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = 'libkd', 'nbs', 'settings.ini', 'setup.py', 'README.md', 'LICENSE', 'CHANGELOG.md', 'MANIFEST.in', '_quarto.yml'
+SOURCES = ('libkd', 'nbs', 'tests', 'settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE', 'CHANGELOG.md',
+           'CONTRIBUTING.md', 'MANIFEST.in', '_quarto.yml')
 
 
 def build_wheel(folder):

@@ -50,9 +50,16 @@ def test_upper_bounds_are_those_with_a_reason(built):
     assert 'License-File: LICENSE' in meta and 'Description-Content-Type: text/markdown' in meta
 
 
+def test_users_get_the_newest_fastai_and_developers_what_nbdev_needs(built):
+    with zipfile.ZipFile(built[0]) as z: meta = z.read(next(n for n in z.namelist() if n.endswith('METADATA'))).decode()
+    extra = lambda name: [line.split(': ')[1].split(';')[0].strip() for line in meta.splitlines() if line.startswith('Requires-Dist') and f'extra == "{name}"' in line]
+    assert not [r for r in extra('all') if '<' in r] and {'fastcore<2', 'execnb<0.2'} <= set(extra('dev')) and set(extra('all')) <= set(extra('dev'))
+    assert 'Project-URL: Issues' in meta
+
+
 def test_source_distribution_builds_the_same_notebooks(built):
     names = {n.split('/', 1)[1] for n in tarfile.open(built[1]).getnames() if '/' in n}
-    assert {n.replace('libkd/notebooks', 'nbs') for n in NOTEBOOKS} | {'settings.ini', 'LICENSE', 'README.md'} <= names
+    assert {n.replace('libkd/notebooks', 'nbs') for n in NOTEBOOKS} | {'settings.ini', 'LICENSE', 'README.md', 'pyproject.toml', 'tests/tiny.py', 'tests/breaks/cache.toml', 'nbs/07_distill.ipynb'} <= names
 
 
 def test_it_works_away_from_the_repository(python, tmp_path):
