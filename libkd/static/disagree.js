@@ -1,143 +1,74 @@
-// The disagreement explorer: one ES module for Jupyter (through anywidget) and for the offline page. No imports, no network.
-// Every text goes through textContent or an attribute, never through innerHTML: names are data.
+// The disagreement explorer: images sorted by how far the teachers' answers are apart, at any temperature.
+import { bytes, choice, fixed, floats, labels, make, slider } from './dom.js'
+import { keepKeys, roving } from './keys.js'
+import { closeAtlas, openAtlas, tile } from './atlas.js'
+import { hosted } from './host.js'
+import { bars, jensenShannon, kl, softmax } from './bars.js'
 
-const SVG = 'http://www.w3.org/2000/svg'
 const PAGE = 60                                    // thumbnails shown at once
-const TOP = 10                                     // classes with bars, the most probable of the image
-
-function make(tag, attrs = {}, ...kids) {
-  const svg = ['svg', 'rect', 'text', 'line', 'g'].includes(tag)
-  const node = svg ? document.createElementNS(SVG, tag) : document.createElement(tag)
-  for (const [k, v] of Object.entries(attrs)) if (v !== null && v !== undefined && v !== false) node.setAttribute(k, v)
-  node.append(...kids.filter(k => k !== null && k !== undefined))
-  return node
-}
-
-const short = (s, n = 16) => s.length <= n ? s : s.slice(0, n - 1) + '…'
-const fixed = (v, d = 2) => v.toFixed(d)
-
-function buffer(model, key) {                      // a Bytes trait is a DataView, possibly at an odd offset
-  const v = model.get(key)
-  return v.buffer.slice(v.byteOffset, v.byteOffset + v.byteLength)
-}
-
-// ---- the same arithmetic as libkd.diagnose ----------------------------------------------------------------------------
-
-function softmax(Z, at, C, T) {                    // logits Z[at .. at+C] -> probabilities
-  const p = new Float64Array(C)
-  let top = -Infinity, sum = 0
-  for (let c = 0; c < C; c++) top = Math.max(top, Z[at + c])
-  for (let c = 0; c < C; c++) sum += p[c] = Math.exp((Z[at + c] - top) / T)
-  for (let c = 0; c < C; c++) p[c] /= sum
-  return p
-}
-
-const entropy = p => p.reduce((h, v) => v > 0 ? h - v * Math.log(v) : h, 0)
-
-function jensenShannon(ps) {
-  const mean = ps[0].map((_, c) => ps.reduce((s, p) => s + p[c], 0) / ps.length)
-  return Math.max(0, entropy(mean) - ps.reduce((s, p) => s + entropy(p), 0) / ps.length)
-}
-
-function kl(p, q) {
-  let s = 0
-  for (let c = 0; c < p.length; c++) if (p[c] > 0) s += p[c] * Math.log(p[c] / Math.max(q[c], 1e-300))
-  return Math.max(0, s)
-}
-
-const argmax = (Z, at, C) => { let b = 0; for (let c = 1; c < C; c++) if (Z[at + c] > Z[at + b]) b = c; return b }
+const TABLE = 20                                   // up to so many classes the confusions are a table, beyond it a list
 
 // ---- the data of one explorer -----------------------------------------------------------------------------------------
 
 function load(model) {
   const meta = model.get('meta'), { names, classes, n } = meta, C = classes.length
-  const Z = new Float32Array(buffer(model, 'logits')), y = new Int32Array(buffer(model, 'y')), code = new Uint8Array(buffer(model, 'codes'))
-  const at = (k, i) => (k * n + i) * C, index = name => names.indexOf(name)
-  const says = names.map((_, k) => Int32Array.from({ length: n }, (_, i) => argmax(Z, at(k, i), C)))
-  const data = { ...meta, C, Z, y, code, says, index, p: (k, i, T) => softmax(Z, at(k, i), C, T) }
+  const Z = floats(bytes(model, 'logits')), y = new Int32Array(bytes(model, 'y')), code = new Uint8Array(bytes(model, 'codes'))
+  const decided = new Uint16Array(bytes(model, 'says')), says = names.map((_, k) => decided.subarray(k * n, (k + 1) * n))
+  const index = name => names.indexOf(name)
+  const data = { ...meta, C, Z, y, code, says, index, p: (k, i, T) => softmax(Z, (k * n + i) * C, C, T) }
+  data.tiny = labels(classes, 5); data.short = labels(classes, 9)
   data.teacher = meta.teachers.map(index)
+  data.pupil = meta.student === null ? -1 : index(meta.student)
   data.told = (who, i) => who === 'truth' ? y[i] : says[index(who)][i]
   return data
 }
 
-function scores(data, T) {                         // what one can sort by, for every image, at temperature T
-  const out = { js: new Float64Array(data.n) }
-  for (const t of data.teachers) out['kl:' + t] = new Float64Array(data.n)
-  const s = data.student === null ? -1 : data.index(data.student)
-  for (let i = 0; i < data.n; i++) {
-    const ps = data.teacher.map(k => data.p(k, i, T))
-    out.js[i] = jensenShannon(ps)
-    if (s >= 0) { const q = data.p(s, i, T); data.teachers.forEach((t, j) => { out['kl:' + t][i] = kl(ps[j], q) }) }
+// JS(teachers) or KL(teacher ‖ student) of every image at once. The two loops over classes are all the explorer computes when
+// the temperature moves, so they are written out: no arrays are made, and only the score that is asked for is computed.
+function score(data, kind, T) {
+  const { C, n, Z } = data, out = new Float64Array(n)
+  const models = kind === 'js' ? data.teacher : [data.index(kind.slice(3)), data.pupil]
+  const P = models.map(() => new Float64Array(C)), logs = new Float64Array(models.length)       // p, and the log of its sum
+  for (let i = 0; i < n; i++) {
+    let own = 0
+    models.forEach((k, m) => {
+      const at = (k * n + i) * C, p = P[m]
+      let top = -Infinity, sum = 0, dot = 0
+      for (let c = 0; c < C; c++) if (Z[at + c] > top) top = Z[at + c]
+      for (let c = 0; c < C; c++) { const z = (Z[at + c] - top) / T, e = Math.exp(z); p[c] = e; sum += e; dot += e * z }
+      for (let c = 0; c < C; c++) p[c] /= sum
+      logs[m] = Math.log(sum) + top / T
+      own += Math.log(sum) - dot / sum                                                            // the entropy of p
+    })
+    let s = 0
+    if (kind === 'js') {
+      for (let c = 0; c < C; c++) { let mean = 0; for (const p of P) mean += p[c]; mean /= P.length; if (mean > 0) s -= mean * Math.log(mean) }
+      s -= own / P.length
+    } else {
+      const a = (models[0] * n + i) * C, b = (models[1] * n + i) * C, shift = logs[1] - logs[0]
+      for (let c = 0; c < C; c++) if (P[0][c] > 0) s += P[0][c] * ((Z[a + c] - Z[b + c]) / T + shift)
+    }
+    out[i] = Math.max(0, s)
   }
   return out
-}
-
-// ---- parts of the page ------------------------------------------------------------------------------------------------
-
-function choice(label, options, value, onpick) {   // a labelled <select>
-  const select = make('select', { 'aria-label': label }, ...options.map(([v, t]) => make('option', { value: v }, t)))
-  select.value = value
-  select.addEventListener('change', () => onpick(select.value))
-  return [make('label', {}, make('span', {}, label), select), select]
-}
-
-function bars(data, i, T) {                        // one row of bars a model; the classes are shared
-  const P = data.names.map((_, k) => data.p(k, i, T))
-  const most = data.classes.map((_, c) => Math.max(...P.map(p => p[c])))
-  const shown = [...most.keys()].sort((a, b) => most[b] - most[a]).slice(0, TOP).sort((a, b) => a - b)
-  const W = 520, left = 132, right = 96, row = 44, w = (W - left - right) / shown.length, H = row * P.length + 22
-  const said = data.names.map((name, k) => `${name} says ${data.classes[data.says[k][i]]} (${fixed(P[k][data.says[k][i]])})`)
-  const svg = make('svg', { viewBox: `0 0 ${W} ${H}`, role: 'img', class: 'kd-bars', 'aria-label': `Answers at temperature ${T}: ${said.join('; ')}` })
-  P.forEach((p, k) => {
-    const base = row * (k + 1) - 4
-    svg.append(make('text', { x: left - 8, y: base - 10, 'text-anchor': 'end' }, short(data.names[k], 19)),
-               make('line', { x1: left, x2: W - right, y1: base, y2: base, class: 'kd-axis' }))
-    shown.forEach((c, j) => {
-      const h = Math.max(.6, p[c] * (row - 8))
-      svg.append(make('rect', { x: left + j * w + 1, y: base - h, width: Math.max(w - 2, 1), height: h, fill: data.colours[k],
-        'data-model': data.names[k], 'data-class': c, 'data-p': p[c].toFixed(6), class: c === data.says[k][i] ? 'kd-said' : null }))
-    })
-    svg.append(make('text', { x: W - right + 8, y: base - 10, class: 'kd-bold' }, `${short(data.classes[data.says[k][i]], 7)}  ${fixed(P[k][data.says[k][i]])}`))
-  })
-  shown.forEach((c, j) => svg.append(make('text', { x: left + (j + .5) * w, y: H - 6, 'text-anchor': 'middle', class: c === data.y[i] ? 'kd-bold' : null },
-    (c === data.y[i] ? '▸' : '') + short(data.classes[c], Math.max(2, Math.floor(w / 7))))))
-  return svg
-}
-
-function tile(data, url, i, side) {                // one thumbnail, cut out of the sheet that holds all of them
-  const scale = side / data.tile, x = (i % data.cols) * side, y = Math.floor(i / data.cols) * side
-  const style = `width:${side}px;height:${side}px;background-image:url(${url});background-position:-${x}px -${y}px;` +
-    `background-size:${data.cols * data.tile * scale}px auto;image-rendering:${scale > 1.5 ? 'pixelated' : 'auto'}`
-  return make('span', { class: 'kd-tile', style, 'aria-hidden': 'true' })
 }
 
 const told = (data, i) => (data.y[i] >= 0 ? `truth ${data.classes[data.y[i]]}, ` : '') +
   data.teachers.map(t => `${t} says ${data.classes[data.says[data.index(t)][i]]}`).join(', ')
 
-function arrows(event, nodes, current, columns) {  // roving focus: which of `nodes` an arrow key leads to, or -1
-  const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns, Home: -current, End: nodes.length - 1 - current }[event.key]
-  if (step === undefined) return -1
-  event.preventDefault()
-  return Math.min(Math.max(current + step, 0), nodes.length - 1)
-}
+// ---- the view ---------------------------------------------------------------------------------------------------------
 
-// ---- the widget -------------------------------------------------------------------------------------------------------
-
-function render({ model, el: host }) {
-  const data = load(model), mime = data.mime
-  const url = URL.createObjectURL(new Blob([buffer(model, 'atlas')], { type: mime }))
+function draw(model, host) {
+  const data = load(model), atlas = openAtlas(model)
   const view = { sort: model.get('sort'), kind: model.get('case'), cls: model.get('cls'), T: model.get('T'), cell: null,
                  rows: data.teachers[0], columns: data.teachers[1] ?? (data.labelled ? 'truth' : data.teachers[0]), shown: PAGE, order: [] }
-  const hide = make('style', {}, `.kd-snap-${data.id}{display:none}`)          // the picture stands in only while we are not there
-  document.head.append(hide)
-
   const root = make('section', { class: 'kd', 'aria-label': 'Disagreement of the teachers', 'data-lm-suppress-shortcuts': 'true' })
-  root.addEventListener('keydown', e => { if (e.key !== 'Escape') e.stopPropagation() })  // or the notebook would insert and delete cells
-  host.append(root)
+  keepKeys(root)
+  host.replaceChildren(root)
 
   const set = (key, value) => { model.set(key, value); model.save_changes() }
-  const slider = make('input', { type: 'range', min: .5, max: 10, step: .5, value: view.T, 'aria-label': 'Temperature T' }), shownT = make('output')
-  slider.addEventListener('input', () => { set('T', +slider.value); view.T = +slider.value; refresh() })
+  const [sliderBox, warm, tellT] = slider('Temperature T', { min: .5, max: 10, step: .5, value: view.T, say: v => fixed(v, 1) }, T => {
+    set('T', T); view.T = T; resort() })
   const has = data.student !== null
   const pick = (key, name, v) => { view[name] = v; set(key, v); view.shown = PAGE; refresh() }
   const [sortBox, sort] = choice('Sort by', [['js', 'distance of the teachers (JS)'], ...(has ? data.teachers.map(t => ['kl:' + t, `KL(${t} ‖ ${data.student})`]) : []),
@@ -146,7 +77,7 @@ function render({ model, el: host }) {
   const [classBox, cls] = choice('True class', [['', 'all'], ...data.classes.map(c => [c, c])], view.cls, v => pick('cls', 'cls', v))
   const clear = make('button', { type: 'button' }, 'Clear filters')
   clear.addEventListener('click', () => { view.cell = null; view.kind = view.cls = ''; kind.value = cls.value = ''; set('case', ''); set('cls', ''); refresh() })
-  const controls = make('div', { class: 'kd-controls' }, make('label', {}, make('span', {}, 'Temperature T'), slider, shownT), sortBox, caseBox, data.labelled ? classBox : null, clear)
+  const controls = make('div', { class: 'kd-controls' }, sliderBox, sortBox, caseBox, data.labelled ? classBox : null, clear)
 
   const status = make('p', { class: 'kd-status', role: 'status', 'aria-live': 'polite' })
   const list = make('div', { class: 'kd-list', role: 'listbox', 'aria-label': 'Images', tabindex: '-1' })
@@ -157,12 +88,16 @@ function render({ model, el: host }) {
   const [rowBox] = choice('Rows', who, view.rows, v => { view.rows = v; view.cell = null; refresh() })
   const [columnBox] = choice('Columns', who, view.columns, v => { view.columns = v; view.cell = null; refresh() })
   const grid = make('div', { class: 'kd-scroll' }), heads = make('div', { class: 'kd-scroll' })
-  const note = make('p', { class: 'kd-note' }, data.note)
   root.append(controls, status, make('div', { class: 'kd-body' }, make('div', { class: 'kd-left' }, list, more), make('div', { class: 'kd-right' }, detail)),
-    make('div', { class: 'kd-body' }, make('div', {}, make('h2', {}, 'Who says what'), make('div', { class: 'kd-controls' }, rowBox, columnBox), grid),
-      data.heads.length ? make('div', {}, make('h2', {}, 'Which head agrees with which teacher'), heads) : null), note)
+    make('div', { class: 'kd-body' }, make('div', { class: 'kd-block' }, make('h2', {}, 'Who says what'), make('div', { class: 'kd-controls' }, rowBox, columnBox), grid),
+      data.heads.length ? make('div', { class: 'kd-block' }, make('h2', {}, 'Which head agrees with which teacher'), heads) : null),
+    make('p', { class: 'kd-note' }, data.note))
 
-  let value = scores(data, view.T), valueT = view.T
+  let values = {}, valuesT = null                  // kind -> scores, computed when first asked for at this temperature
+  const scored = kind => {
+    if (valuesT !== view.T) { values = {}; valuesT = view.T }
+    return values[kind] ??= score(data, kind, view.T)
+  }
 
   function filtered(withCell = true) {
     const keep = []
@@ -175,14 +110,13 @@ function render({ model, el: host }) {
     return keep
   }
 
-  function refresh() {
-    if (valueT !== view.T) { value = scores(data, view.T); valueT = view.T }
-    const v = value[view.sort]
+  function refresh() { resort(); confusion(); agreement() }        // decisions do not depend on T: only `resort` follows the slider
+
+  function resort() {
     view.order = filtered()
-    if (v) view.order.sort((a, b) => v[b] - v[a] || a - b)
+    if (view.sort !== 'data') { const v = scored(view.sort); view.order.sort((a, b) => v[b] - v[a] || a - b) }
     if (!view.order.includes(model.get('selected')) && view.order.length) set('selected', view.order[0])
-    shownT.textContent = fixed(view.T, 1)
-    thumbnails(); selected(); confusion(); agreement()
+    thumbnails(); selected()
   }
 
   function thumbnails() {
@@ -191,8 +125,8 @@ function render({ model, el: host }) {
     list.replaceChildren(...part.map(i => {
       const label = `image ${data.labels[i]}, ${told(data, i)}`
       const option = make('button', { type: 'button', role: 'option', class: 'kd-thumb', title: label, 'aria-label': label, 'data-index': i,
-        'aria-selected': String(i === now), tabindex: i === stop ? 0 : -1 }, tile(data, url, i, 48))
-      option.append(make('span', { class: 'kd-caption', 'aria-hidden': 'true', 'data-says': data.teachers.map(t => short(data.classes[data.says[data.index(t)][i]], 4)).join('|') }))
+        'aria-selected': String(i === now), tabindex: i === stop ? 0 : -1 }, tile(atlas, i, 48))
+      option.append(make('span', { class: 'kd-caption', 'aria-hidden': 'true', 'data-says': data.teacher.map(k => data.tiny[data.says[k][i]]).join('|') }))
       option.addEventListener('click', () => choose(i))
       return option
     }))
@@ -200,37 +134,44 @@ function render({ model, el: host }) {
     more.textContent = `Show more (${view.order.length - Math.min(view.shown, view.order.length)} left)`
   }
 
-  list.addEventListener('keydown', e => {
-    const nodes = [...list.children], now = nodes.indexOf(document.activeElement ?? list.getRootNode().activeElement)
-    if (now < 0) return
-    const columns = nodes.filter(b => b.offsetTop === nodes[0].offsetTop).length, next = arrows(e, nodes, now, columns)
-    if (next >= 0) { nodes[next].focus(); choose(+nodes[next].dataset.index) }
-  })
+  roving(list, () => [...list.children], nodes => nodes.filter(b => b.offsetTop === nodes[0].offsetTop).length, b => choose(+b.dataset.index))
 
   function choose(i) {
     set('selected', i)
-    for (const b of list.children) { const on = +b.dataset.index === i; b.setAttribute('aria-selected', String(on)); b.tabIndex = on ? 0 : -1 }
-    selected()
+    mark(i); selected()
   }
+
+  function mark(i) { for (const b of list.children) { const on = +b.dataset.index === i; b.setAttribute('aria-selected', String(on)); b.tabIndex = on ? 0 : -1 } }
 
   function selected() {
     const i = model.get('selected'), m = view.order.length
     const what = view.cell ? `; only where ${view.rows} says ${data.classes[view.cell[0]]} and ${view.columns} ${data.classes[view.cell[1]]}` : ''
     status.textContent = `${m} of ${data.n} images${what}. ` + (m ? `Selected: image ${data.labels[i]}, ${told(data, i)}.` : 'No image fits these filters.')
     if (!m) return detail.replaceChildren()
-    const facts = [data.y[i] >= 0 ? `Truth: ${data.classes[data.y[i]]}` : null, data.cases[data.code[i]], `JS ${fixed(value.js[i], 3)}`,
-      ...(has ? data.teachers.map(t => `KL(${t} ‖ ${data.student}) ${fixed(value['kl:' + t][i], 3)}`) : [])].filter(Boolean)
-    detail.replaceChildren(make('div', { class: 'kd-picture' }, tile(data, url, i, 96), make('ul', {}, ...facts.map(f => make('li', {}, f)))), bars(data, i, view.T))
+    const P = data.names.map((_, k) => data.p(k, i, view.T)), pupil = P[data.pupil]
+    const facts = [data.y[i] >= 0 ? `Truth: ${data.classes[data.y[i]]}` : null, data.cases[data.code[i]], `JS ${fixed(jensenShannon(data.teacher.map(k => P[k])), 3)}`,
+      ...(has ? data.teachers.map((t, j) => `KL(${t} ‖ ${data.student}) ${fixed(kl(P[data.teacher[j]], pupil), 3)}`) : [])].filter(Boolean)
+    const rows = data.names.map((name, k) => ({ name, colour: data.colours[k], p: P[k], says: data.says[k][i] }))
+    detail.replaceChildren(make('div', { class: 'kd-picture' }, tile(atlas, i, 96), make('ul', {}, ...facts.map(f => make('li', {}, f)))),
+      bars(rows, { classes: data.classes, short: data.short, truth: data.y[i], what: `Answers at temperature ${view.T}` }))
+  }
+
+  function counts(keep) {                          // `row,column` -> images, and how many are off the diagonal
+    const found = new Map()
+    let off = 0
+    for (const i of keep) {
+      const r = data.told(view.rows, i), c = data.told(view.columns, i)
+      if (r < 0 || c < 0) continue
+      found.set(`${r},${c}`, (found.get(`${r},${c}`) ?? 0) + 1)
+      off += r !== c
+    }
+    return [found, off]
   }
 
   function confusion() {
-    const keep = filtered(false), M = Array.from({ length: data.C }, () => new Uint32Array(data.C))
-    for (const i of keep) { const r = data.told(view.rows, i), c = data.told(view.columns, i); if (r >= 0 && c >= 0) M[r][c]++ }
-    let off = 0, top = 1, best = 0
-    const pairs = []
-    M.forEach((row, r) => row.forEach((v, c) => { if (r !== c) { off += v; top = Math.max(top, v); if (v) pairs.push([r, c, v]) } }))
-    pairs.sort((a, b) => b[2] - a[2])
-    const label = `${view.rows} (rows) and ${view.columns} (columns) differ on ${off} of ${keep.length} images`
+    const keep = filtered(false), [found, off] = counts(keep)
+    const pairs = [...found].map(([cell, v]) => [...cell.split(',').map(Number), v]).filter(([r, c]) => r !== c).sort((a, b) => b[2] - a[2])
+    const top = pairs[0]?.[2] ?? 1, label = `${view.rows} (rows) and ${view.columns} (columns) differ on ${off} of ${keep.length} images`
     const button = (r, c, v, text, tab) => {
       const on = view.cell !== null && view.cell[0] === r && view.cell[1] === c
       const b = make('button', { type: 'button', 'aria-pressed': String(on), tabindex: tab, 'data-cell': `${r},${c}`,
@@ -239,25 +180,22 @@ function render({ model, el: host }) {
       b.addEventListener('click', () => { view.cell = on ? null : [r, c]; view.shown = PAGE; refresh(); refocus(`${r},${c}`) })
       return b
     }
-    if (data.C > 20) {                             // too many classes for a table: the most frequent pairs
-      grid.replaceChildren(make('p', {}, label), make('ol', { class: 'kd-pairs' }, ...pairs.slice(0, 20).map(([r, c, v]) =>
-        make('li', {}, button(r, c, v, `${data.classes[r]} | ${data.classes[c]}: ${v}`, 0)))))
+    if (data.C > TABLE) {
+      grid.replaceChildren(make('p', {}, label), make('ol', { class: 'kd-pairs' }, ...pairs.slice(0, 20).map(([r, c, v], j) =>
+        make('li', {}, button(r, c, v, `${data.classes[r]} | ${data.classes[c]}: ${v}`, j ? -1 : 0)))))
       return
     }
-    const first = view.cell ?? (pairs[0] || [0, 0])
-    const head = make('tr', {}, make('td'), ...data.classes.map(c => make('th', { scope: 'col', title: c }, short(c, 5))))
-    const body = M.map((row, r) => make('tr', {}, make('th', { scope: 'row', title: data.classes[r] }, short(data.classes[r], 9)),
-      ...Array.from(row, (v, c) => make('td', { class: r === c ? 'kd-same' : null }, button(r, c, v, v ? String(v) : '·', r === first[0] && c === first[1] ? 0 : -1)))))
+    const first = view.cell ?? (pairs[0] || [0, 0]), all = [...data.classes.keys()]
+    const head = make('tr', {}, make('td'), ...all.map(c => make('th', { scope: 'col', title: data.classes[c] }, data.tiny[c])))
+    const body = all.map(r => make('tr', {}, make('th', { scope: 'row', title: data.classes[r] }, data.short[r]), ...all.map(c => {
+      const v = found.get(`${r},${c}`) ?? 0
+      return make('td', { class: r === c ? 'kd-same' : null }, button(r, c, v, v ? String(v) : '·', r === first[0] && c === first[1] ? 0 : -1))
+    })))
     grid.replaceChildren(make('table', { class: 'kd-table' }, make('caption', {}, label), make('thead', {}, head), make('tbody', {}, ...body)))
   }
 
   const refocus = cell => grid.querySelector(`[data-cell="${cell}"]`)?.focus()
-  grid.addEventListener('keydown', e => {
-    const nodes = [...grid.querySelectorAll('button')], now = nodes.indexOf(e.target)
-    if (now < 0) return
-    const next = arrows(e, nodes, now, data.C > 20 ? 1 : data.C)
-    if (next >= 0) { nodes.forEach(b => { b.tabIndex = -1 }); nodes[next].tabIndex = 0; nodes[next].focus() }
-  })
+  roving(grid, () => [...grid.querySelectorAll('button')], () => data.C > TABLE ? 1 : data.C)
 
   function agreement() {
     if (!data.heads.length) return
@@ -267,14 +205,13 @@ function render({ model, el: host }) {
       make('tbody', {}, ...data.heads.map(h => make('tr', {}, make('th', { scope: 'row' }, h), ...data.teachers.map(t => make('td', {}, fixed(share(h, t), 3))))))))
   }
 
-  const outside = { 'change:T': () => { if (model.get('T') !== view.T) { view.T = model.get('T'); slider.value = view.T; refresh() } },
-    'change:selected': () => { for (const b of list.children) b.setAttribute('aria-selected', String(+b.dataset.index === model.get('selected'))); selected() },
-    'change:sort': () => { view.sort = sort.value = model.get('sort'); refresh() },
-    'change:case': () => { view.kind = kind.value = model.get('case'); refresh() },
-    'change:cls': () => { view.cls = cls.value = model.get('cls'); refresh() } }
-  for (const [name, f] of Object.entries(outside)) model.on(name, f)
   refresh()
-  return () => { for (const [name, f] of Object.entries(outside)) model.off(name, f); hide.remove(); URL.revokeObjectURL(url) }
+  return { close: () => closeAtlas(atlas), outside: {
+    T: () => { if (model.get('T') !== view.T) { view.T = warm.value = model.get('T'); tellT(); resort() } },
+    selected: () => { mark(model.get('selected')); selected() },
+    sort: () => { view.sort = sort.value = model.get('sort'); refresh() },
+    case: () => { view.kind = kind.value = model.get('case'); refresh() },
+    cls: () => { view.cls = cls.value = model.get('cls'); refresh() } } }
 }
 
-export default { render }
+export default hosted({ draw })
