@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['as_array', 'accuracy', 'macro_accuracy', 'reliability', 'ece', 'nll', 'brier', 'clean_dl', 'evaluating', 'is_teacher',
-           'named', 'predictions', 'head_predictions', 'clean_images', 'disagreement_matrix', 'error_consistency',
-           'bootstrap', 'diversity', 'soften', 'js_divergence', 'kl_divergence', 'roles_of', 'sample_disagreement',
-           'per_class', 'teacher_confusion', 'head_agreement', 'unfused', 'attention_maps', 'token_layout', 'rollout',
-           'uniform_distance', 'mean_attention_distance', 'prefix_mass', 'attention_entropy', 'grad_cam',
-           'involution_energy', 'per_uniform', 'token_maps', 'saliency_kind', 'saliency', 'on_grid', 'edges', 'map_fit',
-           'map_percentile', 'shuffled', 'TokenMaps', 'advised_by', 'read_maps', 'macs', 'ms_per_image', 'Scoreboard',
-           'scoreboard']
+           'named', 'predictions', 'head_predictions', 'to_pixels', 'clean_images', 'disagreement_matrix',
+           'error_consistency', 'bootstrap', 'diversity', 'soften', 'js_divergence', 'kl_divergence', 'roles_of',
+           'sample_disagreement', 'per_class', 'teacher_confusion', 'head_agreement', 'unfused', 'attention_maps',
+           'token_layout', 'rollout', 'uniform_distance', 'mean_attention_distance', 'prefix_mass', 'attention_entropy',
+           'grad_cam', 'involution_energy', 'per_uniform', 'token_maps', 'saliency_kind', 'saliency', 'on_grid',
+           'edges', 'map_fit', 'map_percentile', 'shuffled', 'TokenMaps', 'advised_by', 'read_maps', 'last_features',
+           'plane', 'macs', 'ms_per_image', 'Scoreboard', 'scoreboard']
 
 # %% ../nbs/10_diagnose.ipynb #1515b1e1
 import copy
@@ -21,13 +21,15 @@ from itertools import combinations
 from time import perf_counter
 import numpy as np, pandas as pd, torch
 from scipy.special import log_softmax, logsumexp, softmax
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
 from sklearn.metrics import recall_score
 from torch.utils.flop_counter import FlopCounterMode
 from fastai.learner import Learner
 from . import did_you_mean
 from .distill import MultiTeacherDistill
 from .involution import Involution2d
-from .teachers import Teacher, stats_of
+from .teachers import stats_of
 
 # %% ../nbs/10_diagnose.ipynb #09b24b96
 def as_array(a, # Tensor (of any device), array or list
@@ -38,7 +40,8 @@ def as_array(a, # Tensor (of any device), array or list
 def _logits(a, name='logits'):
     "Logits as a float64 array `(n, C)`, or an error that names them"
     a = as_array(a).astype(np.float64)
-    if a.ndim != 2: raise ValueError(f'{name} have shape {a.shape}; needed is (n, C): one row an image, one column a class')
+    if a.ndim != 2:
+        raise ValueError(f'{name} have shape {a.shape}; needed is (n, C): one row an image, one column a class')
     if not np.isfinite(a).all():
         bad = (~np.isfinite(a)).any(1).sum()
         raise ValueError(f'{name} hold NaN or infinity in {bad} of {len(a)} rows: did training diverge?')
@@ -137,12 +140,12 @@ def evaluating(model):
 
 # %% ../nbs/10_diagnose.ipynb #47502231
 def is_teacher(m): # Anything
-    "Is this a `Teacher`, which normalises a batch again as it was trained?"
-    return isinstance(m, Teacher)
+    "Does this answer like a `Teacher`: `logits` of a batch that it normalises again as it was trained?"
+    return not isinstance(m, Learner) and callable(getattr(m, 'logits', None))
 
 def _at_home(net, x): return x.as_subclass(torch.Tensor).to(next(net.parameters()).device)     # where the model lives
 
-def _net(m): return m if isinstance(m, torch.nn.Module) else m.model
+def _net(m): return m if isinstance(m, torch.nn.Module) and not is_teacher(m) else m.model
 def _taught(m): return any(isinstance(cb, MultiTeacherDistill) for cb in getattr(m, 'cbs', []))
 
 def _answers(model, stats):
@@ -221,8 +224,10 @@ def head_predictions(model, # A `Learner` or a module with `forward_heads` (all 
             for h, z in net.forward_heads(x.to(device)).items(): outs.setdefault(h, []).append(z.float().cpu())
     return {h: torch.cat(z).numpy() for h, z in outs.items()}
 
-def _pixels(x, stats):
-    "A normalised batch (B, C, H, W) as pictures (B, H, W, 3) uint8"
+def to_pixels(x, # (B, C, H, W), normalised with `stats`
+              stats, # (mean, std), as `stats_of(dls)` gives them
+              )->np.ndarray: # (B, H, W, 3) uint8
+    "A normalised batch as pictures"
     mean, std = (torch.tensor(s, dtype=torch.float32).view(1, -1, 1, 1) for s in stats)
     back = ((x.cpu().float()*std + mean).clamp(0, 1)*255).round().byte()
     return back.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous().numpy()
@@ -234,7 +239,7 @@ def clean_images(dls, # fastai `DataLoaders`
     "The images as the models see them, with the normalisation undone"
     stats, out, count = stats_of(dls), [], 0
     for x, _ in _batches(clean_dl(dls, part)):
-        out.append(_pixels(x, stats)); count += len(x)
+        out.append(to_pixels(x, stats)); count += len(x)
         if n is not None and count >= n: break
     return np.concatenate(out)[:n]
 
@@ -335,7 +340,9 @@ def _cases(right, # name -> (n,) bool
            )->np.ndarray: # (n,) str
     names, R = list(right), np.stack(list(right.values()), 1)
     every, none = ('both right', 'both wrong') if len(names) == 2 else ('all right', 'all wrong')
-    said = lambda r: every if r.all() else none if not r.any() else 'only ' + ' + '.join(n for n, ok in zip(names, r) if ok)
+    def said(r):
+        if r.all() or not r.any(): return every if r.all() else none
+        return 'only ' + ' + '.join(n for n, ok in zip(names, r) if ok)
     return np.array([said(r) for r in R])
 
 def roles_of(preds, # name -> logits
@@ -360,7 +367,8 @@ def sample_disagreement(preds:dict, # name -> logits (n, C)
     teachers, student = roles_of(preds, teachers, student)
     d = _decisions(preds)
     far = {f'kl_{t}': kl_divergence(preds[t], preds[student], T) for t in teachers if student}
-    df = pd.DataFrame({'js': js_divergence([preds[t] for t in teachers], T), **far, **{f'says_{k}': v for k, v in d.items()}})
+    js, says = js_divergence([preds[t] for t in teachers], T), {f'says_{k}': v for k, v in d.items()}
+    df = pd.DataFrame({'js': js, **far, **says})
     if y is None:
         alike = np.ptp(np.stack([d[t] for t in teachers]), 0) == 0
         return df.assign(case=np.where(alike, 'agree', 'disagree'))
@@ -395,7 +403,7 @@ def _closest(z, teachers, T):
 
 def head_agreement(heads:dict, # head -> logits (n, C), from `head_predictions`
                    preds:dict, # teacher -> logits (n, C)
-                   # 'agreement' (equal decisions), 'kl' (nats) or 'follows' (share of images where this teacher is the closest)
+                   # 'agreement': equal decisions; 'kl': nats; 'follows': how often this teacher is the closest
                    measure='agreement',
                    T=1., # Temperature of the KL
                    )->pd.DataFrame: # heads × teachers
@@ -423,7 +431,8 @@ def _checked(maps, model, n):
         raise TypeError(f'{name} has no attention of the kind that timm\'s ViTs have (modules with `attn_drop` and '
                         '`fused_attn`): attention maps exist for ViT, DeiT, BEiT, EVA and the students of libkd')
     if any(a.ndim != 4 or len(a) != n or a.shape != maps[0].shape for a in maps):
-        raise TypeError(f'{name} attends within windows or at several sizes ({sorted({tuple(a.shape) for a in maps})}); '
+        sizes = sorted({tuple(a.shape) for a in maps})
+        raise TypeError(f'{name} attends within windows or at several sizes ({sizes}); '
                         'one map over the whole image, (B, L, H, N, N), does not exist for it')
     return torch.stack(maps, 1)
 
@@ -536,7 +545,7 @@ def grad_cam(model, # A network with feature maps (B, C, h, w), or the `Teacher`
     net, kept = _net(model), []
     def keep(m, args, out):
         kept.append(out.detach().requires_grad_())
-        return kept[-1].clone()                                                  # a later in-place ReLU changes the copy
+        return kept[-1].clone()                                         # a later in-place ReLU changes the copy
     hook = _layer(net, layer).register_forward_hook(keep)
     try:
         with evaluating(net), torch.enable_grad():
@@ -566,7 +575,7 @@ def involution_energy(model, # A network with `Involution2d` layers, or the `Tea
 
 # %% ../nbs/10_diagnose.ipynb #216b9af8
 def per_uniform(maps, # (..., h, w), not negative: attention to patches, or a saliency
-                )->np.ndarray: # (..., h, w) float32; 1 is the mean of each map, and a map without any weight is 1 everywhere
+                )->np.ndarray: # (..., h, w) float32; the mean of each map is 1, also of one that has no weight at all
     "Maps in multiples of uniform attention"
     maps = as_array(maps).astype(np.float32)
     mean = maps.mean((-2, -1), keepdims=True)
@@ -575,8 +584,8 @@ def per_uniform(maps, # (..., h, w), not negative: attention to patches, or a sa
 def token_maps(A, # (B, L, H, N, N) from `attention_maps`
                n_prefix, # Tokens before the patches: `token_layout(model)[0]`
                grid, # (height, width) in patches
-               )->np.ndarray: # (B, L, T, H+2, h, w): T prefix tokens (or the patches' mean, if there is none); heads, mean, rollout so far
-    "Where each prefix token looks, in every layer, in multiples of uniform attention"
+               )->np.ndarray: # (B, L, T, H+2, h, w): heads, their mean, and the rollout so far, of T tokens
+    "Where each prefix token looks, in multiples of uniform attention; without any, the mean of the patches"
     A = torch.as_tensor(A).float()
     _patches(A, n_prefix, grid)                                                   # the numbers fit, or an error says so
     through = torch.stack(list(_rollouts(A)), 1)                                  # (B, L, N, N)
@@ -618,7 +627,7 @@ def on_grid(heat, # (n, h, w) at any resolution
 def edges(imgs, # (n, H, W, 3) uint8
           grid, # (height, width) in patches
           )->np.ndarray: # (n, *grid), 1 is the mean of each map
-    "How much the brightness changes from pixel to pixel in each patch: what to compare a map with where there is no teacher"
+    "How much the brightness changes inside each patch: what to compare a map with where there is no teacher"
     grey = as_array(imgs).astype(np.float32).mean(-1)
     change = np.zeros_like(grey)
     change[:, 1:] += np.abs(np.diff(grey, axis=1)); change[:, :, 1:] += np.abs(np.diff(grey, axis=2))
@@ -639,16 +648,17 @@ def map_fit(maps, # (..., h, w)
 
 def map_percentile(maps, # (n, ..., h, w): one map a picture, or several (layers, heads)
                    target, # (n, h, w): what they should point at
-                   rivals=None, # (m, n, ..., h, w): m other maps for each picture; by default the maps of the n-1 other pictures
+                   rivals=None, # (m, n, ..., h, w): m other maps for each picture; by default those of the n-1 others
                    )->np.ndarray: # (n, ...), 0 to 100; 50 is chance, ties count half
     "How many of 100 rival maps fit a picture worse than its own map does"
-    n = len(maps); mine, goal = _standard(maps).reshape(n, -1, target[0].size), _standard(target)
-    if rivals is None: fits, m = np.einsum('jkp,ip->ijk', mine, goal), n - 1        # map of picture j against target of picture i
-    else: fits, m = np.einsum('rikp,ip->irk', _standard(rivals).reshape(len(rivals), *mine.shape), goal), len(rivals)
+    n, itself = len(maps), rivals is None                                  # then a map is among its own rivals, once
+    mine, goal = _standard(maps).reshape(n, -1, target[0].size), _standard(target)
+    if itself: fits = np.einsum('jkp,ip->ijk', mine, goal)                 # map of picture j, target of picture i
+    else: fits = np.einsum('rikp,ip->irk', _standard(rivals).reshape(-1, *mine.shape), goal)
     own = np.einsum('ikp,ip->ik', mine, goal)[:, None]
     tied = np.isclose(fits, own, atol=1e-6)
-    worse = ((fits < own) & ~tied).sum(1) + .5*(tied.sum(1) - (rivals is None))   # without rivals, a map ties with itself once
-    return (100*worse/max(m, 1)).reshape(np.shape(maps)[:-2])
+    worse = ((fits < own) & ~tied).sum(1) + .5*(tied.sum(1) - itself)
+    return (100*worse/max(fits.shape[1] - itself, 1)).reshape(np.shape(maps)[:-2])
 
 # %% ../nbs/10_diagnose.ipynb #bf621ade
 def shuffled(model, # `Teacher`, `Learner` or module
@@ -657,7 +667,9 @@ def shuffled(model, # `Teacher`, `Learner` or module
     "A network of the same weights in another order inside each tensor: it has everything but what was learned"
     net, gen = copy.deepcopy(_net(model)), torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for p in net.parameters(): p.copy_(p.flatten()[torch.randperm(p.numel(), generator=gen).to(p.device)].view_as(p))
+        for p in net.parameters():
+            order = torch.randperm(p.numel(), generator=gen).to(p.device)
+            p.copy_(p.flatten()[order].view_as(p))
     return net
 
 # %% ../nbs/10_diagnose.ipynb #24791553
@@ -669,8 +681,8 @@ class TokenMaps:
     attn: np.ndarray=None      # (n, L, H, N, N) attention; None where the model has none
     tokens: tuple=('cls',)     # Names of the prefix tokens, in their order; () for a ViT without any
     saliency: dict=field(default_factory=dict)  # name -> (n, *grid), in multiples of the mean
-    guides: dict=field(default_factory=dict)    # token -> the name in `saliency` of the teacher that advises it
-    percentiles: np.ndarray=None                # (2, n, L, T, H+2): among other pictures, among shuffled weights; NaN: not known
+    guides: dict=field(default_factory=dict)    # token -> name of the teacher that advises it, as in `saliency`
+    percentiles: np.ndarray=None                # (2, n, L, T, H+2): among other pictures, among shuffled weights
     targets: tuple=()          # What each token's percentile compares with, in words
     rivals: tuple=(0, 0)       # How many other pictures, how many networks with shuffled weights
     labels: list=None          # Names of the pictures
@@ -682,7 +694,8 @@ class TokenMaps:
         if self.attn is not None:
             self.attn = as_array(self.attn).astype(np.float32)
             if self.attn.ndim != 5 or len(self.attn) != len(self.imgs):
-                raise ValueError(f'attention has shape {self.attn.shape}; needed is (n, L, H, N, N) for the {len(self.imgs)} pictures')
+                raise ValueError(f'attention has shape {self.attn.shape}; '
+                                 f'needed is (n, L, H, N, N) for the {len(self.imgs)} pictures')
             self.maps = token_maps(self.attn, len(self.tokens), self.grid)
 
 # %% ../nbs/10_diagnose.ipynb #50d13b1b
@@ -691,7 +704,8 @@ def _pictures(dls, part, rows, others):
     xs, ys = zip(*[(x.cpu(), y) for x, y in _batches(clean_dl(dls, part))])
     x, y = torch.cat(xs), torch.cat(ys)
     rows = list(range(min(rows, len(x)))) if isinstance(rows, int) else [int(r) for r in rows]
-    if bad := [r for r in rows if not 0 <= r < len(x)]: raise IndexError(f'picture {bad[0]} of {len(x)} in part {part!r}: they are numbered from 0')
+    if bad := [r for r in rows if not 0 <= r < len(x)]:
+        raise IndexError(f'picture {bad[0]} of {len(x)} in part {part!r}: they are numbered from 0')
     order = rows + [i for i in range(len(x)) if i not in set(rows)][:others]
     return x[order], y[order], rows
 
@@ -704,14 +718,15 @@ def advised_by(learn, # `Learner` or module
                tokens, # Names of the student's tokens
                )->dict: # token -> name of the teacher that advises it
     "Which teacher taught which token: as the Learner was told, else by bias"
-    route = next((cb.route for cb in getattr(learn, 'cbs', []) if isinstance(cb, MultiTeacherDistill) and cb.route), {})
+    cbs = [cb for cb in getattr(learn, 'cbs', []) if isinstance(cb, MultiTeacherDistill)]
+    route = next((cb.route for cb in cbs if cb.route), {})
     found = {t: names[0] for t, names in route.items() if t in tokens and names and names[0] in teachers}
     by_bias = {m.bias: k for k, m in teachers.items() if getattr(m, 'bias', None) in tokens}
     return found or by_bias
 
 # %% ../nbs/10_diagnose.ipynb #8e77a100
 def _layout_or_reason(model, x):
-    "Names of the prefix tokens and the grid of a transformer; or None, a grid for its teachers' maps, and why it has no attention"
+    "Prefix tokens and grid of a transformer; or None, a grid for the teachers' maps, and why there is no attention"
     try:
         attention_maps(model, x[:1]); n, grid = token_layout(model)
     except TypeError as e: return None, (8, 8), f'{e}.'
@@ -729,18 +744,18 @@ def _saliencies(models, x, stats, grid, notes):
 
 def _targets(tokens, guides, seen, imgs, grid):
     "token -> (what it is compared with, in words; the maps (n, *grid))"
-    rest = (('the mean saliency of the teachers', np.mean(list(seen.values()), 0)) if len(seen) > 1 else
-            (f'the saliency of {next(iter(seen))}', next(iter(seen.values()))) if seen else ('the edges of the picture', edges(imgs, grid)))
+    if not seen: rest = 'the edges of the picture', edges(imgs, grid)
+    elif len(seen) == 1: rest = f'the saliency of {[*seen][0]}', [*seen.values()][0]
+    else: rest = 'the mean saliency of the teachers', np.mean(list(seen.values()), 0)
     return {t: (f'the saliency of {guides[t]}', seen[guides[t]]) if guides.get(t) in seen else rest for t in tokens}
 
 # %% ../nbs/10_diagnose.ipynb #fb0a143e
-def _percentiles(model, x, maps, goals, n, shuffles):
-    "(2, n, L, T, H+2): percentile of the maps of the first `n` pictures among the other pictures, and among shuffled weights"
+def _percentiles(model, x, maps, goals, n, n_prefix, shuffles):
+    "(2, n, L, T, H+2): percentiles of the first `n` pictures' maps among other pictures, and among shuffled weights"
     first = np.stack([map_percentile(maps[:, :, t], goal)[:n] for t, goal in enumerate(goals)], 2)
-    if not shuffles or not len(goals): return np.stack([first, np.full_like(first, np.nan)])
-    size = len(goals), maps.shape[-2:]
+    if not shuffles: return np.stack([first, np.full_like(first, np.nan)])
     nets = (shuffled(model, seed) for seed in range(shuffles))
-    rivals = np.stack([token_maps(attention_maps(net, x[:n]), *size) for net in nets])
+    rivals = np.stack([token_maps(attention_maps(net, x[:n]), n_prefix, maps.shape[-2:]) for net in nets])
     second = [map_percentile(maps[:n, :, t], goal[:n], rivals[:, :, :, t]) for t, goal in enumerate(goals)]
     return np.stack([first, np.stack(second, 2)])
 
@@ -752,6 +767,24 @@ def _said(models, x, y, dls):
     return ['; '.join(told(i, t)) for i, t in enumerate(y.tolist())]
 
 # %% ../nbs/10_diagnose.ipynb #31f8e1f2
+def _known(model, dls, teachers, pictures):
+    "The batch; fields of `TokenMaps` that any model has; pixels and saliencies of all pictures, the others too"
+    x, y, rows = pictures; n, stats = len(rows), stats_of(dls)
+    tokens, grid, why = _layout_or_reason(model, x)
+    imgs, notes, everybody = to_pixels(x, stats), [why] if why else [], {'student': model, **teachers}
+    seen = _saliencies(everybody if why else teachers, x, stats, grid, notes)
+    known = dict(imgs=imgs[:n], tokens=tokens, grid=grid, saliency={k: v[:n] for k, v in seen.items()}, notes=notes,
+                 labels=[str(r) for r in rows], answers=_said(everybody, x[:n], y[:n], dls))
+    return x, known, imgs, seen
+
+def _attention(model, x, n, n_prefix, grid, goals, shuffles):
+    "What only a transformer has: attention of the first `n` pictures, percentiles, and what they compare"
+    maps = _in_parts(lambda part: token_maps(attention_maps(model, part), n_prefix, grid), x)
+    tells = _percentiles(model, x, maps, [goal for _, goal in goals.values()], n, n_prefix, shuffles)
+    targets = tuple(what for what, _ in goals.values())
+    attn = attention_maps(model, x[:n]).cpu()
+    return dict(attn=attn, percentiles=tells, targets=targets, rivals=(len(x) - 1, shuffles))
+
 def read_maps(model, # A `Learner`, a student, any timm ViT; of a model without attention its own saliency is read
               dls=None, # Data; by default the Learner's
               rows=8, # Which pictures: how many from the start, or their positions
@@ -762,21 +795,50 @@ def read_maps(model, # A `Learner`, a student, any timm ViT; of a model without 
               )->TokenMaps:
     "Read where a model's tokens look, what its teachers see there, and whether the maps tell anything"
     dls, teachers = _data_of({'student': model}, dls), named(teachers or [])
-    x, y, rows = _pictures(dls, part, rows, others); n, stats = len(rows), stats_of(dls)
-    tokens, grid, why = _layout_or_reason(model, x); notes = [why] if why else []
-    imgs = _pixels(x, stats)
-    seen = _saliencies(teachers, x, stats, grid, notes)
-    got = dict(imgs=imgs[:n], grid=grid, tokens=tokens or (), labels=[str(r) for r in rows], notes=notes,
-               answers=_said({'student': model, **teachers}, x[:n], y[:n], dls))
-    if tokens is None:
-        own = _saliencies({'student': model}, x, stats, grid, notes)
-        return TokenMaps(saliency={k: v[:n] for k, v in {**own, **seen}.items()}, **got)
-    guides = advised_by(model, teachers, tokens); goals = _targets(tokens or ('patches',), guides, seen, imgs, grid)
-    maps = _in_parts(lambda part: token_maps(attention_maps(model, part), len(tokens), grid), x)
-    tells = _percentiles(model, x, maps, [g for _, g in goals.values()], n, shuffles if tokens else 0)
+    x, known, imgs, seen = _known(model, dls, teachers, _pictures(dls, part, rows, others))
+    tokens, grid, n, notes = known['tokens'], known['grid'], len(known['imgs']), known['notes']
+    if tokens is None: return TokenMaps(**known | dict(tokens=()))
     if not teachers: notes.append('No teachers were given, so the maps are compared with the edges of the picture.')
-    return TokenMaps(attn=attention_maps(model, x[:n]).cpu(), saliency={k: v[:n] for k, v in seen.items()}, guides=guides, percentiles=tells,
-                     targets=tuple(g for g, _ in goals.values()), rivals=(len(x) - 1, shuffles), **got)
+    guides = advised_by(model, teachers, tokens)
+    goals = _targets(tokens or ('patches',), guides, seen, imgs, grid)
+    return TokenMaps(guides=guides, **known, **_attention(model, x, n, len(tokens), grid, goals, shuffles))
+
+# %% ../nbs/10_diagnose.ipynb #6a687798
+def last_features(model, # `Teacher`, `Learner` or module
+                  dls=None, # Data; by default the Learner's
+                  part='valid', # 'train', 'valid' or 'test'
+                  )->np.ndarray: # (n, D)
+    "What a network's last linear layer gets to see; the mean over heads, where there are several"
+    dls, net, seen, out = _data_of({'model': model}, dls), _net(model), [], []
+    heads = [m for m in net.modules() if isinstance(m, torch.nn.Linear) and m.out_features == dls.c]
+    name = type(net).__name__
+    if not heads: raise TypeError(f'{name} has no linear layer with one output for each of {dls.c} classes')
+    keep = lambda m, args: seen.append(args[0].detach().float().cpu())
+    hooks = [m.register_forward_pre_hook(keep) for m in heads]
+    try:
+        with _asking({'model': model}, stats_of(dls)) as ask:
+            for x, _ in _batches(clean_dl(dls, part)):
+                seen.clear(); ask(x)
+                out.append(torch.stack([s.flatten(1) for s in seen]).mean(0))
+    finally:
+        for h in hooks: h.remove()
+    return torch.cat(out).numpy()
+
+def plane(features, # (n, D)
+          method='pca', # 'pca' or 'tsne'
+          seed=0, # Of t-SNE
+          )->tuple: # (points (n, 2), names of the two axes, what may be read from them)
+    "Points of many dimensions in two"
+    X = as_array(features).astype(np.float64)
+    if method == 'tsne':
+        points = TSNE(perplexity=min(30, (len(X) - 1)/3), init='pca', random_state=seed).fit_transform(X)
+        note = 't-SNE keeps neighbours together; distances of far points and sizes of groups mean nothing.'
+        return points, ('t-SNE', 't-SNE'), note
+    if method != 'pca': raise ValueError(f"method={method!r} is unknown; it is 'pca' or 'tsne'")
+    pca = PCA(2, random_state=0).fit(X); share = [round(100*v) for v in pca.explained_variance_ratio_]
+    names = tuple(f'{n} component ({v} % of the variance)' for n, v in zip(('first', 'second'), share))
+    rest = f'{100 - sum(share)} % of the variance'
+    return pca.transform(X), names, f'Principal components: what differs in other directions ({rest}) is not seen.'
 
 # %% ../nbs/10_diagnose.ipynb #333564e4
 def _involution_flops(x, weight, *args, out_shape=None, **kwargs): return 2*int(np.prod(out_shape))*weight[2]

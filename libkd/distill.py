@@ -125,7 +125,8 @@ class MultiTeacherDistill(Callback):
         self.losses = {n: get_loss(l) for n, l in _each(loss, self.biases, 'loss', kd_loss).items()}
         self._refuse_silence()
         if not label_weight >= 0: raise ValueError(f"label_weight is {label_weight}: it must be 0 (teachers only) or more.")
-        self.z, self.mode = None, None       # head -> logits of the batch; the hook that ends the mode
+        self.z, self.answers = None, None    # of the batch: head -> logits, teacher -> logits
+        self.mode = None                     # the hook that ends the distilled mode
 
 # %% ../nbs/07_distill.ipynb #1057d508
 @patch(as_prop=True)
@@ -143,7 +144,7 @@ def _refuse_silence(self:MultiTeacherDistill):
     if not any(self.weights.values()): raise ValueError("All weights are 0: no teacher would be heard. For training without teachers give teachers=None.")
 
 @patch
-def __getstate__(self:MultiTeacherDistill): return {**self.__dict__, 'sources': [], 'z': None}
+def __getstate__(self:MultiTeacherDistill): return {**self.__dict__, 'sources': [], 'z': None, 'answers': None}
 
 def unwrap(model:nn.Module, # A student, perhaps wrapped
           )->nn.Module:
@@ -216,7 +217,7 @@ def _terms(self:MultiTeacherDistill):
     "Weighted loss of the labels and of every teacher"
     spare = [h for h in self.z if h != 'cls' and h not in self.route]
     label = (self.loss_grad + sum(self.learn.loss_func(self.z[h], *self.yb) for h in spare)) / (1 + len(spare))
-    answers = self._answers()
+    answers = self.answers = self._answers()
     factor = self.schedule(self.pct_train) if self.schedule else 1.
     terms = {'label': self.label_weight * label}
     for h, n in ((h, n) for h, names in self.route.items() for n in names if self.weights[n]):

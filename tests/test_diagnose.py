@@ -192,6 +192,64 @@ def test_grad_cam_of_a_frozen_network():
     with torch.inference_mode(False): assert D.grad_cam(net, torch.randn(1, 3, 16, 16)).shape == (1, 4, 4)
 
 
+# -- does a map tell anything? ---------------------------------------------------------------------------------------------
+
+def test_percentile_by_hand():
+    corner = np.eye(4).reshape(4, 2, 2)                            # four pictures, the object in another corner of each
+    maps = np.stack([corner, np.repeat(corner[:1], 4, 0), corner[::-1], np.ones((4, 2, 2))], 1)     # finds it | stares | mirrored | flat
+    got = D.map_percentile(maps, corner)
+    assert got[:, 0].tolist() == [100]*4 and got[:, 1].tolist() == [50]*4 and got[:, 3].tolist() == [50]*4
+    # mirrored: picture 0 has the map of corner 3; of the rivals (corners 2, 1, 0) two fit as badly and one fits: (0 + 2/2)/3
+    np.testing.assert_allclose(got[:, 2], [100/3]*4)
+    assert D.map_fit(corner[0], corner[1]) == pytest.approx(-1/3)
+
+def test_percentile_among_given_rivals():
+    goal = np.array([[[4., 0], [0, 0]]]); own = np.array([[[2., 1], [1, 0]]])
+    rivals = np.array([[[[0., 1], [0, 0]]], [[[9, 0], [0, 0]]], [[[2, 1], [1, 0]]], [[[0, 0], [0, 1]]]])     # worse, better, equal, worse
+    assert D.map_percentile(own, goal, rivals).tolist() == [62.5]
+
+def test_random_maps_are_at_chance():
+    r = np.random.default_rng(0); got = D.map_percentile(r.random((200, 5, 4, 4)), r.random((200, 4, 4)))
+    assert got.shape == (200, 5) and abs(got.mean() - 50) < 3
+
+def test_token_maps_are_the_rows_of_the_prefix_tokens():
+    A = torch.rand(2, 3, 2, 11, 11).softmax(-1); maps = D.token_maps(A, 2, (3, 3))
+    assert maps.shape == (2, 3, 2, 4, 3, 3)
+    for t, h in ((0, 1), (1, 0)):
+        row = A[1, 2, h, t, 2:]; np.testing.assert_allclose(maps[1, 2, t, h].ravel(), row/row.mean(), rtol=1e-4)
+    row = A[1, 2, :, 1, 2:].mean(0); np.testing.assert_allclose(maps[1, 2, 1, 2].ravel(), row/row.mean(), rtol=1e-4)
+    row = D.rollout(A[:, :2])[0, 0, 2:]; np.testing.assert_allclose(maps[0, 1, 0, 3].ravel(), row/row.mean(), rtol=1e-4)
+    with pytest.raises(ValueError, match='11 tokens are not 3 prefix tokens'): D.token_maps(A, 3, (3, 3))
+
+def test_shuffled_weights_are_the_same_numbers_elsewhere():
+    net = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)); before = [p.clone() for p in net.parameters()]
+    other = D.shuffled(net, 3)
+    for p, q, b in zip(net.parameters(), other.parameters(), before):
+        assert torch.equal(p, b) and torch.equal(p.flatten().sort().values, q.flatten().sort().values)
+    assert not torch.equal(net[0].weight, other[0].weight) and torch.equal(D.shuffled(net, 3)[0].weight, other[0].weight)
+
+def test_every_kind_of_model_gives_what_it_has():
+    from libkd.data import Samples
+    from libkd.teachers import as_teacher, model_for
+    from libkd.views import image_dls
+    imgs = np.random.default_rng(0).integers(0, 255, (40, 16, 16, 3), dtype=np.uint8)
+    dls = image_dls(Samples.from_arrays(imgs, np.arange(40) % 4), bs=8, device='cpu')
+    make = lambda n: model_for(n, dls)
+    teachers = {n: as_teacher(make(m), dls, name=n) for n, m in dict(a='resnet_mini', b='rednet_mini', c='vit_nano').items()}
+    got = D.read_maps(make('civt_nano'), dls, rows=[5, 2], teachers=teachers, others=3, shuffles=2)
+    n, L, T, H2 = got.maps.shape[:4]
+    assert got.labels == ['5', '2'] and got.tokens == ('cls', 'conv', 'inv') and got.guides == dict(conv='a', inv='b') and got.rivals == (4, 2)
+    assert got.percentiles.shape == (2, n, L, T, H2) and np.isfinite(got.percentiles).all() and list(got.saliency) == ['a', 'b', 'c']
+    assert [D.saliency_kind(t) for t in teachers.values()] == ['Grad-CAM', 'kernel energy', 'attention rollout']
+    valid = [np.asarray(s.source) for s in dls.samples.valid]; assert np.abs(got.imgs[0].astype(int) - valid[5]).max() <= 1
+    plain = D.read_maps(make('vit_nano'), dls, rows=1, others=2, shuffles=0)
+    assert plain.tokens == ('cls',) and plain.targets == ('the edges of the picture',) and np.isnan(plain.percentiles[1]).all()
+    cnn = D.read_maps(make('resnet_mini'), dls, rows=1, others=2, teachers=teachers)
+    assert cnn.attn is None and list(cnn.saliency) == ['student', 'a', 'b', 'c'] and 'attention maps exist for' in cnn.notes[0]
+    mlp = D.read_maps(nn.Sequential(nn.Flatten(), nn.Linear(768, 4)), dls, rows=1, others=2)
+    assert not mlp.saliency and any('no convolution' in n for n in mlp.notes)
+
+
 # -- the scoreboard --------------------------------------------------------------------------------------------------------
 
 class FakeTeacher:

@@ -106,3 +106,12 @@ def test_saved_notebook_holds_the_picture_and_no_state(lab):
     wait(lambda: '<img' in (home/'x.ipynb').read_text(), 30, 'not saved')
     text = (home/'x.ipynb').read_text()
     assert 'widgets' not in json.loads(text)['metadata'] and len(text) < 300_000 and 'alt=\\"The teachers conv and inv decide differently on' in text
+
+
+def test_reopened_with_a_dead_kernel_only_the_figure_is_seen(lab):
+    page, _ = lab
+    page.evaluate("() => { jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart() }"); page.wait_for_timeout(1500)
+    page.reload(); page.wait_for_selector('.jp-NotebookPanel figure[class^=kd-snap] img'); wait(lambda: state(page).get('idle'), 60, 'no kernel')
+    page.wait_for_timeout(1500)
+    assert page.locator('section.kd').count() == 0 and page.locator('figure[class^=kd-snap]').first.is_visible()
+    assert not [e for e in page.get_by_text('Error displaying widget').all() if e.is_visible()]

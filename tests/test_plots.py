@@ -25,7 +25,7 @@ FIGURES = dict(
     confusion=(lambda: P.plot_confusion(PREDS['conv'], Y, names=('conv', 'truth')), r'conv and truth differ on \d+ of 60 images; most often conv says'),
     softened=(lambda: P.plot_softened({k: z[0] for k, z in PREDS.items()}, 4, list('abcde'), 2), r'temperature 4: conv says [a-e] \(0\.\d\d\);.*true class c'),
     disagreement=(lambda: P.plot_disagreement(IMGS, PREDS, Y), r'conv and inv decide differently on \d+ of 60 images'),
-    attention=(lambda: P.plot_attention(IMGS[0], ATTN, 3, (4, 4), saliency=dict(conv=np.ones((2, 2)))), r'layer 3 to a 4×4 grid.*cls token row \d, column \d'),
+    attention=(lambda: P.plot_attention(IMGS[0], ATTN, 3, (4, 4), saliency=dict(conv=np.ones((2, 2)))), r'layer 4 of 4 to a 4×4 grid.*cls token row \d, column \d'),
     distance=(lambda: P.plot_attention_distance({'x': np.full((2, 3), 1.5)}, (4, 4)), 'x from 1.50 in the first layer to 1.50 in the last; uniform attention 2.01'))
 
 
@@ -66,7 +66,7 @@ def test_colour_is_never_alone():
 
 
 def test_thumbnails_are_one_picture():
-    assert len(P.plot_disagreement(IMGS, PREDS, Y, n=60).axes) == 3
+    assert len(P.plot_disagreement(IMGS, PREDS, Y, show=60).axes) == 3
     sheet = P.contact_sheet(IMGS[:5], cols=2, size=8, pad=(0, 0))
     assert sheet.shape == (24, 16, 3)
     np.testing.assert_array_equal(sheet[8:16, 8:], IMGS[3]); assert (sheet[16:, 8:] == 255).all()
@@ -78,16 +78,35 @@ def test_disagreement_shows_the_most_divergent_images_first():
     original = P._thumbs
     try:
         P._thumbs = lambda ax, imgs, captions, **k: shown.append(imgs)
-        P.plot_disagreement(IMGS, PREDS, Y, n=7)
+        P.plot_disagreement(IMGS, PREDS, Y, show=7)
     finally: P._thumbs = original
     np.testing.assert_array_equal(shown[0], IMGS[np.argsort(-js, kind='stable')[:7]])
 
 
 @pytest.mark.parametrize('imgs', [IMGS[..., 0], IMGS[..., :1], torch.tensor(IMGS).permute(0, 3, 1, 2).float()/255, IMGS], ids=['grey', 'one channel', 'tensor', 'bytes'])
 def test_images_come_in_many_shapes(imgs):
-    rgb = P._rgb(imgs)
+    rgb = P.as_rgb(imgs)
     assert rgb.shape == IMGS.shape and rgb.dtype == np.uint8
     np.testing.assert_array_equal(rgb[..., 0], IMGS[..., 0])
+
+
+def test_names_that_share_a_prefix_stay_different():
+    names = [f'class {i}' for i in range(11)]; synsets = ['n02123045', 'n02123159', 'n02124075', 'n02127052']
+    assert P.short_names(names, 5) == [f'…{i}' for i in range(11)]
+    for given in (names, synsets, ['a'*40, 'a'*39 + 'b'], ['cat', 'dog']):
+        short = P.short_names(given, 6)
+        assert len(set(short)) == len(given)
+    assert P.short_names(['cat', 'dog']) == ['cat', 'dog'] and P.middle('abcdefgh', 5) == 'ab…gh'
+
+
+def test_maps_share_one_scale_and_say_their_percentile():
+    maps = P.TokenMaps(IMGS[:2], (4, 4), ATTN[None].expand(2, -1, -1, -1, -1), tokens=('cls', 'conv', 'inv'), percentiles=np.full((2, 2, 4, 3, 4), 12.), rivals=(9, 3))
+    fig = P.plot_token_maps(maps, 1, 0); texts = [t.get_text() for ax in fig.axes for t in ax.texts] + [t.get_text() for t in fig.texts]
+    assert texts.count('12 %') == 12 and any('9 other pictures' in t for t in texts)
+    bright, dark = (P._heat(np.full((4, 4), v), 8, 4.) for v in (4., 1.))
+    assert bright.mean() > dark.mean()                                     # equal colours are equal numbers
+    alone = P.plot_token_maps(P.TokenMaps(IMGS[:1], (4, 4), tokens=(), saliency=dict(conv=np.ones((1, 4, 4)))))
+    assert 'conv row 1, column 1' in alone.alt
 
 
 def test_many_classes_and_few_images():

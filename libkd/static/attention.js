@@ -16,7 +16,7 @@ function load(model) {
   const whole = key => new Uint8Array(bytes(model, key)), peak = key => floats(bytes(model, key))
   const maps = whole('maps'), peaks = peak('peaks'), glow = whole('glow'), glowPeaks = peak('glow_peaks'), tells = whole('tells')
   const near = whole('rows'), nearPeaks = peak('row_peaks'), T = meta.tokens.length
-  const stored = (all, tops, at) => Float32Array.from(all.subarray(at * P, (at + 1) * P), v => v / 63 * tops[at])
+  const stored = (all, tops, at) => Float32Array.from(all.subarray(at * P, (at + 1) * P), v => v / 31 * tops[at])
   const place = (i, l, t, c) => ((i * meta.layers + l) * T + t) * columns + c
   return { ...meta, P, H, T, columns,
     map: (i, l, t, c) => stored(maps, peaks, place(i, l, t, c)),

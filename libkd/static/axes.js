@@ -33,7 +33,7 @@ export function scale(label, lo, hi, kind = 'up', say = v => v.toFixed(1)) {  //
 
 // Axes with ticks; `at(x, y)` gives the place of a point, in the units of the picture
 export function axes({ width, height, x, y, xlabel, ylabel, xticks, yticks, alt }) {
-  const box = { left: 40, right: 10, top: 8, bottom: 34 }, w = width - box.left - box.right, h = height - box.top - box.bottom
+  const box = { left: 50, right: 10, top: 8, bottom: 34 }, w = width - box.left - box.right, h = height - box.top - box.bottom
   const at = (a, b) => [box.left + w * (a - x[0]) / (x[1] - x[0] || 1), box.top + h * (1 - (b - y[0]) / (y[1] - y[0] || 1))]
   const svg = make('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', class: 'kd-plot', 'aria-label': alt })
   svg.append(make('line', { x1: box.left, x2: width - box.right, y1: box.top + h, y2: box.top + h, class: 'kd-axis' }),

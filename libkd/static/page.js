@@ -9,4 +9,4 @@ await Promise.all(Object.entries(raw.bytes).map(async ([k, v]) => { values[k] = 
 const model = { get: k => values[k], set: (k, v) => { if (values[k] !== v) { values[k] = v; (heard['change:' + k] || []).forEach(f => f()) } },
   save_changes: () => {}, on: (e, f) => (heard[e] ||= []).push(f), off: (e, f) => { heard[e] = (heard[e] || []).filter(g => g !== f) } }
 const close = widget.render({ model, el: document.getElementById('view') })
-window.libkd = { model, close: () => { close(); document.getElementById('view').replaceChildren() } }
+window.libkd = { model, heard, close: () => { close(); document.getElementById('view').replaceChildren() } }
