@@ -405,7 +405,7 @@ def test_a_damaged_file_is_named(show, stored):
 
 
 def learner(stored, source=0):
-    from libkd.distill import distill_learner
+    from libkd.learner import distill_learner
     cache, dls, teachers = stored
     return distill_learner(dls, 'civt_nano', teachers=cache if source == 0 else teachers, check=False, seed=0)
 
