@@ -811,8 +811,7 @@ def last_features(model, # `Teacher`, `Learner` or module
     "What a network's last linear layer gets to see; the mean over heads, where there are several"
     dls, net, seen, out = _data_of({'model': model}, dls), _net(model), [], []
     heads = [m for m in net.modules() if isinstance(m, torch.nn.Linear) and m.out_features == dls.c]
-    name = type(net).__name__
-    if not heads: raise TypeError(f'{name} has no linear layer with one output for each of {dls.c} classes')
+    if not heads: raise TypeError(f'{type(net).__name__} has no linear layer with one output for each class')
     keep = lambda m, args: seen.append(args[0].detach().float().cpu())
     hooks = [m.register_forward_pre_hook(keep) for m in heads]
     try:
@@ -824,6 +823,7 @@ def last_features(model, # `Teacher`, `Learner` or module
         for h in hooks: h.remove()
     return torch.cat(out).numpy()
 
+# %% ../nbs/10_diagnose.ipynb #059add0f
 def plane(features, # (n, D)
           method='pca', # 'pca' or 'tsne'
           seed=0, # Of t-SNE

@@ -22,7 +22,6 @@ import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
 from fastcore.basics import patch
-from fastcore.meta import delegates
 from PIL import Image
 from .cache import LogitCache, plan_files
 from .diagnose import TokenMaps, as_array, clean_images, ece, head_predictions, last_features, mean_attention_distance
@@ -377,7 +376,6 @@ def snapshot(self:Explorer)->LibkdFigure:
     return fig
 
 # %% ../nbs/12_widgets.ipynb #19bb5348
-@delegates(Known)
 def explore_disagreement(imgs, # (n, H, W, 3) uint8
                          preds:dict, # name -> logits (n, C): the teachers, and 'student' if there is one
                          y=None, # (n,) labels; -1: none
@@ -449,6 +447,7 @@ def _words(self:AttentionView):
     return dict(labels=m.labels or [str(r) for r in self.rows], answers=m.answers or ['']*len(m.imgs),
                 notes=([NOT_AN_EXPLANATION] if self.shape[0] else []) + m.notes)
 
+# %% ../nbs/12_widgets.ipynb #6b7bd718
 @patch
 def _shape(self:AttentionView, rows):
     "Sizes and names that the page needs to read the bytes"
@@ -628,8 +627,6 @@ class TrainingMonitor(Callback):
         self.distill = next((cb for cb in self.learn.cbs if isinstance(cb, MultiTeacherDistill)), None)
         self._catch()
 
-    def before_validate(self): self.valid = []
-
     def after_batch(self):
         if not self.training: return self._keep()
         self.step += 1
@@ -642,11 +639,6 @@ class TrainingMonitor(Callback):
         self._look(**self._judged())
         if frontend() in ('terminal', 'python'): print(self.said())
         self._show()
-
-    def after_fit(self):
-        self._release()
-        if self.csv: self.table.to_csv(self.csv, index=False)
-        self._end()
 
 # %% ../nbs/12_widgets.ipynb #b4fe2456
 @patch(as_prop=True)
@@ -783,7 +775,6 @@ class FeatureMap(View):
         return plot_points(self.points, self.df.case, self.axes, self.alt)
 
 # %% ../nbs/12_widgets.ipynb #2e13840a
-@delegates(Known)
 def explore_features(imgs, # (n, H, W, 3) uint8
                      features, # (n, D), of any network
                      preds, # name -> logits (n, C): the teachers, and 'student' if there is one
@@ -889,6 +880,7 @@ def _words(self:CacheView):
     facts += [*info['teachers'].items(), ('checked', self.checked)]
     return dict(facts=facts, files=self.states.to_dict('records'), note=note)
 
+# %% ../nbs/12_widgets.ipynb #588913ea
 @patch
 def snapshot(self:CacheView)->LibkdFigure:
     "The chosen sample's answers as a figure"
