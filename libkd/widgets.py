@@ -88,8 +88,9 @@ class View:
         "Choose an image, if this view has it"
         if row in self.rows: self.selected = int(np.flatnonzero(self.rows == row)[0])
 
-    def on_change(self, f, # Called with the name of a value that Python or the page has changed
-                  ): self._listeners.append(f)
+    def on_change(self, f): # A function of a name
+        "Call `f` with the name of each value that Python or the page changes"
+        self._listeners.append(f)
 
     def _heard(self, change):
         for f in self._listeners: f(change['name'])
