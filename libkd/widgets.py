@@ -501,14 +501,14 @@ def explore_attention(source, # A `Learner`, a student, any timm ViT; a `TokenMa
                       attn=None, # For pictures: their attention (n, L, H, N, N)
                       tokens=('cls',), # With `attn`: names of the tokens before the patches
                       grid=None, # With `attn`: (rows, columns) of patches, where they are no square
-                      **kw, # For pictures: more of `TokenMaps`; for a model: dls, rows, teachers, … of `read_maps`
+                      **kwargs, # For pictures: more of `TokenMaps`; for a model: dls, rows, teachers, … of `read_maps`
                       )->AttentionView: # Shows itself as the last line of a cell; has `.to_html(path)`, `.layer`
     "Look through where the tokens of a transformer look"
     if attn is not None:
-        source = TokenMaps(as_rgb(source), grid or _square(attn, tokens), attn, tuple(tokens), **kw)
+        source = TokenMaps(as_rgb(source), grid or _square(attn, tokens), attn, tuple(tokens), **kwargs)
     if isinstance(source, TokenMaps): return AttentionView(source)
-    rows = kw.pop('rows', 6)
-    read = partial(read_maps, source, **kw)
+    rows = kwargs.pop('rows', 6)
+    read = partial(read_maps, source, **kwargs)
     maps = read(rows=rows)
     return AttentionView(maps, lambda keep: read(rows=keep), [int(r) for r in maps.labels])
 
@@ -567,10 +567,10 @@ def explore_attention(self:Learner,
                       rows=6, # Which pictures: how many from the start, or their positions
                       part='valid', # 'train', 'valid' or 'test'
                       teachers=None, # `Teacher`s; by default those that advised this Learner
-                      **kw, # others, shuffles: see `libkd.diagnose.read_maps`
+                      **kwargs, # others, shuffles: see `libkd.diagnose.read_maps`
                       )->AttentionView:
     "Look through where this model's tokens look, beside what its teachers see"
-    return explore_attention(self, rows=rows, part=part, teachers=teachers_of(self, teachers), **kw)
+    return explore_attention(self, rows=rows, part=part, teachers=teachers_of(self, teachers), **kwargs)
 
 # %% ../nbs/12_widgets.ipynb #cd49cde4
 def _thin(xs, ys, n=200):
