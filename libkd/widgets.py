@@ -501,7 +501,7 @@ def explore_attention(source, # A `Learner`, a student, any timm ViT; a `TokenMa
                       attn=None, # For pictures: their attention (n, L, H, N, N)
                       tokens=('cls',), # With `attn`: names of the tokens before the patches
                       grid=None, # With `attn`: (rows, columns) of patches, where they are no square
-                      **kwargs, # For pictures: more of `TokenMaps`; for a model: dls, rows, teachers, … of `read_maps`
+                      **kwargs, # For pictures: more of `TokenMaps`; for a model: dls, rows, … of `read_maps`
                       )->AttentionView: # Shows itself as the last line of a cell; has `.to_html(path)`, `.layer`
     "Look through where the tokens of a transformer look"
     if attn is not None:
