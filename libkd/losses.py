@@ -243,6 +243,7 @@ def confidence_weights(teachers, # Logits of K teachers, each (B, C)
     "Weights `(K, B)`: who is right about a sample counts more (CA-MKD, 2201.00007: `(1 − softmax of the teachers' cross-entropies)/(K−1)`)"
     ce = torch.stack([F.cross_entropy(_check_logits(t, 'teacher').detach(), _check_target(target, t, 'confidence_weights').squeeze(1), reduction='none') for t in teachers])
     if len(ce) < 2: raise ValueError('Confidence weights compare teachers: at least two are needed')
+    ce = ce.clamp(max=1e4)          # a teacher that does not know the class (its logit is −∞) counts 0, not NaN
     return (1 - ce.softmax(0))/(len(ce) - 1)
 
 # %% ../nbs/03a_losses.ipynb #fa0ad65f

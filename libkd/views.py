@@ -36,9 +36,10 @@ __all__ = ['STEP', 'ORDERS', 'RATIOS', 'MEAN_COLOUR', 'LIGHT', 'WINDOW', 'MIX', 
            'VIEW_ARGS', 'OPENERS', 'LIGHT_PIXELS', 'ALGORITHM', 'ViewError', 'scramble', 'view_keys', 'draws', 'below',
            'chance', 'from_table', 'view_seed', 'rng_scope', 'Policy', 'clean', 'finite', 'replay', 'online',
            'as_policy', 'shifted', 'coloured', 'erase_boxes', 'box_mask', 'LightViews', 'Mix', 'mix_pair', 'lam_table',
-           'mixed', 'Ride', 'weighted_loss', 'LabelLoss', 'open_sample', 'label_of', 'item_id', 'SampleCategory',
-           'TrainTfm', 'light_tfms', 'fitted', 'read_picture', 'free_memory', 'Pictures', 'ViewDL', 'Sources',
-           'ViewSet', 'ViewSampler', 'sample_block', 'image_dls', 'tfm_spec', 'pixel_versions', 'view_digests']
+           'mixed', 'Ride', 'each_loss', 'weighted_loss', 'LabelLoss', 'open_sample', 'label_of', 'item_id',
+           'SampleCategory', 'TrainTfm', 'light_tfms', 'fitted', 'read_picture', 'free_memory', 'Pictures', 'ViewDL',
+           'Sources', 'ViewSet', 'ViewSampler', 'sample_block', 'image_dls', 'tfm_spec', 'pixel_versions',
+           'view_digests']
 
 # %% ../nbs/01_views.ipynb #692778ad
 class ViewError(UserError):
@@ -397,24 +398,43 @@ class Ride:
         return cls.of(*(torch.tensor(o) for o in zip(*tickets)), y)
 
 # %% ../nbs/01_views.ipynb #e0c4798f
+def each_loss(
+    base,              # A loss of fastai, torch or timm, or a function (logits, labels)
+    pred:torch.Tensor, # Logits (B,C)
+    y:torch.Tensor,    # Labels (B,)
+)->torch.Tensor: # (B,)
+    "The loss of each sample; one by one where `base` gives nothing but a mean"
+    if hasattr(base, 'reduction'):
+        with NoneReduce(base) as loss: return loss(pred, y)
+    if 'reduction' in inspect.signature(base).parameters: return base(pred, y, reduction='none')
+    return torch.stack([base(p[None], t[None]) for p, t in zip(pred, y)])
+
 def weighted_loss(
-    base,              # Any fastai loss with a `reduction`
+    base,              # As for `each_loss`
     pred:torch.Tensor, # Logits (B,C)
     y:torch.Tensor,    # Labels (B,); −1: none
     ride:Ride,         # Partners' labels and λ of the batch
 )->torch.Tensor: # () or, with reduction 'none', (B,)
-    "The mean of `base` over all labels that exist, each with its share"
+    "The mean of `base` over all labels that exist, each with its share, and with the weight of its class in `base`"
     lam, partner = ride.lam.to(pred.device), ride.partner.to(pred.device)
     y = y.as_subclass(torch.Tensor)
-    with NoneReduce(base) as loss:
-        parts = [(w*(t >= 0), loss(pred, t.clamp(min=0))) for w, t in ((lam, y), (1-lam, partner))]
-    total = sum(torch.where(w > 0, w*l, 0.) for w, l in parts)
-    return total if base.reduction == 'none' else total.sum() / sum(w.sum() for w, _ in parts).clamp(min=1)
+    parts = [(w*(t >= 0), t.clamp(min=0)) for w, t in ((lam, y), (1-lam, partner))]
+    total = sum(torch.where(w > 0, w*each_loss(base, pred, t), 0.) for w, t in parts)
+    if getattr(base, 'reduction', 'mean') == 'none': return total
+    n, classes = sum(w.sum() for w, _ in parts).clamp(min=1), _class_weights(base)
+    if classes is None: return total.sum() / n
+    shares = sum((w*classes.to(w.device)[t]).sum() for w, t in parts)
+    return total.sum() / (shares*n/sum(w.sum() for w, _ in parts)).clamp(min=1e-12) if shares > 0 else total.sum()
+
+def _class_weights(base): # A loss
+    "Weights (C,) of the classes, by which torch's mean is divided; None where there are none"
+    if hasattr(base, 'keywords'): return base.keywords.get('weight')
+    return getattr(getattr(base, 'func', base), 'weight', None)
 
 # %% ../nbs/01_views.ipynb #5c7303cb
 class LabelLoss:
     "A fastai loss that also understands unlabelled samples and mixed views; elsewhere it is `base` itself, bit by bit"
-    def __init__(self, base=None): # Any fastai loss with a `reduction`; default cross-entropy
+    def __init__(self, base=None): # As for `each_loss`; default cross-entropy
         self.base = CrossEntropyLossFlat() if base is None else base
         self.y_int = getattr(self.base, 'y_int', True)      # fastai's MixUp asks whether targets are class numbers
     @property

@@ -321,7 +321,208 @@ def test_a_killed_fit_continues_with_the_same_history(tmp_path, epoch, batch, mo
     with second.no_bar(), second.no_logging(): second.fit_one_cycle(4, 1e-3)
     assert [list(v) for v in second.recorder.values] == [list(v) for v in whole.recorder.values]
     assert all(torch.equal(a, b) for a, b in zip(second.model.state_dict().values(), whole.model.state_dict().values()))
-    with pytest.raises(ValueError, match='4 epochs, and 5'), second.no_bar(), second.no_logging(): learner(**kw, resume=tmp_path).fit_one_cycle(5)
+    with pytest.raises(ValueError, match='epochs: kept 4, asked for 5'), second.no_bar(), second.no_logging(): learner(**kw, resume=tmp_path).fit_one_cycle(5)
+
+
+def test_every_fit_has_a_state_of_its_own(tmp_path):
+    "`fit` twice and `fine_tune`, which is two fits; a search for a rate is none; killed in the middle of the second"
+    def train(cbs=(), resume=tmp_path):
+        learn = learner(student_kw={**SMALL, 'drop_rate': .2}, resume=resume, cbs=list(cbs))
+        with learn.no_bar(), learn.no_logging():
+            learn.lr_find(num_it=3, show_plot=False)
+            learn.fit(1)
+            learn.fine_tune(2, 1e-3, freeze_epochs=1)
+        return learn
+    class Kill(Callback):
+        order = 20
+        def before_batch(self):
+            if self.training and self.learn.resume.fits == 3 and (self.epoch, self.iter) == (1, 1): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): train([Kill()])
+    assert sorted(p.name for p in tmp_path.glob('*.pt')) == ['fit-0.pt', 'fit-1.pt', 'fit-2.pt']
+    a, b = train(), train(resume=None)
+    assert [list(v) for v in a.recorder.values] == [list(v) for v in b.recorder.values]
+    assert all(torch.equal(v, w) for v, w in zip(a.model.state_dict().values(), b.model.state_dict().values()))
+
+
+def changed_data(what):
+    data = tiny.samples()
+    i = int(np.flatnonzero(data.parts == 'train')[0])
+    if what == 'a pixel': data.items[i] = data.items[i].copy(); data.items[i][4, 4] ^= 255
+    if what == 'a label': data.labels[i] = (data.labels[i] + 1) % 3
+    return tiny.loaders(data=data)
+
+
+def one_cycle(learn): learn.fit_one_cycle(2, 1e-2)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('finished')
+    fit(learner(changed_data(''), resume=folder), 2, lr=1e-2)
+    return folder
+
+
+@pytest.mark.parametrize('kw, how, field', [
+    (dict(teachers=[tiny.teacher('a', 5), tiny.teacher('b', 2, bias='inv')]), {}, 'teachers.a'), (dict(T=4.), {}, 'T.a'), (dict(weights={'b': .5}), {}, 'weights.b'),
+    (dict(loss='hard'), {}, 'loss.a'), (dict(label_weight=.5), {}, 'label_weight'), (dict(schedule=SchedLin(1, 0)), {}, 'schedule'),
+    (dict(weigh=lambda answers, y: torch.ones(len(answers), len(y))), {}, 'weigh'), (dict(seed=1), {}, 'student.tensors.*give seed='),
+    (dict(teachers=None), {}, 'method'), (dict(student_kw={**SMALL, 'drop_rate': .3}), {}, 'student.settings'), (dict(method='deit', route={'conv': 'a', 'inv': 'b'}), {}, 'label_weight'),
+    (dict(opt_func=quick_adam(.1)['opt_func']) if 'opt_func' in quick_adam(.1) else quick_adam(.1), {}, 'optimiser'), (dict(dls='a pixel'), {}, 'data.train'), (dict(dls='a label'), {}, 'data.train'),
+    ({}, dict(lr=1e-3), 'hypers.*lr'), ({}, dict(n=3, lr=1e-2), 'epochs: kept 2, asked for 3'), ({}, dict(one_cycle=True), 'schedule.lr')])
+def test_another_training_is_refused_by_name(finished, kw, how, field):
+    before = (finished/'fit-0.pt').read_bytes()
+    learn = learner(changed_data(kw.pop('dls', '')), resume=finished, **kw)
+    with pytest.raises(ValueError, match=f'(?s)another training.*{field}'):
+        one_cycle(learn) if how.pop('one_cycle', False) else fit(learn, how.pop('n', 2), **{'lr': 1e-2, **how})
+    assert (finished/'fit-0.pt').read_bytes() == before
+
+
+def test_a_finished_fit_says_so_and_is_plain(finished, capsys):
+    import json
+    learn = learner(changed_data(''), resume=finished)
+    fit(learn, 2, lr=1e-2)
+    assert 'all 2 epochs of this fit were trained before' in capsys.readouterr().out
+    state = torch.load(finished/'fit-0.pt', weights_only=True)
+    assert state['done'] == 2 and all(torch.equal(v, learn.model.state_dict()[k]) for k, v in state['model'].items())
+    assert set(json.loads((finished/'fit-0.json').read_text())) == {'libkd', 'result', 'training'}
+
+
+# -- no fit without a step, no look that moves anything, no second callback --------------------------------------------------
+
+@pytest.mark.parametrize('unlabelled', [10, 15])
+def test_few_labels_train_at_least_a_step(unlabelled):
+    dls = tiny.loaders(unlabelled=unlabelled, bs=16)              # 18 training images
+    assert len(dls.train) == 1
+    learn = learner(dls, teachers=None)
+    before = learn.model.head.weight.detach().clone()
+    fit(learn)
+    assert len(learn.recorder.losses) == len(learn.dls.train) >= 1 and not torch.equal(before, learn.model.head.weight)
+
+
+def test_an_epoch_without_a_batch_is_refused():
+    from fastai.data.core import DataLoaders
+    dls = tiny.loaders()
+    empty = DataLoaders(dls.train.new(bs=64), dls.valid)
+    for kw in ({}, dict(teachers=None)):
+        with pytest.raises(ValueError, match='no batch: 18 training images, batches of 64.*bs=18 or less'): fit(learner(empty, **kw))
+    with pytest.raises(ValueError, match='no batch'): fit(Learner(empty, tiny.student(), cbs=MultiTeacherDistill(two())))
+    with pytest.raises(ValueError, match='No training image has a label'): learner(tiny.loaders(unlabelled=18, check=False), teachers=None)
+
+
+@pytest.mark.parametrize('teachers', ['two', None])
+def test_looking_moves_no_view(teachers):
+    def train(look):
+        learn = learner(teachers=teachers)
+        if look:
+            with learn.no_bar(): learn.validate(ds_idx=0); learn.get_preds(ds_idx=0)
+        assert learn.dls.train.epoch == 0
+        return raw_losses(learn, 1)
+    assert (train(True) == train(False)).all()
+
+
+def test_a_second_callback_is_refused():
+    more = MultiTeacherDistill(tiny.teacher('c', 3))
+    with pytest.raises(ValueError, match=r'Two MultiTeacherDistill.*MultiTeacherDistill\(\[a, b\]\)'): learner(cbs=more)
+    learn = learner()
+    with pytest.raises(ValueError, match='Two MultiTeacherDistill'): fit(learn, cbs=MultiTeacherDistill(tiny.teacher('c', 3)))
+    learn.remove_cbs([c for c in learn.cbs if isinstance(c, MultiTeacherDistill)][1:]); fit(learn)
+
+
+# -- settings that follow the training or the sample ---------------------------------------------------------------------------
+
+def first_terms(**kw): return learner(**kw).distill_summary().term.to_dict()
+
+
+def test_samples_are_weighed_by_name():
+    from libkd.losses import combine_losses, confidence_weights
+    same = first_terms(weigh=lambda answers, y: torch.ones(len(answers), len(y)))
+    assert same == pytest.approx(first_terms(), rel=1e-6)
+    half = first_terms(weigh=lambda answers, y: torch.tensor([[.5], [2.]]).expand(2, len(y)), teachers=two()[::-1])
+    assert half['a'] == pytest.approx(.5*same['a'], rel=1e-6) and half['b'] == pytest.approx(2*same['b'], rel=1e-6)
+    learn = learner(student='vit_nano', teachers=two(), weigh=confidence_weights, method='kd', T=1., weights=1.)
+    terms, seen = learn.distill_summary().term, {}
+    learn.multi_teacher_distill.weigh = lambda answers, y: confidence_weights(seen.setdefault('answers', answers), seen.setdefault('y', y)) if 'sum' not in seen else confidence_weights(answers, y)
+    class Keep(Callback):
+        order = 1
+        def after_loss(self):
+            cb = self.learn.multi_teacher_distill
+            if self.training and 'sum' not in seen: seen['z'], seen['sum'] = cb.z['cls'].detach(), {n: cb.means[n] for n in 'ab'}
+    learn.add_cb(Keep()); fit(learn)
+    each = torch.stack([kd_loss(seen['z'], a, reduction='none') for a in seen['answers']])
+    assert not seen['answers'].requires_grad and sum(seen['sum'].values()) == pytest.approx(combine_losses(each, confidence_weights(seen['answers'], seen['y'])).mean().item(), rel=1e-5)
+
+
+def test_weighing_sees_top_k_as_dense_and_unknown_classes_as_minus_infinity(tmp_path):
+    dls, seen = tiny.loaders(), []
+    cache = LogitCache.build(tmp_path/'c', dls, two(), views=1, top_k=2, check=False)
+    def look(answers, y): seen.append(answers); return torch.ones(answers.shape[:2])
+    fit(learner(dls, teachers=cache, weigh=look))
+    fit(learner(dls, teachers=strangers(), weigh=look))
+    assert seen[0].shape == seen[-1].shape == (2, 6, 3) and seen[0].isfinite().all() and seen[-1][1, :, 2].isneginf().all()
+
+
+@pytest.mark.parametrize('kw, error, said', [
+    (dict(weigh=lambda answers, y: torch.ones(len(y))), ValueError, r'each of 2 teachers and 6 samples, \(2, 6\); it gave \(6,\)'),
+    (dict(weigh=lambda answers, y: -torch.ones(2, len(y))), ValueError, '0 or more'), (dict(weigh='confidence'), TypeError, 'it is a function'),
+    (dict(weights=lambda answers, y: torch.ones(len(y))), TypeError, 'sample by sample give weigh='), (dict(T='warm'), TypeError, "T of a is 'warm'"),
+    (dict(T={'a': SchedLin(4, 0)}), ValueError, 'T of a is 0'), (dict(T=float('inf')), ValueError, 'finite'), (dict(loss=nn.KLDivLoss()), TypeError, r'loss\(student, teacher, target, T=…\)'),
+    (dict(wieghts=2.), TypeError, "no 'wieghts'. Did you mean 'weights'"), (dict(stage_two=.5), TypeError, 'stage_two'), (dict(route='a'), TypeError, 'it is a dict, head'),
+    (dict(loss='dist', weigh=lambda answers, y: torch.ones(answers.shape[:2])), ValueError, "has no value for one sample")])
+def test_settings_that_are_none_are_sentences(kw, error, said):
+    with pytest.raises(error, match=said): fit(learner(**kw))
+
+
+def test_weighing_by_labels_needs_labels():
+    from libkd.losses import confidence_weights
+    with pytest.raises(ValueError, match='weigh=confidence_weights needs one label a picture.*without mixing'): fit(learner(tiny.loaders(mix=Mix()), weigh=confidence_weights))
+
+
+def test_schedules_of_temperature_and_weight():
+    seen = []
+    def loss(s, t, y=None, *, T=1., reduction='mean'): seen.append(T); return kd_loss(s, t, T=T)
+    learn = learner(loss={'a': loss}, T={'a': SchedLin(4, 1)}, weights={'b': SchedLin(1, 0)}, label_weight=SchedLin(0, 1), verbose=True)
+    fit(learn, 2)
+    assert seen[0] == 4 and seen == sorted(seen, reverse=True) and seen[-1] < 2
+    assert learn.recorder.values[0][5] > 2*learn.recorder.values[1][5] > 0 and learn.recorder.values[0][3] < learn.recorder.values[1][3]
+
+
+def test_arguments_are_passed_on_by_name():
+    import test_features
+    deit = dict(student='deit_nano', teachers=test_features.conv(), method='dearkd', student_kw=test_features.SMALL, layers={'blocks.0': 'a'})
+    a, b = (learner(**deit, **kw) for kw in (dict(stage_one=.5, feature_weight=2.), dict(method_kw=dict(stage_one=.5, feature_weight=2.))))
+    assert (a.feature_distill.stage_one, a.feature_distill.feature_weight) == (b.feature_distill.stage_one, b.feature_distill.feature_weight) == (.5, 2.)
+    from inspect import signature
+    assert {'T', 'route', 'weigh', 'check', 'cbs', 'opt_func'} <= signature(distill_learner).parameters.keys()
+
+
+def test_a_method_of_ones_own(monkeypatch):
+    from libkd.learner import Method
+    class Mine(MultiTeacherDistill):
+        def __init__(self, teachers, price=1., **kw): super().__init__(teachers, **kw); self.price = price
+        @property
+        def columns(self): return super().columns | dict(mine='mine')
+        def terms(self): return super().terms() | dict(mine=self.price*self.z['cls'].pow(2).mean())
+    monkeypatch.setitem(METHODS, 'mine', Method('mine', 'p', 'A', 2026, '1', 'e', 'r', dict(T=2.), callback=Mine))
+    learn = learner(method='mine', price=3.)
+    fit(learn)
+    assert list(learn.recorder.metric_names)[-2] == 'mine' and learn.recorder.values[-1][-1] > 0 and learn.mine.T == {'a': 2., 'b': 2.}
+
+
+def test_an_exported_learner_keeps_no_function_of_the_teaching(tmp_path):
+    learn = learner(weigh=lambda answers, y: torch.ones(answers.shape[:2]), schedule=lambda p: 1 - p, loss=lambda s, t, y=None, *, T=1., reduction='mean': kd_loss(s, t, T=T, reduction=reduction))
+    learn.path = tmp_path; learn.export()
+    assert len(load_learner(tmp_path/'export.pkl').validate(dl=learn.dls.valid)) == 2
+
+
+def test_terms_are_computed_in_float32_under_autocast():
+    class Autocast(Callback):
+        order = 10
+        def before_batch(self): self.scope = torch.autocast('cpu', torch.bfloat16); self.scope.__enter__()
+        def after_loss(self): self.scope.__exit__(None, None, None)
+    seen = set()
+    def product(s, t, y=None, *, T=1., reduction='mean'): seen.add((s @ t.T).dtype); return kd_loss(s, t, T=T)
+    fit(learner(loss=product, cbs=Autocast()))
+    assert seen == {torch.float32}
 
 
 # -- before a fit: summary, recipe, methods --------------------------------------------------------------------------------
@@ -374,6 +575,17 @@ def test_the_paper_recipe_says_the_published_numbers():
     img = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 280, 3), dtype=np.uint8))
     for t in tfms: img = t(img)
     assert img.shape == (3, 224, 224) and img.dtype == torch.uint8 and [type(t).__name__ for t in tfms][:3] == ['RandomResizedCropAndInterpolation', 'RandomHorizontalFlip', 'RandAugment']
+
+
+def test_the_paper_rate_is_timms_curve():
+    "The authors' scheduler is timm's, whose cosine runs from epoch 0 and hides behind the warm-up"
+    from timm.scheduler import CosineLRScheduler
+    opt = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1e-3)
+    theirs = CosineLRScheduler(opt, t_initial=300, lr_min=1e-5, warmup_lr_init=1e-6, warmup_t=20)
+    rate = recipe('co-advise').fit['cbs'][0].scheds['lr']
+    for epoch in range(300):
+        theirs.step(epoch)
+        assert rate(epoch/300) == pytest.approx(opt.param_groups[0]['lr'], rel=1e-6)
 
 
 def test_the_patient_recipe_asks_the_teacher_about_every_view_and_nobody_else(tmp_path):
@@ -474,7 +686,7 @@ def test_a_continued_fit_with_live_and_stored_teachers(tmp_path):
 
 def test_several_processes_cannot_resume(tmp_path, monkeypatch):
     import libkd.handover as m
-    monkeypatch.setattr(m, 'num_distrib', lambda: 2)
+    monkeypatch.setattr(m, 'processes', lambda: 2)
     with pytest.raises(ValueError, match='SaveModelCallback'): fit(learner(resume=tmp_path))
 
 
@@ -594,6 +806,21 @@ def test_a_saved_student_is_timms_own(tmp_path, heads):
     assert 'taught by' in (tmp_path/'s'/'README.md').read_text().lower()
 
 
+def test_a_pruned_student_is_handed_over_and_a_changed_one_refused(tmp_path):
+    from torch.nn.utils import parametrizations, prune
+    learn, x = learner(teachers=None, student='vit_nano'), torch.randn(2, 3, 8, 8)
+    prune.l1_unstructured(learn.model.head, 'weight', .5); parametrizations.weight_norm(learn.model.blocks[0].mlp.fc1)
+    fit(learn)
+    model, _ = load_student(save_student(learn, tmp_path/'s'))
+    with torch.no_grad(): assert torch.allclose(model(x), learn.model.eval()(x), atol=1e-5)
+    assert (model.head.weight == 0).float().mean() >= .5
+    learn.model.norm = nn.Sequential(learn.model.norm, nn.Tanh())
+    with pytest.raises(ValueError, match='was changed after it was made'): save_student(learn, tmp_path/'t')
+    learn = learner(teachers=None, student='vit_nano'); learn.model.blocks[0].mlp.act = nn.Sigmoid()
+    with pytest.raises(ValueError, match='answers differently'): save_student(learn, tmp_path/'t')
+    assert not (tmp_path/'t').exists()
+
+
 FRESH = '''
 import sys, numpy as np, onnxruntime, torch
 folder, x = sys.argv[1], torch.load(sys.argv[2])
@@ -683,6 +910,13 @@ for m in model.modules():
 learn = Learner(dls, model, loss_func=torch.nn.functional.cross_entropy, cbs=[MultiTeacherDistill([tiny.teacher('a', 1), tiny.teacher('b', 2, bias='inv')]), Halves(), Stop()])
 with learn.no_bar(), learn.no_logging(): learn.fit(1)
 assert len(forwards) == 1, forwards
+from types import SimpleNamespace
+from libkd.distill import Means, label_share
+y = dls.train.one_batch()[1]
+y.ride.unlabelled = True; y[1 if rank == 0 else 3:4] = -1; y[4:] = -1; y.ride.partner[:] = y.as_subclass(torch.Tensor); y.ride.lam[:] = 1
+assert label_share(y) == (.5 if rank == 0 else 1.5), label_share(y)
+means = Means(); means.add({'a': torch.tensor(1. + 2*rank)}); means.share()
+assert means['a'] == 2.
 '''
 
 
@@ -781,3 +1015,26 @@ def test_interpretation_works_on_our_loaders(tmp_path):
         assert interp.confusion_matrix().sum() == len(learn.dls.valid_ds)
         interp.plot_top_losses(4); learn.show_results(max_n=4)
     assert len(plt.get_fignums()) == 2; plt.close('all')
+
+
+def test_a_teacher_that_does_not_know_the_class_counts_nothing():
+    from libkd.losses import confidence_weights
+    w = confidence_weights([torch.tensor([[0., 1., -torch.inf]]*2), torch.tensor([[0., 1., 2.]]*2)], torch.tensor([2, 1]))
+    assert w[:, 0].tolist() == [0., 1.] and w.isfinite().all()
+
+
+@pytest.mark.parametrize('kind', ['weights', 'function', 'timm', 'partial'])
+def test_a_label_loss_of_any_kind_is_the_loss_of_what_is_labelled(kind):
+    from functools import partial
+    from fastai.losses import CrossEntropyLossFlat
+    from timm.loss import LabelSmoothingCrossEntropy
+    from libkd.views import LabelLoss
+    w = torch.tensor([1., 5., .2])
+    base = dict(weights=CrossEntropyLossFlat(weight=w), function=lambda z, y: nn.functional.cross_entropy(z, y), timm=LabelSmoothingCrossEntropy(.1),
+                partial=partial(nn.functional.cross_entropy, weight=w))[kind]
+    y = tiny.loaders(unlabelled=12, bs=18).train.one_batch()[1]
+    known, z = (y >= 0).as_subclass(torch.Tensor), torch.randn(18, 3)
+    assert 0 < known.sum() < 18
+    want = base(z[known], y.as_subclass(torch.Tensor)[known])
+    assert LabelLoss(base)(z, y).item() == pytest.approx(want.item(), rel=1e-5)
+    fit(learner(tiny.loaders(mix=Mix()), loss_func=base))
