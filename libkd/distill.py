@@ -95,7 +95,9 @@ class Live:
         if self.teacher.device != device: self.teacher.to(device)
         said = self.teacher.logits(learn.xb[0].as_subclass(torch.Tensor), stats=stats_of(learn.dls))
         return {self.teacher.name: said}
-    def identity(self): return {self.teacher.name: self.teacher.fingerprint}
+    def identity(self):
+        "teacher -> fingerprint"
+        return {self.teacher.name: self.teacher.fingerprint}
 
 # %% ../nbs/07_distill.ipynb #fef5eb70
 class Stored:
@@ -118,7 +120,8 @@ class Stored:
             "Mix inside the view instead: image_dls(…, mix=Mix()), then build the cache.")
         return self.cache.gather(rows, ride.view)
 
-    def identity(self): # teacher -> fingerprint; and how its answers are kept
+    def identity(self):
+        "teacher -> fingerprint, and how its answers are kept"
         kept = {k: self.cache.plan.get(k) for k in ('dtype', 'top_k', 'tail_T', 'policy')}
         return {n: {'fingerprint': self.cache.teachers[n]['fingerprint'], **kept} for n in self.biases}
 
@@ -450,7 +453,7 @@ class MultiTeacherDistill(Advisors):
         self.route = self.routed(self.model)
     def before_batch(self):
         if self.training: self.end_mode = ask_all_heads(self.model, self.heard)
-    def heard(self): pass      # the student has answered, or failed
+    def heard(self): "The student has answered, or failed"
     def after_cancel_batch(self):
         if self.training: self.end_mode()
     def after_pred(self):

@@ -639,6 +639,7 @@ def alone(self:FeatureDistill)->bool:
 def before_step(self:FeatureDistill):
     if self.rule is not None: average_gradients(trained_parameters(self.rule))
 
+# %% ../nbs/08_features.ipynb #eda5b214
 @patch
 def after_step(self:FeatureDistill):
     if not self.alone and hasattr(self.rule, 'after_step'): self.rule.after_step()
