@@ -429,7 +429,7 @@ def store_features(path, # Folder of the cache
                    views=4, # As for `LogitCache.build`
                    **kw, # To `LogitCache.build`: dtype, shard_rows, overwrite
                   )->LogitCache: # One 'teacher' a layer
-    "Store what layers say about every view of every training image, for `features=`; says first how much it will be"
+    "Store what layers say about every view of every training image, for `features=`, said first how big; `kw` as `build`"
     policy, said = as_policy(views), probe(teacher.model, teacher.adapt(torch.zeros(1, 3, *size_of(dls))), layers)
     many = {n: (tuple(grid or f.grid), f.tokens.shape[-1]) for n, f in said.items()}
     size = sum(h*w*d for (h, w), d in many.values())
@@ -514,7 +514,7 @@ def advisor_of(sources:list, # From `sources_of`
 
 # %% ../nbs/08_features.ipynb #93e7a441
 def trained_parameters(rule:nn.Module)->list:
-    "The parameters of a rule that train with the student; a discriminator (`judge`) has an optimiser of its own"
+    "The parameters of a `rule` that train with the student; a discriminator (`judge`) has an optimiser of its own"
     return [p for n, p in rule.named_parameters() if not n.startswith('judge.')]
 
 def average_gradients(params): # Parameters after a backward
@@ -525,7 +525,7 @@ def average_gradients(params): # Parameters after a backward
     torch.nn.utils.vector_to_parameters(flat/processes(), grads)
 
 def share_rule(rule:nn.Module):
-    "One rule in all processes, whatever each drew"
+    "One `rule` in all processes, whatever each drew"
     if processes() > 1:
         for v in rule.state_dict().values(): dist.broadcast(v, 0)
 

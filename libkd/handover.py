@@ -93,7 +93,7 @@ def student_identity(model:nn.Module, # Perhaps wrapped
 def training_identity(learn, # A learner in a fit
                       **said, # What else must be the same: method, seed, …
                      )->dict: # Plain JSON
-    "What the fit that begins now depends on, in content"
+    "What the fit that begins now depends on, in content; `said` is part of it"
     z, y = torch.linspace(-2, 2, 3*len(learn.dls.vocab)).view(3, -1), torch.tensor([0, 1, 1])
     callbacks = [cb.arrangement() for cb in learn.cbs if hasattr(cb, 'arrangement')]
     student = student_identity(learn.model)

@@ -368,7 +368,7 @@ def with_train(dls:DataLoaders, train)->DataLoaders: # Another training loader
     return res
 
 def labelled(dls:DataLoaders)->DataLoaders:
-    "Loaders on the labelled training samples only, repeated so that an epoch keeps its number of steps, at least one"
+    "`dls` on the labelled training samples only, repeated so that an epoch keeps its steps, at least one"
     train = dls.train
     if not isinstance(train, ViewDL) or train.samples is None or (train.samples.train.labels >= 0).all(): return dls
     keep = [i for i, o in enumerate(train.items) if o.label >= 0]
@@ -421,7 +421,7 @@ def distill_learner(dls:DataLoaders, # Best from `image_dls`; ordinary fastai lo
                     **kwargs)->Learner: # An ordinary fastai `Learner`; `learn.model` is the student
     """A `Learner` whose student is taught by `teachers`. `route`, `loss`, `T`, `weights`, `label_weight`, `schedule`
     and `weigh` take the place of the method's and go to its callback, as do further arguments of that callback
-    (`stage_one`, `features`, …; also as `method_kw={…}`); `check=False` lets teachers at chance pass; the rest is for
+    (`stage_one`, `features`, …; also as `method_kw={…}`); `check` is for `advisors`, `cbs` and the rest for
     fastai's `Learner`"""
     _refuse_mistaken(dls, student)
     check, more = kwargs.pop('check', True), kwargs.pop('method_kw', None)
