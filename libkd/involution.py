@@ -118,76 +118,116 @@ try:
     from triton.language import constexpr
 except ImportError: triton = tl = constexpr = None    # torch's wheels for macOS and Windows come without it
 
+def _jit(kernel):
+    "Triton's compiler where there is one; the sizes named here are no part of the machine code, the rest is"
+    return triton.jit(kernel, do_not_specialize=['BG', 'H', 'W', 'Ho', 'Wo']) if triton else kernel
+
 # %% ../nbs/02_involution.ipynb #ebf419da
-def _forward_kernel(x, w, y, Cg, H, W, Ho, Wo, s, K: constexpr, BC: constexpr, BP: constexpr, ACC: constexpr):
-    "y[c, p] = sum_k w[k, p] x[c, p*s + k]: one tile of channels (BC, 1) and output places (1, BP)"
-    bg, c = tl.program_id(0).to(tl.int64), tl.program_id(2)*BC + tl.arange(0, BC)[:, None]
-    p = tl.program_id(1)*BP + tl.arange(0, BP)[None, :]
-    inside, acc = p < Ho*Wo, tl.zeros((BC, BP), ACC)
-    for k in range(K*K):
-        r, q = p//Wo*s + k//K - K//2, p % Wo*s + k % K - K//2
-        seen = inside & (c < Cg) & (r >= 0) & (r < H) & (q >= 0) & (q < W)
-        a = tl.load(x + (bg*Cg + c)*H*W + r*W + q, mask=seen, other=0.).to(ACC)
-        acc += a * tl.load(w + (bg*K*K + k)*Ho*Wo + p, mask=inside, other=0.).to(ACC)
-    tl.store(y + (bg*Cg + c)*Ho*Wo + p, acc.to(y.dtype.element_ty), mask=inside & (c < Cg))
+@_jit
+def _lanes(BG, H, W, R: constexpr, BW: constexpr, L: constexpr):
+    "Of a program: its first of R rows; its L columns and their maps (1,1,L), L/BW maps side by side; which of them exist"
+    pid, down, across, lane = tl.program_id(0), tl.cdiv(H, R), tl.cdiv(W, BW), tl.arange(0, L)[None, None, :]
+    v = pid//down % across*BW + lane % BW
+    bg = (pid//down//across).to(tl.int64)*(L//BW) + lane//BW
+    return pid % down*R, v, bg, (v < W) & (bg < BG)
+
+# %% ../nbs/02_involution.ipynb #329f2a1d
+@_jit
+def _forward_kernel(x, w, y, BG, H, W, Ho, Wo, s: constexpr, K: constexpr, Cg: constexpr, XP: constexpr, YP: constexpr,
+                    R: constexpr, BC: constexpr, BW: constexpr, L: constexpr, ACC: constexpr):
+    "y[c, u, v] = sum_ij w[ij, u, v] x[c, u*s + i, v*s + j]: each row of x is loaded once for R rows of y"
+    first, v, bg, inside = _lanes(BG, Ho, Wo, R, BW, L)
+    r, c = tl.arange(0, R)[:, None, None], tl.arange(0, BC)[None, :, None]
+    x, w, y = x + bg*Cg*XP, w + bg*K*K*YP + ((first + r)*Wo + v), y + bg*Cg*YP + ((first + r)*Wo + v)
+    acc = tl.zeros((R, BC, L), ACC)
+    for n in range(K + (R - 1)*s):
+        row, i = first*s + n - K//2, n - s*r                                   # output row r sees it by the taps i[r]
+        known = inside & (i >= 0) & (i < K) & (first + r < Ho)
+        for j in tl.static_range(K):
+            q = tl.max_contiguous(v*s + j - K//2, [1, 1, 2])
+            seen = inside & (row >= 0) & (row < H) & (q >= 0) & (q < W)
+            a = tl.load(x + (row*W + q) + c*XP, mask=seen & (c < Cg), other=0.).to(ACC)
+            acc += a*tl.load(w + (i*K + j)*YP, mask=known, other=0.).to(ACC)
+    tl.store(y + c*YP, acc.to(y.dtype.element_ty), mask=inside & (first + r < Ho) & (c < Cg))
 
 # %% ../nbs/02_involution.ipynb #32b02dca
-def _grad_x_kernel(g, w, gx, Cg, H, W, Ho, Wo, s, K: constexpr, BC: constexpr, BP: constexpr, ACC: constexpr):
-    "gx[c, p] = sum_k w[k, o] g[c, o] over the output places o = (p - k)/s that have read input place p"
-    bg, c = tl.program_id(0).to(tl.int64), tl.program_id(2)*BC + tl.arange(0, BC)[:, None]
-    p = tl.program_id(1)*BP + tl.arange(0, BP)[None, :]
-    inside, acc = p < H*W, tl.zeros((BC, BP), ACC)
-    for k in range(K*K):
-        r, q = p//W - k//K + K//2, p % W - k % K + K//2
-        seen = inside & (r >= 0) & (q >= 0) & (r % s == 0) & (q % s == 0) & (r < Ho*s) & (q < Wo*s)
-        o = r//s*Wo + q//s
-        a = tl.load(g + (bg*Cg + c)*Ho*Wo + o, mask=seen & (c < Cg), other=0.).to(ACC)
-        acc += a * tl.load(w + (bg*K*K + k)*Ho*Wo + o, mask=seen, other=0.).to(ACC)
-    tl.store(gx + (bg*Cg + c)*H*W + p, acc.to(gx.dtype.element_ty), mask=inside & (c < Cg))
+@_jit
+def _grad_x_kernel(g, w, gx, BG, H, W, Ho, Wo, s: constexpr, K: constexpr, Cg: constexpr, XP: constexpr, YP: constexpr,
+                   R: constexpr, BC: constexpr, BW: constexpr, L: constexpr, ACC: constexpr):
+    "gx[c, p] = sum_k w[k, o] g[c, o] over the outputs o = (p - k)/s that have read p; at stride s, one of s*s phases of p"
+    first, v, rest, inside = _lanes(BG*s*s, Ho, Wo, R, BW, L)
+    bg, down, right = rest//(s*s), (rest//s % s).to(tl.int32), (rest % s).to(tl.int32)
+    r, c = tl.arange(0, R)[:, None, None], tl.arange(0, BC)[None, :, None]
+    M: constexpr = (K + s - 1)//s                                              # taps of a phase, in each direction
+    g, w = g + bg*Cg*YP, w + bg*K*K*YP
+    acc = tl.zeros((R, BC, L), ACC)
+    for n in range(M + R - 1):
+        o, i = first + (down + K//2)//s + n - (M - 1), (down + K//2) % s + s*(r - n + M - 1)
+        for m in tl.static_range(M):
+            p, j = tl.max_contiguous(v + (right + K//2)//s - m, [1, 1, 2]), (right + K//2) % s + s*m
+            seen, at = inside & (o >= 0) & (o < Ho) & (p >= 0) & (p < Wo), o*Wo + p
+            b = tl.load(w + at + (i*K + j)*YP, mask=seen & (i >= 0) & (i < K) & (j < K), other=0.).to(ACC)
+            acc += b*tl.load(g + at + c*YP, mask=seen & (c < Cg), other=0.).to(ACC)
+    gx += bg*Cg*XP + (((first + r)*s + down)*W + tl.max_contiguous(v*s + right, [1, 1, 2]))
+    tl.store(gx + c*XP, acc.to(gx.dtype.element_ty), mask=inside & (first + r < Ho) & (c < Cg))
 
 # %% ../nbs/02_involution.ipynb #f0f29299
-def _grad_w_kernel(g, x, gw, Cg, H, W, Ho, Wo, s, K: constexpr, BC: constexpr, BP: constexpr, ACC: constexpr):
-    "gw[k, p] = sum_c g[c, p] x[c, p*s + k]: one offset k, all channels of the group, BC at a time"
-    bg, k = tl.program_id(0).to(tl.int64), tl.program_id(2)
-    p = tl.program_id(1)*BP + tl.arange(0, BP)[None, :]
-    inside, acc = p < Ho*Wo, tl.zeros((BC, BP), ACC)
-    r, q = p//Wo*s + k//K - K//2, p % Wo*s + k % K - K//2
-    seen = inside & (r >= 0) & (r < H) & (q >= 0) & (q < W)
-    for first in range(0, Cg, BC):
-        c = first + tl.arange(0, BC)[:, None]
-        a = tl.load(x + (bg*Cg + c)*H*W + r*W + q, mask=seen & (c < Cg), other=0.).to(ACC)
-        acc += a * tl.load(g + (bg*Cg + c)*Ho*Wo + p, mask=inside & (c < Cg), other=0.).to(ACC)
-    total = tl.sum(acc, 0)[None, :]
-    tl.store(gw + (bg*K*K + k)*Ho*Wo + p, total.to(gw.dtype.element_ty), mask=inside)
+@_jit
+def _grad_w_kernel(g, x, gw, BG, H, W, Ho, Wo, s: constexpr, K: constexpr, Cg: constexpr, XP: constexpr, YP: constexpr,
+                   R: constexpr, BC: constexpr, BW: constexpr, L: constexpr, ACC: constexpr):
+    "gw[k, p] = sum_c g[c, p] x[c, p*s + k]: the gradients g of R rows stay in registers for all offsets k"
+    first, v, bg, inside = _lanes(BG, Ho, Wo, R, BW, L)
+    r, c = tl.arange(0, R)[:, None, None], tl.arange(0, BC)[None, :, None]
+    g, x, gw = g + bg*Cg*YP + ((first + r)*Wo + v), x + bg*Cg*XP, gw + bg*K*K*YP + ((first + r)*Wo + v)
+    grad = tl.load(g + c*YP, mask=inside & (first + r < Ho) & (c < Cg), other=0.).to(ACC)
+    for n in range(K + (R - 1)*s):
+        row, i = first*s + n - K//2, n - s*r
+        known = inside & (i >= 0) & (i < K) & (first + r < Ho)
+        for j in tl.static_range(K):
+            q = tl.max_contiguous(v*s + j - K//2, [1, 1, 2])
+            seen = inside & (row >= 0) & (row < H) & (q >= 0) & (q < W)
+            a = tl.load(x + (row*W + q) + c*XP, mask=seen & (c < Cg), other=0.).to(ACC)
+            tl.store(gw + (i*K + j)*YP, tl.sum(grad*a, 1)[:, None, :].to(gw.dtype.element_ty), mask=known)
 
 # %% ../nbs/02_involution.ipynb #f05b0a89
-_jit = functools.cache(lambda kernel: triton.jit(kernel))
+def _tile(Cg, W, rows):
+    "What a program owns: up to `rows` rows, all `Cg` channels of a group, 64 columns of as many maps as fit side by side"
+    BC, L = triton.next_power_of_2(Cg), 64
+    R = max(1, min(rows, 64//BC))
+    return dict(R=R, BC=BC, L=L, BW=min(L, triton.next_power_of_2(W)), num_warps=max(2, min(8, R*BC*L//2048)))
 
-def _launch(kernel, a, b, out, x, weight, stride):
+def _launch(kernel, a, b, out, x, weight, stride, rows):
     "Run `kernel(a, b, out, …)` over all tiles; `x` and `weight` give the sizes"
     (B, C, H, W), (G, KK, Ho, Wo) = x.shape, weight.shape[1:]
-    BC = min(16, triton.next_power_of_2(C//G))
-    places = H*W if kernel is _grad_x_kernel else Ho*Wo
-    grid = B*G, triton.cdiv(places, 64), KK if kernel is _grad_w_kernel else triton.cdiv(C//G, BC)
+    tile, phases = _tile(C//G, Wo, rows), stride**2 if kernel is _grad_x_kernel else 1
+    maps = triton.cdiv(B*G*phases, tile['L']//tile['BW'])
+    grid = maps * triton.cdiv(Wo, tile['BW']) * triton.cdiv(Ho, tile['R']),
     acc = tl.float64 if x.dtype == torch.float64 else tl.float32
-    if out.numel(): _jit(kernel)[grid](a.contiguous(), b.contiguous(), out, C//G, H, W, Ho, Wo, stride, K=math.isqrt(KK), BC=BC, BP=64, ACC=acc)
+    if out.numel():
+        kernel[grid](a, b, out, B*G, H, W, Ho, Wo, s=stride, K=math.isqrt(KK), Cg=C//G, XP=H*W, YP=Ho*Wo, ACC=acc, **tile)
     return out
 
 # %% ../nbs/02_involution.ipynb #82e87482
 @torch.library.custom_op('libkd::involution2d_triton', mutates_args=())
 def _fused(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    "Involution by a Triton kernel"
-    return _launch(_forward_kernel, x, weight, _output(x, weight, stride), x, weight, stride)
+    "Involution by a Triton kernel; `x` and `weight` are contiguous"
+    return _launch(_forward_kernel, x, weight, _output(x, weight, stride), x, weight, stride, rows=4)
 
 @torch.library.custom_op('libkd::involution2d_triton_backward', mutates_args=())
 def _fused_backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     "Gradients of `_fused` for `x` and `weight`"
-    gx, gw = _gradients(grad, x, weight, stride)
-    _launch(_grad_x_kernel, grad, weight, gx, x, weight, stride)
-    return gx, _launch(_grad_w_kernel, grad, x, gw, x, weight, stride)
+    grad, (gx, gw) = grad.contiguous(), _gradients(grad, x, weight, stride)
+    _launch(_grad_x_kernel, grad, weight, gx, x, weight, stride, rows=4)
+    return gx, _launch(_grad_w_kernel, grad, x, gw, x, weight, stride, rows=2)
 
 _fused.register_fake(_output); _fused_backward.register_fake(_gradients)
 _fused.register_autograd(_backward(_fused_backward), setup_context=_remember)
+
+def _by_triton(x, weight, stride):
+    "The kernels read and write plain `(B,C,H,W)`; who comes channels-last, as fast networks on a GPU are, leaves so"
+    channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    y = _fused(x.contiguous(), weight.contiguous(), stride)
+    return y.contiguous(memory_format=torch.channels_last) if channels_last else y
 
 # %% ../nbs/02_involution.ipynb #683a0924
 BACKENDS = 'auto', 'reference', 'lean', 'triton'
@@ -214,7 +254,7 @@ def _choose(backend, x):
     if backend == 'triton': _check_triton(x)
     exporting = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
     if backend == 'auto': backend = 'reference' if exporting else 'triton' if x.is_cuda and triton else 'lean'
-    return dict(reference=_unfolded, lean=_lean, triton=_fused)[backend]
+    return dict(reference=_unfolded, lean=_lean, triton=_by_triton)[backend]
 
 def _check_triton(x):
     if not triton: raise ValueError("backend='triton' needs the package triton, which torch's CUDA wheels for Linux bring along; backend='lean' runs everywhere.")
@@ -238,6 +278,13 @@ def involution2d(x:Tensor, # Input, (B, C, H, W)
 
 torch.fx.wrap('involution2d')
 
+# %% ../nbs/02_involution.ipynb #6526d0d4
+class _Span(nn.Conv2d):
+    "A 1x1 convolution as a matrix product: `(B,C,H,W)` in any memory format, out comes a contiguous `(B,O,H,W)`"
+    def forward(self, x):
+        weight = self.weight.flatten(1).expand(len(x), -1, -1)
+        return torch.baddbmm(self.bias[:, None], weight, x.flatten(2)).unflatten(2, x.shape[2:])
+
 # %% ../nbs/02_involution.ipynb #3c1d82b2
 class Involution2d(nn.Module):
     """Involution with generated kernels, `(B,C,H,W)` -> `(B,C,H/stride,W/stride)` (arXiv 2103.06255, section 3, and its code).
@@ -260,7 +307,7 @@ class Involution2d(nn.Module):
         self.groups, hidden = channels//group_channels, max(1, channels//reduction_ratio)
         self.pool = nn.AvgPool2d(stride, stride) if stride > 1 else nn.Identity()
         self.reduce, self.norm, self.act = nn.Conv2d(channels, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True)
-        self.span = nn.Conv2d(hidden, kernel_size**2 * self.groups, 1)
+        self.span = _Span(hidden, kernel_size**2 * self.groups, 1)
 
 # %% ../nbs/02_involution.ipynb #6a39c1e9
 @patch

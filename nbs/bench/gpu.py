@@ -1,0 +1,327 @@
+"""Measures on a GPU what a GPU is for: `make gpu DATA=<folder of class folders>`, or `python nbs/bench/gpu.py --data FOLDER`.
+
+Cases stand in slices, the most valuable first. Each is written as soon as it is measured, to one JSON and one Markdown file, so that
+the command may be stopped at any time and goes on where it was; a case that failed keeps its error and is tried again. `--tiny` takes
+numbers small enough for a CPU, to rehearse: its times say nothing. Needs libkd, no network; `nbs/bench/gpu.ipynb` shows what came out.
+"""
+import argparse, json, multiprocessing, platform, statistics, tempfile, time, traceback
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np, timm, torch, torch.nn.functional as F
+from fastai.callback.core import Callback, CancelFitException
+from libkd.all import *
+
+
+@dataclass(frozen=True)
+class Setting:
+    "Where and how large"
+    device: torch.device        # 'cuda', or 'cpu' to rehearse
+    tiny: bool=False            # small numbers
+    data: Path | None=None      # folder of `<class>/<photograph>`, 32 pixels, for the slice 'student'
+    work: Path | None=None      # folder for caches and teachers
+
+    def size(self, full, tiny): return tiny if self.tiny else full
+
+
+class Clock:
+    "Milliseconds of a call: CUDA events after the cache was emptied on a GPU, the clock on the wall on a CPU"
+    def __init__(self, device):
+        self.cuda = device.type == 'cuda'
+        self.junk = torch.empty(2**31 if self.cuda else 1, dtype=torch.uint8, device=device)
+
+    def __call__(self, f):
+        if not self.cuda:
+            start = time.perf_counter(); f()
+            return 1000*(time.perf_counter() - start)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.junk.zero_()                # no input is left in the cache, and Python gets ahead of the GPU
+        start.record(); f(); end.record(); end.synchronize()
+        return start.elapsed_time(end)
+
+
+def turns(device, n, **calls):
+    "`{name: [milliseconds]}` of `n` rounds in which the `calls` take turns, after two that do not count"
+    clock = Clock(device)
+    rounds = [{name: clock(f) for name, f in calls.items()} for _ in range(n + 2)][2:]
+    return {name: [r[name] for r in rounds] for name in calls}
+
+
+def ratio(a, b):
+    "Median and quartiles of the pairs' ratios"
+    low, mid, high = statistics.quantiles([x/y for x, y in zip(a, b, strict=True)], n=4)
+    return {'ratio': round(mid, 3), 'quartiles': f'{low:.3f} to {high:.3f}'}
+
+
+# -- (a) involution ------------------------------------------------------------------------------------------------------
+
+def rednet_shapes(batch, size):
+    "`(x's shape, K, stride)` of RedNet-50's involutions at `size` pixels: the stem, then each stage's first block and the others"
+    yield (batch, 32, size//2, size//2), 3, 1
+    for stage in range(4):
+        C, side = 64*2**stage, size//4//2**max(0, stage - 1)
+        if stage: yield (batch, C, side, side), 7, 2
+        yield (batch, C, side//(2 if stage else 1), side//(2 if stage else 1)), 7, 1
+
+
+def copier(nbytes, device):
+    "A copy that moves `nbytes` through memory, half of them read and half written"
+    a, b = (torch.ones(nbytes//2, dtype=torch.uint8, device=device) for _ in range(2))
+    return lambda: b.copy_(a)
+
+
+def involution(shape, K, stride, dtype, s):
+    "One shape: our kernels, the unfold, and a copy of the bytes that must be read or written once"
+    (B, C, H, W), (h, w) = shape, (shape[2]//stride, shape[3]//stride)
+    make = partial(torch.randn, device=s.device, dtype=dtype)
+    x, k, g = make(shape, requires_grad=True), make(B, C//16, K*K, h, w, requires_grad=True), make(B, C, h, w)
+    def forward(backend):
+        with torch.no_grad(): involution2d(x, k, stride, backend)
+    def both(backend): torch.autograd.grad(involution2d(x, k, stride, backend), (x, k), g)
+    steps = dict(forward=(forward, x.nbytes + k.nbytes + g.nbytes), both=(both, 3*x.nbytes + 3*k.nbytes + 2*g.nbytes))
+    row = {}
+    for name, (step, nbytes) in steps.items():
+        arms = dict(ours=partial(step, 'auto'), unfold=partial(step, 'reference'), copy=copier(nbytes, s.device))
+        t = turns(s.device, s.size(20, 1), **arms)
+        ours, unfold, copy = (statistics.median(o) for o in t.values())
+        row |= {f'{name}, ms': round(ours, 4), f'{name}, % of copied bytes': round(100*copy/ours, 1),
+                f'{name}, times faster than unfold': round(unfold/ours, 2)}
+    return row
+
+
+def involutions(s):
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape, K, stride in rednet_shapes(s.size(64, 1), s.size(224, 32)):
+            name = f'{shape} K {K} stride {stride} {str(dtype).removeprefix("torch.")}'
+            yield name, partial(involution, shape, K, stride, dtype, s)
+
+
+# -- (b) networks --------------------------------------------------------------------------------------------------------
+
+def training_step(name, batch, s):
+    "A function that makes one training step of a timm model: bf16 autocast, channels last, AdamW"
+    torch.manual_seed(0)
+    side = s.size(224, 32)
+    kw = dict(img_size=side) if name.startswith('vit') else {}
+    model = timm.create_model(name, **kw).to(s.device, memory_format=torch.channels_last).train()
+    if hasattr(model, 'set_distilled_training'): model.set_distilled_training()
+    opt = torch.optim.AdamW(model.parameters(), fused=s.device.type == 'cuda')
+    x = torch.randn(batch, 3, side, side, device=s.device).contiguous(memory_format=torch.channels_last)
+    y = torch.randint(model.num_classes, (batch,), device=s.device)
+    def step():
+        with torch.autocast(s.device.type, torch.bfloat16, enabled=not s.tiny):
+            out = model(x)
+            loss = sum(F.cross_entropy(z, y) for z in (out.values() if isinstance(out, dict) else [out]))
+        loss.backward(); opt.step(); opt.zero_grad()
+    return step
+
+
+def network(ours, other, batch, s):
+    "A training step of `ours` against one of `other`"
+    steps = {n: training_step(n, batch, s) for n in (ours, other)}
+    t = turns(s.device, s.size(12, 2), **steps)
+    a, b = (statistics.median(o) for o in t.values())
+    row = {'batch': batch, f'{ours}, ms': round(a, 2), f'{other}, ms': round(b, 2), 'images a second': round(1000*batch/a)}
+    return row | ratio(*t.values())
+
+
+def networks(s):
+    deit = 'vit_deit_tiny_patch16_224'
+    full = [('rednet50', 'resnet50', 128), ('vit_civt_tiny_patch16_224', deit, 256), ('vit_civt_tiny_light_patch16_224', deit, 256)]
+    for ours, other, batch in s.size(full, [('rednet_mini', 'resnet_mini', 2)]):
+        yield f'{ours} against {other}', partial(network, ours, other, batch, s)
+
+
+# -- (c) stored against live answers -------------------------------------------------------------------------------------
+
+def noise(n, side):
+    "`n` pictures of noise in ten classes: what is in them does not change a step's time"
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 255, (n, side, side, 3), dtype=np.uint8)
+    return Samples.from_arrays(list(pictures), np.arange(n) % 10, [str(i) for i in range(10)]).split(valid=.25, seed=0)
+
+
+class Steps(Callback):
+    "Times `n` training steps on one batch where an epoch would begin, and ends the fit"
+    order = 100                          # after everybody else's `before_train`
+    def __init__(self, clock, n): self.clock, self.n = clock, n
+    def before_train(self):
+        self.learn.n_iter, batch = self.n, self.dls.train.one_batch()
+        self.ms = [self.clock(lambda: self.learn.one_batch(0, batch)) for _ in range(self.n)]
+        raise CancelFitException
+
+
+def step_times(learners, s):
+    "`{name: milliseconds of a step}`: the learners take turns, the first round does not count"
+    clock, times = Clock(s.device), {name: [] for name in learners}
+    for learn in learners.values(): s.tiny or learn.to_bf16()
+    for r in range(s.size(5, 3)):
+        for name, learn in learners.items():
+            steps = Steps(clock, s.size(4, 1))
+            with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=steps)
+            times[name] += steps.ms if r else []
+    return times
+
+
+def stored_and_live(s):
+    "A student's step with stored answers, with live teachers, and with none"
+    batch, side = s.size(128, 4), s.size(224, 32)
+    names = s.size(('regnety_040', 'rednet101'), ('resnet_mini', 'rednet_mini'))
+    dls = image_dls(noise(s.size(4*batch, 80), side), bs=batch, device=s.device)
+    teachers = [as_teacher(timm.create_model(n, num_classes=10), dls, name=n).to(s.device) for n in names]
+    cache = LogitCache.build(s.work/'noise', dls, teachers, views=1, check=False, overwrite=True)
+    student = s.size('vit_civt_tiny_patch16_224', 'civt_nano')
+    arms = dict(stored=cache, live=teachers, none=None)
+    t = step_times({n: distill_learner(dls, student, teachers=o, seed=0, check=False) for n, o in arms.items()}, s)
+    ms = {f'{n}, ms': round(statistics.median(o), 2) for n, o in t.items()}
+    pairs = {'live over stored': ratio(t['live'], t['stored']), 'stored over none': ratio(t['stored'], t['none'])}
+    return {'teachers': ' and '.join(names), 'batch': batch} | ms | {f'{n}, {k}': v for n, r in pairs.items() for k, v in r.items()}
+
+
+def cached(s): yield 'CivT-Ti with RegNetY-4GF and RedNet-101, 224 pixels', partial(stored_and_live, s)
+
+
+# -- (d) views -----------------------------------------------------------------------------------------------------------
+
+def light_views(s):
+    "Views of whole batches on the device: the CPU's bits, and how many a second"
+    from libkd import views
+    if not hasattr(views, 'LightViews'): raise NotThere('libkd.views has no LightViews yet')
+    raise NotThere('libkd.views has LightViews: this case is to be written')
+
+
+def views(s): yield 'LightViews', partial(light_views, s)
+
+
+# -- (e) a student on photographs ----------------------------------------------------------------------------------------
+
+class EpochSeconds(Callback):
+    "Seconds of each epoch, validation included"
+    def before_fit(self): self.seconds = []
+    def before_epoch(self): self.start = time.perf_counter()
+    def after_epoch(self):
+        if self.dls.device.type == 'cuda': torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self.start)
+
+
+def photographs(s):
+    "Loaders of the photographs, or of a few pictures of noise to rehearse"
+    samples = noise(80, 16) if s.tiny else Samples.from_folder(s.data).split(valid=.1, seed=0)
+    return image_dls(samples, bs=s.size(512, 16), seed=0, device=s.device, check=False)
+
+
+def taught(seed, s, cache, epochs):
+    "`(seconds of each epoch, accuracy)` of one student, in a process of its own"
+    dls = photographs(s)
+    learn = distill_learner(dls, 'civt_nano', teachers=LogitCache.open(cache), seed=seed, check=False)
+    clock = EpochSeconds()
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 2e-3, cbs=clock)
+    return clock.seconds, float(learn.validate()[1])
+
+
+def students(seeds, s):
+    "Co-advise students, `seeds` of them side by side on one device"
+    if not s.tiny and s.data is None: raise NotThere('give the photographs: --data FOLDER')
+    dls, epochs, began = photographs(s), s.size(4, 1), time.perf_counter()
+    fit = partial(fit_teacher, dls=dls, epochs=epochs, folder=s.work/'teachers', check=False)
+    teachers = [fit(n) for n in ('resnet_mini', 'rednet_mini')]
+    after_teachers = time.perf_counter()
+    LogitCache.build(s.work/'photographs', dls, teachers, views=epochs, check=False)
+    after_cache = time.perf_counter()
+    with ProcessPoolExecutor(seeds, multiprocessing.get_context('spawn')) as pool:
+        rows = [*pool.map(partial(taught, s=s, cache=s.work/'photographs', epochs=epochs), range(seeds))]
+    secs = [e for epochs, _ in rows for e in epochs[1:] or epochs]
+    return {'training photographs': len(dls.train.dataset), 'teachers, s': round(after_teachers - began, 1),
+            f'cache of {epochs} views, s': round(after_cache - after_teachers, 1), 'an epoch, s': round(statistics.median(secs), 2),
+            'an epoch and seed, s': round(statistics.median(secs)/seeds, 2), f'accuracy after {epochs} epochs': [round(a, 3) for _, a in rows]}
+
+
+def student(s):
+    for seeds in s.size((1, 4), (2,)): yield f'civt_nano co-advised, {seeds} seeds side by side', partial(students, seeds, s)
+
+
+# -- all of it -----------------------------------------------------------------------------------------------------------
+
+class NotThere(Exception):
+    "A case that cannot be measured here, and why"
+
+
+SLICES = dict(involution=involutions, networks=networks, cached=cached, views=views, student=student)
+
+
+def machine(s):
+    "What the figures belong to"
+    name = torch.cuda.get_device_name() if s.device.type == 'cuda' else 'a CPU, to rehearse'
+    return dict(device=name, torch=torch.__version__, cuda=torch.version.cuda, timm=timm.__version__, python=platform.python_version(), tiny=s.tiny)
+
+
+def measured(case):
+    "The figures of a case, or its error in a sentence"
+    start = time.perf_counter()
+    try: row = case()
+    except NotThere as e: return {'not measured': str(e)}
+    except Exception as e:
+        traceback.print_exc()
+        return {'error': f'{type(e).__name__}: {e}'.splitlines()[0][:300]}
+    return row | {'took, s': round(time.perf_counter() - start, 1)}
+
+
+def table(rows):
+    "Markdown of `{case: figures}`"
+    heads = list(dict.fromkeys(k for row in rows.values() for k in row))
+    lines = [['case', *heads], ['---']*(len(heads) + 1), *[[name, *(str(row.get(h, '')) for h in heads)] for name, row in rows.items()]]
+    return '\n'.join('| ' + ' | '.join(o.replace('|', '/') for o in line) + ' |' for line in lines)
+
+
+def write(out, results):
+    "One JSON and one Markdown file, each whole or not at all"
+    text = [f'# Measured on {results["machine"]["device"]}', ', '.join(f'{k} {v}' for k, v in results['machine'].items() if k != 'device')]
+    for name, rows in results['slices'].items(): text += [f'## {name}', table(rows)]
+    for path, content in ((out, json.dumps(results, indent=1)), (out.with_suffix('.md'), '\n\n'.join(text))):
+        part = path.with_suffix('.part')
+        part.write_text(content + '\n', encoding='utf-8')
+        part.replace(path)
+
+
+def opened(out, s):
+    "What was measured before on this machine, or an empty page"
+    if not out.exists(): return dict(machine=machine(s), slices={})
+    results = json.loads(out.read_text(encoding='utf-8'))
+    if results['machine'] != machine(s):
+        raise SystemExit(f'{out} was measured elsewhere: {results["machine"]}; this is {machine(s)}. Give another file: --out gpu-here.json')
+    return results
+
+
+def measure(out, s, minutes, slices):
+    "Measure what is missing in `out`, as long as there is time"
+    end, results = time.perf_counter() + 60*minutes, opened(out, s)
+    for name in slices:
+        rows = results['slices'].setdefault(name, {})
+        for case, f in SLICES[name](s):
+            if set(rows.get(case, {'error': ''})).isdisjoint({'error', 'not measured'}): continue
+            if time.perf_counter() > end: return print(f'{minutes:g} minutes are over; the same command goes on with {name}: {case}')
+            rows[case] = measured(f)
+            print(f'{name}: {case}: {rows[case]}', flush=True)
+            write(out, results)
+    print(f'all there: {out} and {out.with_suffix(".md")}')
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--out', type=Path, default=Path(__file__).with_name('gpu.json'), help='the JSON file; a Markdown file of the same name stands beside it')
+    p.add_argument('--data', type=Path, help='folder of <class>/<photograph>, 32 pixels, such as CIFAR-10')
+    p.add_argument('--minutes', type=float, default=8, help='no case begins later than that')
+    p.add_argument('--slices', nargs='+', choices=SLICES, default=list(SLICES), help='all, the most valuable first')
+    p.add_argument('--work', type=Path, help='folder for caches and teachers; default: a temporary one')
+    p.add_argument('--tiny', action='store_true', help='rehearse on the CPU with tiny numbers')
+    args = p.parse_args()
+    if not args.tiny and not torch.cuda.is_available():
+        raise SystemExit('No GPU is here, and a CPU would take days. Rehearse: --tiny --out rehearsal.json')
+    device = torch.device('cpu' if args.tiny else 'cuda')
+    with tempfile.TemporaryDirectory() as tmp:
+        measure(args.out, Setting(device, args.tiny, args.data, args.work or Path(tmp)), args.minutes, args.slices)
+
+
+if __name__ == '__main__': main()
