@@ -6,7 +6,7 @@ STAMP  := .venv/.installed
 DATA   ?=
 ARGS   ?=
 
-.PHONY: help run test test-fast test-breaks test-wheel docs bench prepare clean
+.PHONY: help run test test-fast test-breaks test-wheel docs bench gpu prepare clean
 help:          ## these lines
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 22
 
@@ -33,6 +33,8 @@ docs: $(STAMP)         ## the site, complete and offline, in _site/html
 bench: $(STAMP)        ## execute the benchmarks in nbs/bench in place
 	@for nb in nbs/bench/[!_]*.ipynb; do echo "$$nb"; OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --log-level=WARN --to notebook --execute --inplace "$$nb" || exit 1; done
 	@$(BIN)/nbdev_clean
+gpu: $(STAMP)          ## measure on a GPU, to nbs/bench/gpu.json; goes on where it was. DATA=<32-pixel photographs>, ARGS="--minutes 4"
+	@$(BIN)/python nbs/bench/gpu.py $(if $(DATA),--data '$(DATA)') $(ARGS)
 prepare: $(STAMP)      ## before a commit: export, clean, README from nbs/index.ipynb
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean

@@ -14,7 +14,7 @@ from timm.layers import ClassifierHead, ConvNormAct, DropPath
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import nn, Tensor
-from . import did_you_mean
+from . import UserError, did_you_mean
 from .checkpoints import read_checkpoint, unwrapped
 
 # %% ../nbs/02_involution.ipynb #bfcd0f5e
@@ -125,7 +125,7 @@ def _jit(kernel):
 # %% ../nbs/02_involution.ipynb #ebf419da
 @_jit
 def _lanes(BG, H, W, R: constexpr, BW: constexpr, L: constexpr):
-    "Of a program: its first of R rows; its L columns and their maps (1,1,L), L/BW maps side by side; which of them exist"
+    "Of a program: its first of R rows; its L columns and their maps (1,1,L), L/BW maps side by side; which exist"
     pid, down, across, lane = tl.program_id(0), tl.cdiv(H, R), tl.cdiv(W, BW), tl.arange(0, L)[None, None, :]
     v = pid//down % across*BW + lane % BW
     bg = (pid//down//across).to(tl.int64)*(L//BW) + lane//BW
@@ -154,7 +154,7 @@ def _forward_kernel(x, w, y, BG, H, W, Ho, Wo, s: constexpr, K: constexpr, Cg: c
 @_jit
 def _grad_x_kernel(g, w, gx, BG, H, W, Ho, Wo, s: constexpr, K: constexpr, Cg: constexpr, XP: constexpr, YP: constexpr,
                    R: constexpr, BC: constexpr, BW: constexpr, L: constexpr, ACC: constexpr):
-    "gx[c, p] = sum_k w[k, o] g[c, o] over the outputs o = (p - k)/s that have read p; at stride s, one of s*s phases of p"
+    "gx[c, p] = sum_k w[k, o] g[c, o] over the outputs o = (p - k)/s that have read p; at stride s, one of s*s phases"
     first, v, rest, inside = _lanes(BG*s*s, Ho, Wo, R, BW, L)
     bg, down, right = rest//(s*s), (rest//s % s).to(tl.int32), (rest % s).to(tl.int32)
     r, c = tl.arange(0, R)[:, None, None], tl.arange(0, BC)[None, :, None]
@@ -191,7 +191,7 @@ def _grad_w_kernel(g, x, gw, BG, H, W, Ho, Wo, s: constexpr, K: constexpr, Cg: c
 
 # %% ../nbs/02_involution.ipynb #f05b0a89
 def _tile(Cg, W, rows):
-    "What a program owns: up to `rows` rows, all `Cg` channels of a group, 64 columns of as many maps as fit side by side"
+    "What a program owns: up to `rows` rows, the `Cg` channels of a group, 64 columns of as many maps as they hold"
     BC, L = triton.next_power_of_2(Cg), 64
     R = max(1, min(rows, 64//BC))
     return dict(R=R, BC=BC, L=L, BW=min(L, triton.next_power_of_2(W)), num_warps=max(2, min(8, R*BC*L//2048)))
@@ -204,7 +204,8 @@ def _launch(kernel, a, b, out, x, weight, stride, rows):
     grid = maps * triton.cdiv(Wo, tile['BW']) * triton.cdiv(Ho, tile['R']),
     acc = tl.float64 if x.dtype == torch.float64 else tl.float32
     if out.numel():
-        kernel[grid](a, b, out, B*G, H, W, Ho, Wo, s=stride, K=math.isqrt(KK), Cg=C//G, XP=H*W, YP=Ho*Wo, ACC=acc, **tile)
+        sizes = dict(s=stride, K=math.isqrt(KK), Cg=C//G, XP=H*W, YP=Ho*Wo)
+        kernel[grid](a, b, out, B*G, H, W, Ho, Wo, ACC=acc, **sizes, **tile)
     return out
 
 # %% ../nbs/02_involution.ipynb #82e87482
@@ -235,31 +236,43 @@ BACKENDS = 'auto', 'reference', 'lean', 'triton'
 def _check_shapes(x, weight, stride):
     "Refuse what `x` and `weight` cannot mean together"
     if x.ndim != 4 or weight.ndim != 5:
-        raise ValueError(f'involution2d needs x of shape (B, C, H, W) and weight of shape (B, G, K*K, H\', W\'), got {tuple(x.shape)} and {tuple(weight.shape)}.')
+        raise UserError("involution2d needs x of shape (B, C, H, W) and weight of shape (B, G, K*K, H', W'), "
+                        f'got {tuple(x.shape)} and {tuple(weight.shape)}.')
     (B, C, H, W), (G, KK), K = x.shape, weight.shape[1:3], math.isqrt(weight.shape[2])
-    if C % G: raise ValueError(f'{C} channels do not divide into the {G} groups of weight {tuple(weight.shape)}. Use a G that divides {C}.')
+    if C % G:
+        raise UserError(f'{C} channels do not divide into the {G} groups of weight {tuple(weight.shape)}. '
+                        f'Use a G that divides {C}.')
     if K*K != KK or K % 2 == 0:
-        raise ValueError(f'weight has {KK} taps a place; an odd kernel has 9, 25 or 49 (K*K for K = 3, 5, 7).')
-    if H % stride or W % stride:
-        h, w = -H % stride, -W % stride
-        raise ValueError(f'Stride {stride} cannot halve a {H}x{W} map evenly, so kernels and pixels would not meet. '
-            f'Pad it to {H+h}x{W+w} first, F.pad(x, (0, {w}, 0, {h})), or choose an image size that divides by all strides (a multiple of 32 for RedNet).')
-    if weight.shape != (B, G, KK, H//stride, W//stride):
-        raise ValueError(f'weight is {tuple(weight.shape)}, but x {tuple(x.shape)} at stride {stride} needs {(B, G, KK, H//stride, W//stride)}: one kernel for each place of the output.')
+        raise UserError(f'weight has {KK} taps a place; an odd kernel has 9, 25 or 49 (K*K for K = 3, 5, 7).')
+    if H % stride or W % stride: raise UserError(_padding_advice(H, W, stride))
+    needed = B, G, KK, H//stride, W//stride
+    if weight.shape != needed:
+        raise UserError(f'weight is {tuple(weight.shape)}, but x {tuple(x.shape)} at stride {stride} needs {needed}: '
+                        'one kernel for each place of the output.')
+
+def _padding_advice(H, W, stride): # Of x; the distance of the output's places
+    "Why a map that `stride` does not divide is refused, and what helps"
+    h, w = -H % stride, -W % stride
+    return (f'Stride {stride} cannot halve a {H}x{W} map evenly, so kernels and pixels would not meet. '
+            f'Pad it to {H+h}x{W+w} first, F.pad(x, (0, {w}, 0, {h})), or choose an image size that divides by all '
+            'strides (a multiple of 32 for RedNet).')
 
 # %% ../nbs/02_involution.ipynb #0b8e24fe
 def _choose(backend, x):
     "The path for `backend` and the device of `x`"
-    if backend not in BACKENDS: raise ValueError(f'Unknown backend {backend!r}.' + did_you_mean(backend, BACKENDS))
+    if backend not in BACKENDS: raise UserError(f'Unknown backend {backend!r}.' + did_you_mean(backend, BACKENDS))
     if backend == 'triton': _check_triton(x)
     exporting = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
     if backend == 'auto': backend = 'reference' if exporting else 'triton' if x.is_cuda and triton else 'lean'
     return dict(reference=_unfolded, lean=_lean, triton=_by_triton)[backend]
 
 def _check_triton(x):
-    if not triton: raise ValueError("backend='triton' needs the package triton, which torch's CUDA wheels for Linux bring along; backend='lean' runs everywhere.")
+    if not triton:
+        raise UserError("backend='triton' needs the package triton, which torch's CUDA wheels for Linux bring along; "
+                        "backend='lean' runs everywhere.")
     if not x.is_cuda and not triton.knobs.runtime.interpret:
-        raise ValueError(f"backend='triton' needs x on a GPU, it is on {x.device}: move model and images there, or use backend='lean'.")
+        raise UserError(f"backend='triton' needs x on a GPU, it is on {x.device}: move model and images there, "
+                        "or use backend='lean'.")
 
 # %% ../nbs/02_involution.ipynb #ba2264af
 def involution2d(x:Tensor, # Input, (B, C, H, W)
@@ -269,9 +282,9 @@ def involution2d(x:Tensor, # Input, (B, C, H, W)
 )->Tensor: # (B, C, H/stride, W/stride), in the wider dtype of the two
     """Each place's neighbourhood, weighted by that place's own kernel (arXiv 2103.06255, section 2).
 
-    The `C/G` channels of a group share a kernel; the border is padded with zeros. fp16 and bf16 accumulate in float32 on
-    the lean and Triton paths. Differentiable once. Raises `ValueError` for shapes that do not fit, for a stride that does not divide
-    the map, and for an unknown backend."""
+    The `C/G` channels of a group share a kernel; the border is padded with zeros. fp16 and bf16 accumulate in
+    float32, except in the reference. Differentiable once. Raises `UserError` for shapes that do not fit, for a stride
+    that does not divide the map, and for an unknown backend."""
     _check_shapes(x, weight, stride)
     dtype = torch.promote_types(x.dtype, weight.dtype)
     return _choose(backend, x)(x.to(dtype), weight.to(dtype), stride)
@@ -282,15 +295,15 @@ torch.fx.wrap('involution2d')
 class _Span(nn.Conv2d):
     "A 1x1 convolution as a matrix product: `(B,C,H,W)` in any memory format, out comes a contiguous `(B,O,H,W)`"
     def forward(self, x):
-        weight = self.weight.flatten(1).expand(len(x), -1, -1)
+        weight = self.weight.flatten(1).expand(x.shape[0], -1, -1)
         return torch.baddbmm(self.bias[:, None], weight, x.flatten(2)).unflatten(2, x.shape[2:])
 
 # %% ../nbs/02_involution.ipynb #3c1d82b2
 class Involution2d(nn.Module):
-    """Involution with generated kernels, `(B,C,H,W)` -> `(B,C,H/stride,W/stride)` (arXiv 2103.06255, section 3, and its code).
+    """Involution with generated kernels, `(B,C,H,W)` -> `(B,C,H/stride,W/stride)` (arXiv 2103.06255 and its code).
 
-    Raises `ValueError` when `channels` does not divide by `group_channels`, for an even kernel, and, when called, on a map
-    that `stride` does not divide."""
+    Raises `UserError` when `channels` does not divide by `group_channels`, for an even kernel, and, when called, on a
+    map that `stride` does not divide."""
     def __init__(self,
         channels:int, # Channels in and out; a multiple of `group_channels`
         kernel_size:int=7, # Odd; 7 is the paper's choice, 3 suits maps of 8x8 and below
@@ -301,12 +314,16 @@ class Involution2d(nn.Module):
     ):
         super().__init__()
         if channels % group_channels:
-            raise ValueError(f'{channels} channels do not divide into groups of {group_channels}. Use a multiple of {group_channels}, such as {-(-channels//group_channels)*group_channels}, or another group_channels.')
-        if kernel_size % 2 == 0: raise ValueError(f'An even kernel has no middle: kernel_size={kernel_size}, use {kernel_size - 1} or {kernel_size + 1}.')
+            raise UserError(f'{channels} channels do not divide into groups of {group_channels}. Use a multiple of '
+                f'{group_channels}, such as {-(-channels//group_channels)*group_channels}, or another group_channels.')
+        if kernel_size % 2 == 0:
+            raise UserError(f'An even kernel has no middle: kernel_size={kernel_size}, use {kernel_size - 1} or '
+                            f'{kernel_size + 1}.')
         self.channels, self.kernel_size, self.stride, self.backend = channels, kernel_size, stride, backend
         self.groups, hidden = channels//group_channels, max(1, channels//reduction_ratio)
         self.pool = nn.AvgPool2d(stride, stride) if stride > 1 else nn.Identity()
-        self.reduce, self.norm, self.act = nn.Conv2d(channels, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True)
+        self.reduce = nn.Conv2d(channels, hidden, 1, bias=False)
+        self.norm, self.act = nn.BatchNorm2d(hidden), nn.ReLU(inplace=True)
         self.span = _Span(hidden, kernel_size**2 * self.groups, 1)
 
 # %% ../nbs/02_involution.ipynb #6a39c1e9
@@ -319,7 +336,8 @@ def kernels(self:Involution2d, x):
 def forward(self:Involution2d, x): return involution2d(x, self.kernels(x), self.stride, self.backend)
 
 @patch
-def extra_repr(self:Involution2d): return f'{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}, groups={self.groups}'
+def extra_repr(self:Involution2d):
+    return f'{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}, groups={self.groups}'
 
 # %% ../nbs/02_involution.ipynb #0ccdf465
 class InvolutionBlock(nn.Module):
@@ -337,13 +355,14 @@ class InvolutionBlock(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(in_chs, mid, 1, bias=False), nn.BatchNorm2d(mid)
         self.inv, self.bn2 = Involution2d(mid, kernel_size, stride), nn.BatchNorm2d(mid)
         self.conv3, self.bn3 = nn.Conv2d(mid, out_chs, 1, bias=False), nn.BatchNorm2d(out_chs)
-        same = stride == 1 and in_chs == out_chs
-        self.downsample = None if same else nn.Sequential(nn.Conv2d(in_chs, out_chs, 1, stride, bias=False), nn.BatchNorm2d(out_chs))
+        project = nn.Sequential(nn.Conv2d(in_chs, out_chs, 1, stride, bias=False), nn.BatchNorm2d(out_chs))
+        self.downsample = None if stride == 1 and in_chs == out_chs else project
         self.act, self.drop_path = nn.ReLU(inplace=True), DropPath(drop_path)
 
     def forward(self, x):
         y = self.act(self.bn2(self.inv(self.act(self.bn1(self.conv1(x))))))
-        return self.act(self.drop_path(self.bn3(self.conv3(y))) + (x if self.downsample is None else self.downsample(x)))
+        skip = x if self.downsample is None else self.downsample(x)
+        return self.act(self.drop_path(self.bn3(self.conv3(y))) + skip)
 
 # %% ../nbs/02_involution.ipynb #64b3e085
 def _stem(in_chans, width, stride):
@@ -378,7 +397,8 @@ class RedNet(nn.Module):
         drop_path_rate=0. # Of the last block; earlier blocks get proportionally less
     ):
         super().__init__()
-        self.num_classes, self.in_chans, self.drop_rate, self.grad_checkpointing = num_classes, in_chans, drop_rate, False
+        self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
+        self.grad_checkpointing = False
         self.stem = _stem(in_chans, stem_width, stem_stride)
         self.pool = nn.MaxPool2d(3, 2, 1) if max_pool else nn.Identity()
         self.stages = _stages(stem_width, depths, widths, kernel_sizes, strides, expansion, drop_path_rate)
@@ -392,13 +412,15 @@ def _stages(in_chs, depths, widths, kernel_sizes, strides, expansion, drop_path_
     rates = iter(drop_path_rate*i/max(1, sum(depths) - 1) for i in range(sum(depths)))
     stages = []
     for depth, out_chs, K, stride in zip(depths, widths, kernel_sizes, strides, strict=True):
-        blocks = [InvolutionBlock(in_chs if i == 0 else out_chs, out_chs, stride if i == 0 else 1, K, expansion, next(rates)) for i in range(depth)]
+        ins, steps = [in_chs] + [out_chs]*(depth - 1), [stride] + [1]*(depth - 1)
+        blocks = [InvolutionBlock(i, out_chs, s, K, expansion, next(rates)) for i, s in zip(ins, steps)]
         stages.append(nn.Sequential(*blocks)); in_chs = out_chs
     return nn.Sequential(*stages)
 
 def _feature_info(stem_width, stem_stride, max_pool, widths, strides):
     "What timm's feature extractors need to know: channels, reduction and module of each level"
-    info, reduction = [dict(num_chs=stem_width, reduction=stem_stride, module='stem.4')], stem_stride * (2 if max_pool else 1)
+    info = [dict(num_chs=stem_width, reduction=stem_stride, module='stem.4')]
+    reduction = stem_stride * (2 if max_pool else 1)
     for i, (width, stride) in enumerate(zip(widths, strides)):
         reduction *= stride
         info.append(dict(num_chs=width, reduction=reduction, module=f'stages.{i}'))
@@ -413,7 +435,8 @@ def forward_features(self:RedNet, x):
     return x
 
 @patch
-def _run(self:RedNet, stage, x): return checkpoint_seq(stage, x) if self.grad_checkpointing and self.training else stage(x)
+def _run(self:RedNet, stage, x):
+    return checkpoint_seq(stage, x) if self.grad_checkpointing and self.training else stage(x)
 
 @patch
 def forward_head(self:RedNet, x, pre_logits:bool=False): return self.head(x, pre_logits=pre_logits)
@@ -472,22 +495,24 @@ def prune_intermediate_layers(self:RedNet, indices=1, prune_norm:bool=False, pru
 
 # %% ../nbs/02_involution.ipynb #e454465b
 def _cfg(**kwargs):
-    return dict(url='', num_classes=1000, input_size=(3, 224, 224), pool_size=(7, 7), crop_pct=0.875, interpolation='bilinear',
-        mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), first_conv='stem.0.conv', classifier='head.fc',
-        paper_ids='arXiv:2103.06255', paper_name='Involution: Inverting the Inherence of Convolution for Visual Recognition') | kwargs
+    return dict(url='', num_classes=1000, input_size=(3, 224, 224), pool_size=(7, 7), crop_pct=0.875,
+        interpolation='bilinear', mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), first_conv='stem.0.conv',
+        classifier='head.fc', paper_ids='arXiv:2103.06255',
+        paper_name='Involution: Inverting the Inherence of Convolution for Visual Recognition') | kwargs
 
 default_cfgs = generate_default_cfgs({f'rednet{n}': _cfg() for n in (26, 38, 50, 101, 152)} |
     {'rednet_mini': _cfg(num_classes=10, input_size=(3, 32, 32), pool_size=(8, 8), crop_pct=1.)})
 
 # %% ../nbs/02_involution.ipynb #18ca0117
 _NAMES = [(r'^backbone\.', ''), (r'^layer(\d+)\.', lambda m: f'stages.{int(m[1]) - 1}.'), (r'^fc\.', 'head.fc.'),
-    (r'^(stem\.1|stages\.\d+\.\d+\.conv2)\.conv1\.conv\.', r'\1.reduce.'), (r'^(stem\.1|stages\.\d+\.\d+\.conv2)\.conv1\.bn\.', r'\1.norm.'),
+    (r'^(stem\.1|stages\.\d+\.\d+\.conv2)\.conv1\.conv\.', r'\1.reduce.'),
+    (r'^(stem\.1|stages\.\d+\.\d+\.conv2)\.conv1\.bn\.', r'\1.norm.'),
     (r'^(stem\.1|stages\.\d+\.\d+\.conv2)\.conv2\.conv\.', r'\1.span.'), (r'^(stages\.\d+\.\d+)\.conv2\.', r'\1.inv.')]
 
 def rednet_filter(state_dict:dict, # Keys of the official code (mmcls layout), with or without `backbone.`, or our own
     model=None # The `RedNet` that the weights are for, if it is at hand
 )->dict: # Keys of `RedNet`
-    "Official checkpoint names (d-li14/involution) as ours, however wrapped; `read_checkpoint` also checks that they fit"
+    "Official checkpoint names (d-li14/involution) as ours, however wrapped; `read_checkpoint` checks that they fit"
     def rename(key): return functools.reduce(lambda k, rule: re.sub(*rule, k), _NAMES, key)
     own = () if model is None else model.state_dict()
     return {rename(k): v for k, v in unwrapped(state_dict, own).items()}
@@ -503,23 +528,34 @@ def _rednet(name, pretrained=False, **kwargs):
         feature_cfg=dict(flatten_sequential=True, out_indices=tuple(range(1 + len(kwargs['depths'])))), **kwargs)
 
 @register_model
-def rednet26(pretrained=False, **kwargs)->RedNet: "9.2 M parameters; `pretrained` weights are on no server: give `pretrained_cfg_overlay=dict(file=…)`"; return _rednet('rednet26', pretrained, **dict(depths=(1, 2, 4, 1)) | kwargs)
+def rednet26(pretrained=False, **kwargs)->RedNet:
+    "9.2 M parameters; `pretrained` weights are on no server: give `pretrained_cfg_overlay=dict(file=…)`"
+    return _rednet('rednet26', pretrained, **dict(depths=(1, 2, 4, 1)) | kwargs)
 
 @register_model
-def rednet38(pretrained=False, **kwargs)->RedNet: "12.4 M parameters; `pretrained` weights are on no server: give `pretrained_cfg_overlay=dict(file=…)`"; return _rednet('rednet38', pretrained, **dict(depths=(2, 3, 5, 2)) | kwargs)
+def rednet38(pretrained=False, **kwargs)->RedNet:
+    "12.4 M parameters; `pretrained` weights are on no server: give `pretrained_cfg_overlay=dict(file=…)`"
+    return _rednet('rednet38', pretrained, **dict(depths=(2, 3, 5, 2)) | kwargs)
 
 @register_model
-def rednet50(pretrained=False, **kwargs)->RedNet: "15.5 M parameters; `pretrained` weights are on no server: give `pretrained_cfg_overlay=dict(file=…)`"; return _rednet('rednet50', pretrained, **dict(depths=(3, 4, 6, 3)) | kwargs)
+def rednet50(pretrained=False, **kwargs)->RedNet:
+    "15.5 M parameters; `pretrained` weights are on no server: give `pretrained_cfg_overlay=dict(file=…)`"
+    return _rednet('rednet50', pretrained, **dict(depths=(3, 4, 6, 3)) | kwargs)
 
 @register_model
-def rednet101(pretrained=False, **kwargs)->RedNet: "25.7 M parameters; `pretrained` weights are on no server: give `pretrained_cfg_overlay=dict(file=…)`"; return _rednet('rednet101', pretrained, **dict(depths=(3, 4, 23, 3)) | kwargs)
+def rednet101(pretrained=False, **kwargs)->RedNet:
+    "25.7 M parameters; `pretrained` weights are on no server: give `pretrained_cfg_overlay=dict(file=…)`"
+    return _rednet('rednet101', pretrained, **dict(depths=(3, 4, 23, 3)) | kwargs)
 
 @register_model
-def rednet152(pretrained=False, **kwargs)->RedNet: "34.0 M parameters; `pretrained` weights are on no server: give `pretrained_cfg_overlay=dict(file=…)`"; return _rednet('rednet152', pretrained, **dict(depths=(3, 8, 36, 3)) | kwargs)
+def rednet152(pretrained=False, **kwargs)->RedNet:
+    "34.0 M parameters; `pretrained` weights are on no server: give `pretrained_cfg_overlay=dict(file=…)`"
+    return _rednet('rednet152', pretrained, **dict(depths=(3, 8, 36, 3)) | kwargs)
 
 # %% ../nbs/02_involution.ipynb #2571f4ad
 @register_model
 def rednet_mini(pretrained=False, **kwargs)->RedNet:
     "A small involution teacher for 16 to 64 pixels; train it with `fit_teacher` (`pretrained` weights there are none)"
-    return _rednet('rednet_mini', pretrained, **dict(depths=(1, 1, 1), widths=(32, 64, 128), kernel_sizes=(7, 5, 3), strides=(1, 2, 2),
-        stem_width=32, stem_stride=1, max_pool=False, expansion=2) | kwargs)
+    mini = dict(depths=(1, 1, 1), widths=(32, 64, 128), kernel_sizes=(7, 5, 3), strides=(1, 2, 2), stem_width=32,
+        stem_stride=1, max_pool=False, expansion=2)
+    return _rednet('rednet_mini', pretrained, **mini | kwargs)

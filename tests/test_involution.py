@@ -165,16 +165,20 @@ def test_the_lean_path_makes_no_copies():
 # -- Triton, without a GPU: its interpreter gives numbers, its compiler gives machine code ---------------------------------
 
 INTERPRETED = """
-    import itertools, sys, torch
+    import sys, torch
     from libkd.involution import involution2d
-    dtypes = [getattr(torch, o) for o in sys.argv[1:]]
-    shapes = (3, 1, 2, 4), (3, 2, 2, 3), (3, 2, 1, 20), (5, 3, 1, 2), (7, 1, 1, 2)      # K, stride, G, C/G: 20 needs two blocks
-    for dtype, (K, s, G, Cg) in itertools.product(dtypes, shapes if dtypes[0] == torch.float32 else shapes[1:3]):
+    dtype = getattr(torch, sys.argv[1])
+    # K, stride, G, C/G, H', W': a row more than a tile, a group of 20 in a block of 32, wider than the lanes
+    shapes = (3, 1, 2, 4, 5, 3), (3, 2, 1, 20, 3, 3), (5, 3, 1, 2, 2, 3), (7, 1, 1, 2, 5, 4), (1, 2, 1, 2, 3, 70)
+    for K, s, G, Cg, h, w_ in shapes if dtype == torch.float32 else shapes[:2]:
         torch.manual_seed(0)
-        x, w, g = (torch.randn(o).to(dtype).requires_grad_() for o in ((1, G*Cg, 9*s, 8*s), (1, G, K*K, 9, 8), (1, G*Cg, 9, 8)))     # 72 places: two tiles
+        x, w, g = (torch.randn(o).to(dtype) for o in ((3, G*Cg, h*s, w_*s), (3, G, K*K, h, w_), (3, G*Cg, h, w_)))
         def run(backend, x, w, g):
+            x, w = x.requires_grad_(), w.requires_grad_()
             y = involution2d(x, w, s, backend)
             return y, *torch.autograd.grad(y, (x, w), g)
+        last = x.contiguous(memory_format=torch.channels_last)
+        assert run('triton', last, w, g)[0].is_contiguous(memory_format=torch.channels_last)
         for got, expected in zip(run('triton', x, w, g), run('reference', x.double(), w.double(), g.double()), strict=True):
             assert got.dtype == dtype
             torch.testing.assert_close(got, expected.to(dtype), rtol=1e-2 if dtype.itemsize == 2 else 1e-5, atol=1e-5)
@@ -185,22 +189,34 @@ INTERPRETED = """
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16', 'float64'])
 def test_triton_kernels_are_the_formula(dtype):
     pytest.importorskip('triton')
-    done = subprocess.run([sys.executable, '-c', textwrap.dedent(INTERPRETED), dtype], env=os.environ | {'TRITON_INTERPRET': '1'}, capture_output=True, text=True)
+    env = os.environ | {'TRITON_INTERPRET': '1'}
+    done = subprocess.run([sys.executable, '-c', textwrap.dedent(INTERPRETED), dtype], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def compiled(kernel, capability, s, Wo):
+    "The kernel as a GPU would run it, for K 7 and maps of `Wo` columns, compiled without one"
+    import triton
+    from triton.backends.compiler import GPUTarget
+    tile = inv._tile(16, Wo, 4)
+    warps = tile.pop('num_warps')
+    fixed = dict(s=s, K=7, Cg=16, XP=Wo*Wo*s*s, YP=Wo*Wo, ACC=triton.language.float32) | tile
+    signature = {o: 'constexpr' if o in fixed else '*bf16' if n < 3 else 'i32' for n, o in enumerate(kernel.arg_names)}
+    source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=fixed)
+    return triton.compile(source, target=GPUTarget('cuda', capability, 32), options=dict(num_warps=warps))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:TRITON_DEFAULT_FP_FUSION')
-@pytest.mark.parametrize('capability', [80, 90])
-def test_triton_kernels_compile_for_gpus(capability, tmp_path, monkeypatch):
-    triton = pytest.importorskip('triton')
-    from triton.backends.compiler import GPUTarget
+@pytest.mark.parametrize('capability, s, Wo', [(80, 1, 56), (90, 1, 7), (90, 2, 28)])
+def test_triton_kernels_compile_for_gpus_and_stay_in_registers(capability, s, Wo, tmp_path, monkeypatch):
+    "Neighbouring lanes read neighbouring columns, and nothing goes through shared memory to change its layout"
+    pytest.importorskip('triton')
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
     for kernel in (inv._forward_kernel, inv._grad_x_kernel, inv._grad_w_kernel):
-        names = list(kernel.__code__.co_varnames[:kernel.__code__.co_argcount])
-        signature = dict.fromkeys(names[:3], '*bf16') | dict.fromkeys(names[3:9], 'i32') | dict.fromkeys(names[9:], 'constexpr')
-        source = triton.compiler.ASTSource(fn=inv._jit(kernel), signature=signature, constexprs=dict(K=7, BC=16, BP=64, ACC=triton.language.float32))
-        assert triton.compile(source, target=GPUTarget('cuda', capability, 32)).asm['cubin']
+        made = compiled(kernel, capability, s, Wo)
+        assert made.asm['cubin'] and made.metadata.shared == 0 and 'convert_layout' not in made.asm['ttgir']
+        assert 'threadsPerWarp = [1, 1, 32]' in made.asm['ttgir']
 
 
 def test_triton_without_a_gpu_says_so():

@@ -1,8 +1,9 @@
-"""Measures on a GPU what a GPU is for: `make gpu DATA=<folder of class folders>`, or `python nbs/bench/gpu.py --data FOLDER`.
+"""Measures on a GPU: `make gpu DATA=<folder of class folders>`, or `python nbs/bench/gpu.py --data FOLDER`.
 
-Cases stand in slices, the most valuable first. Each is written as soon as it is measured, to one JSON and one Markdown file, so that
-the command may be stopped at any time and goes on where it was; a case that failed keeps its error and is tried again. `--tiny` takes
-numbers small enough for a CPU, to rehearse: its times say nothing. Needs libkd, no network; `nbs/bench/gpu.ipynb` shows what came out.
+Cases stand in slices, the most valuable first. Each is written as soon as it is measured, to one JSON and one Markdown
+file, so that the command may be stopped at any time and goes on where it was; a case that failed keeps its error and is
+tried again. `--tiny` takes numbers small enough for a CPU, to rehearse: its times say nothing. Needs libkd and no
+network; `nbs/bench/gpu.ipynb` shows what came out.
 """
 import argparse, json, multiprocessing, platform, statistics, tempfile, time, traceback
 from concurrent.futures import ProcessPoolExecutor
@@ -37,7 +38,7 @@ class Clock:
             start = time.perf_counter(); f()
             return 1000*(time.perf_counter() - start)
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self.junk.zero_()                # no input is left in the cache, and Python gets ahead of the GPU
+        for _ in range(4): self.junk.zero_()       # no input is left in the cache, and Python gets ahead of the GPU
         start.record(); f(); end.record(); end.synchronize()
         return start.elapsed_time(end)
 
@@ -55,10 +56,10 @@ def ratio(a, b):
     return {'ratio': round(mid, 3), 'quartiles': f'{low:.3f} to {high:.3f}'}
 
 
-# -- (a) involution ------------------------------------------------------------------------------------------------------
+# -- (a) involution --------------------------------------------------------------------------------
 
 def rednet_shapes(batch, size):
-    "`(x's shape, K, stride)` of RedNet-50's involutions at `size` pixels: the stem, then each stage's first block and the others"
+    "`(x's shape, K, stride)` of RedNet-50's involutions: the stem, then each stage's first block and the others"
     yield (batch, 32, size//2, size//2), 3, 1
     for stage in range(4):
         C, side = 64*2**stage, size//4//2**max(0, stage - 1)
@@ -98,7 +99,7 @@ def involutions(s):
             yield name, partial(involution, shape, K, stride, dtype, s)
 
 
-# -- (b) networks --------------------------------------------------------------------------------------------------------
+# -- (b) networks ----------------------------------------------------------------------------------
 
 def training_step(name, batch, s):
     "A function that makes one training step of a timm model: bf16 autocast, channels last, AdamW"
@@ -123,24 +124,26 @@ def network(ours, other, batch, s):
     steps = {n: training_step(n, batch, s) for n in (ours, other)}
     t = turns(s.device, s.size(12, 2), **steps)
     a, b = (statistics.median(o) for o in t.values())
-    row = {'batch': batch, f'{ours}, ms': round(a, 2), f'{other}, ms': round(b, 2), 'images a second': round(1000*batch/a)}
+    row = {'batch': batch, 'ours, ms': round(a, 2), 'other, ms': round(b, 2), 'images a second': round(1000*batch/a)}
     return row | ratio(*t.values())
 
 
 def networks(s):
     deit = 'vit_deit_tiny_patch16_224'
-    full = [('rednet50', 'resnet50', 128), ('vit_civt_tiny_patch16_224', deit, 256), ('vit_civt_tiny_light_patch16_224', deit, 256)]
+    full = [('rednet50', 'resnet50', 128), ('vit_civt_tiny_patch16_224', deit, 256),
+            ('vit_civt_tiny_light_patch16_224', deit, 256)]
     for ours, other, batch in s.size(full, [('rednet_mini', 'resnet_mini', 2)]):
         yield f'{ours} against {other}', partial(network, ours, other, batch, s)
 
 
-# -- (c) stored against live answers -------------------------------------------------------------------------------------
+# -- (c) stored against live answers ---------------------------------------------------------------
 
 def noise(n, side):
     "`n` pictures of noise in ten classes: what is in them does not change a step's time"
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 255, (n, side, side, 3), dtype=np.uint8)
-    return Samples.from_arrays(list(pictures), np.arange(n) % 10, [str(i) for i in range(10)]).split(valid=.25, seed=0)
+    samples = Samples.from_arrays(list(pictures), np.arange(n) % 10, [str(i) for i in range(10)])
+    return samples.split(valid=.25, seed=0)
 
 
 class Steps(Callback):
@@ -176,14 +179,15 @@ def stored_and_live(s):
     arms = dict(stored=cache, live=teachers, none=None)
     t = step_times({n: distill_learner(dls, student, teachers=o, seed=0, check=False) for n, o in arms.items()}, s)
     ms = {f'{n}, ms': round(statistics.median(o), 2) for n, o in t.items()}
-    pairs = {'live over stored': ratio(t['live'], t['stored']), 'stored over none': ratio(t['stored'], t['none'])}
-    return {'teachers': ' and '.join(names), 'batch': batch} | ms | {f'{n}, {k}': v for n, r in pairs.items() for k, v in r.items()}
+    pairs = ('live', 'stored'), ('stored', 'none')
+    ratios = {f'{a} over {b}, {k}': v for a, b in pairs for k, v in ratio(t[a], t[b]).items()}
+    return {'teachers': ' and '.join(names), 'batch': batch} | ms | ratios
 
 
 def cached(s): yield 'CivT-Ti with RegNetY-4GF and RedNet-101, 224 pixels', partial(stored_and_live, s)
 
 
-# -- (d) views -----------------------------------------------------------------------------------------------------------
+# -- (d) views -------------------------------------------------------------------------------------
 
 def light_views(s):
     "Views of whole batches on the device: the CPU's bits, and how many a second"
@@ -195,7 +199,7 @@ def light_views(s):
 def views(s): yield 'LightViews', partial(light_views, s)
 
 
-# -- (e) a student on photographs ----------------------------------------------------------------------------------------
+# -- (e) a student on photographs ------------------------------------------------------------------
 
 class EpochSeconds(Callback):
     "Seconds of each epoch, validation included"
@@ -232,17 +236,19 @@ def students(seeds, s):
     after_cache = time.perf_counter()
     with ProcessPoolExecutor(seeds, multiprocessing.get_context('spawn')) as pool:
         rows = [*pool.map(partial(taught, s=s, cache=s.work/'photographs', epochs=epochs), range(seeds))]
-    secs = [e for epochs, _ in rows for e in epochs[1:] or epochs]
-    return {'training photographs': len(dls.train.dataset), 'teachers, s': round(after_teachers - began, 1),
-            f'cache of {epochs} views, s': round(after_cache - after_teachers, 1), 'an epoch, s': round(statistics.median(secs), 2),
-            'an epoch and seed, s': round(statistics.median(secs)/seeds, 2), f'accuracy after {epochs} epochs': [round(a, 3) for _, a in rows]}
+    epoch = statistics.median(e for secs, _ in rows for e in secs[1:] or secs)      # the first one warms up
+    return {'training photographs': len(dls.train.dataset), 'epochs': epochs,
+            'teachers, s': round(after_teachers - began, 1), 'cache, s': round(after_cache - after_teachers, 1),
+            'an epoch, s': round(epoch, 2), 'an epoch and seed, s': round(epoch/seeds, 2),
+            'accuracy': [round(a, 3) for _, a in rows]}
 
 
 def student(s):
-    for seeds in s.size((1, 4), (2,)): yield f'civt_nano co-advised, {seeds} seeds side by side', partial(students, seeds, s)
+    for seeds in s.size((1, 4), (2,)):
+        yield f'civt_nano, co-advised, seeds side by side: {seeds}', partial(students, seeds, s)
 
 
-# -- all of it -----------------------------------------------------------------------------------------------------------
+# -- all of it -------------------------------------------------------------------------------------
 
 class NotThere(Exception):
     "A case that cannot be measured here, and why"
@@ -254,7 +260,8 @@ SLICES = dict(involution=involutions, networks=networks, cached=cached, views=vi
 def machine(s):
     "What the figures belong to"
     name = torch.cuda.get_device_name() if s.device.type == 'cuda' else 'a CPU, to rehearse'
-    return dict(device=name, torch=torch.__version__, cuda=torch.version.cuda, timm=timm.__version__, python=platform.python_version(), tiny=s.tiny)
+    return dict(device=name, torch=torch.__version__, cuda=torch.version.cuda, timm=timm.__version__,
+                python=platform.python_version(), tiny=s.tiny)
 
 
 def measured(case):
@@ -271,13 +278,14 @@ def measured(case):
 def table(rows):
     "Markdown of `{case: figures}`"
     heads = list(dict.fromkeys(k for row in rows.values() for k in row))
-    lines = [['case', *heads], ['---']*(len(heads) + 1), *[[name, *(str(row.get(h, '')) for h in heads)] for name, row in rows.items()]]
+    body = [[name, *(str(row.get(h, '')) for h in heads)] for name, row in rows.items()]
+    lines = [['case', *heads], ['---']*(len(heads) + 1), *body]
     return '\n'.join('| ' + ' | '.join(o.replace('|', '/') for o in line) + ' |' for line in lines)
 
 
 def write(out, results):
     "One JSON and one Markdown file, each whole or not at all"
-    text = [f'# Measured on {results["machine"]["device"]}', ', '.join(f'{k} {v}' for k, v in results['machine'].items() if k != 'device')]
+    text = [f'# Measured on {results["machine"]["device"]}', f'torch {results["machine"]["torch"]}']
     for name, rows in results['slices'].items(): text += [f'## {name}', table(rows)]
     for path, content in ((out, json.dumps(results, indent=1)), (out.with_suffix('.md'), '\n\n'.join(text))):
         part = path.with_suffix('.part')
@@ -290,7 +298,8 @@ def opened(out, s):
     if not out.exists(): return dict(machine=machine(s), slices={})
     results = json.loads(out.read_text(encoding='utf-8'))
     if results['machine'] != machine(s):
-        raise SystemExit(f'{out} was measured elsewhere: {results["machine"]}; this is {machine(s)}. Give another file: --out gpu-here.json')
+        raise SystemExit(f'{out} was measured elsewhere, on {results["machine"]}; this is {machine(s)}. '
+                         'Give another file: --out gpu-here.json')
     return results
 
 
@@ -301,7 +310,8 @@ def measure(out, s, minutes, slices):
         rows = results['slices'].setdefault(name, {})
         for case, f in SLICES[name](s):
             if set(rows.get(case, {'error': ''})).isdisjoint({'error', 'not measured'}): continue
-            if time.perf_counter() > end: return print(f'{minutes:g} minutes are over; the same command goes on with {name}: {case}')
+            if time.perf_counter() > end:
+                return print(f'{minutes:g} minutes are over; the same command goes on with {name}: {case}')
             rows[case] = measured(f)
             print(f'{name}: {case}: {rows[case]}', flush=True)
             write(out, results)
@@ -310,18 +320,20 @@ def measure(out, s, minutes, slices):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('--out', type=Path, default=Path(__file__).with_name('gpu.json'), help='the JSON file; a Markdown file of the same name stands beside it')
-    p.add_argument('--data', type=Path, help='folder of <class>/<photograph>, 32 pixels, such as CIFAR-10')
-    p.add_argument('--minutes', type=float, default=8, help='no case begins later than that')
-    p.add_argument('--slices', nargs='+', choices=SLICES, default=list(SLICES), help='all, the most valuable first')
-    p.add_argument('--work', type=Path, help='folder for caches and teachers; default: a temporary one')
-    p.add_argument('--tiny', action='store_true', help='rehearse on the CPU with tiny numbers')
+    arg = p.add_argument
+    arg('--out', type=Path, default=Path(__file__).with_name('gpu.json'), help='JSON; a Markdown file stands beside it')
+    arg('--data', type=Path, help='folder of <class>/<photograph>, 32 pixels, such as CIFAR-10')
+    arg('--minutes', type=float, default=8, help='no case begins later than that')
+    arg('--slices', nargs='+', choices=SLICES, default=list(SLICES), help='all, the most valuable first')
+    arg('--work', type=Path, help='folder for caches and teachers; default: a temporary one')
+    arg('--tiny', action='store_true', help='rehearse on the CPU with tiny numbers')
     args = p.parse_args()
     if not args.tiny and not torch.cuda.is_available():
         raise SystemExit('No GPU is here, and a CPU would take days. Rehearse: --tiny --out rehearsal.json')
     device = torch.device('cpu' if args.tiny else 'cuda')
     with tempfile.TemporaryDirectory() as tmp:
-        measure(args.out, Setting(device, args.tiny, args.data, args.work or Path(tmp)), args.minutes, args.slices)
+        setting = Setting(device, args.tiny, args.data, args.work or Path(tmp))
+        measure(args.out, setting, args.minutes, args.slices)
 
 
 if __name__ == '__main__': main()
