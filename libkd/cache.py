@@ -434,6 +434,7 @@ def _check_shape(self:LogitCache, rel, tensors):
     name, place = rel.split('/')[1:]
     rows = min(self.plan['shard_rows'], self.n - int(place[7:12])*self.plan['shard_rows'])
     C, k, kind = len(self.teachers[name]['classes']), self.plan['top_k'], DTYPES[self.plan['dtype']]
+    if re.search(r'\.\d+x\d+$', name): C = tensors['logits'].shape[-1]          # a layer's features: as wide as they are
     want = {'logits': ((rows, C), kind)} if k is None else {'values': ((rows, k), kind), 'tail': ((rows,), torch.float32)}
     for key, (shape, dtype) in want.items():
         t = tensors.get(key)

@@ -550,7 +550,8 @@ def _shape(source):
     if isinstance(source, np.ndarray): return source.shape[:2]
     if isinstance(source, PIL.Image.Image): return source.size[::-1]
     try:
-        with PIL.Image.open(source) as im: return im.size[::-1]
+        with PIL.Image.open(source) as im: turned = PIL.Image.Image.getexif(im).get(0x0112, 1) > 4      # orientation
+        return im.size if turned else im.size[::-1]
     except Exception: return open_image(source).size[::-1]          # says what is wrong with it
 
 # %% ../nbs/01_views.ipynb #3541484e
@@ -650,6 +651,7 @@ def to_file(self:Pictures,
             if not self._whole(path): self._write(path)
     if remove: weakref.finalize(self, path.unlink, missing_ok=True)
     self.path, self.flat, self.have[:] = path, torch.from_numpy(np.memmap(path, np.uint8, 'c')), True
+    self.starts = np.r_[0, (3*self.shapes.prod(1)).cumsum()][:-1]       # also where they lay elsewhere before
 
 @patch
 def _whole(self:Pictures, path): return path.is_file() and path.stat().st_size == self.nbytes

@@ -657,7 +657,7 @@ def _keep(self:TrainingMonitor, limit=5000):
 @patch
 def _look(self:TrainingMonitor, **more):
     "Add a row: means of the loss terms since the last look, agreement of the last batch"
-    sums = self.sums | (self.distill.sums if self.distill else {})
+    sums = self.sums | (self.distill.means.sums if self.distill else {})
     row = dict(step=self.step, epoch=self.epoch + 1, lr=float(self.opt.hypers[-1]['lr']))
     for name, (total, n) in sums.items():
         before, k = self.seen.get(name, (0., 0))
@@ -685,7 +685,7 @@ def _agreement(self:TrainingMonitor):
 def _judged(self:TrainingMonitor):
     "Loss, metrics and calibration on the validation part"
     names, values = list(self.recorder.metric_names)[1:-1], list(self.recorder.log)[1:-1]
-    skip = {'train_loss', *(self._named(n) for n in getattr(self.distill, 'sums', {}))}
+    skip = {'train_loss', *(self._named(n) for n in (self.distill.means.sums if self.distill else {}))}
     found = {n: float(v) for n, v in zip(names, values) if n not in skip and v is not None}
     if self.valid: found['ECE'] = ece(torch.cat([z for z, _ in self.valid]), torch.cat([y for _, y in self.valid]))
     return found
@@ -741,6 +741,15 @@ def _release(self:TrainingMonitor):
     "Give the interrupt back"
     if self.before is not None: signal.signal(signal.SIGINT, self.before)
     self.before = None
+
+# %% ../nbs/12_widgets.ipynb #a50eb5ec
+@patch
+def after_fit(self:TrainingMonitor):
+    "Give the interrupt back, write the numbers, and leave the figure"
+    if not self.run: return
+    self._release()
+    if self.csv: self.table.to_csv(self.csv, index=False)
+    self._end()
 
 # %% ../nbs/12_widgets.ipynb #873be9b0
 def _told(df, classes):

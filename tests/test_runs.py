@@ -401,7 +401,7 @@ def test_several_processes_build_the_store_of_one(tmp_path):
     setting = dict(samples=dict(labels=0, valid=.2, seed=0, size=0), dls=dict(size=8, bs=16, mix=0., flip=False, seed=0))
     teacher = arms.run_teacher(dict(data=str(data), out=str(tmp_path)), 'resnet_mini', setting, 1, 1, check=False)
     files = {n: (arms.build_cache(dict(data=str(data), cache=str(tmp_path/f'{n}')), [teacher], n, 1, 'key', 3, setting, check=False), runs.read_json(tmp_path/f'{n}'/'manifest.json'))[1]['files'] for n in (1, 2)}
-    assert files[1] == files[2] and len(files[1]) == 2 + 3
+    assert files[1] == files[2] and len(files[1]) == 2 + 3 + 3
 
 
 def test_many_short_epochs_are_validated_now_and_then(tmp_path):

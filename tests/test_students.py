@@ -351,7 +351,7 @@ def test_conv_attention_is_one_attention_fused_or_not():
     model.set_input_size(img_size=(16, 32))
     assert model(torch.randn(2, 3, 16, 32)).shape == (2, 5)
 
-@pytest.mark.parametrize('kw, words', [(dict(conv_attention=9), 'has 6 blocks'), (dict(conv_attention=1, dynamic_img_size=True), 'images of one size')])
+@pytest.mark.parametrize('kw, words', [(dict(conv_attention=9), 'there are 6 blocks'), (dict(conv_attention=1, dynamic_img_size=True), 'images of one size')])
 def test_conv_attention_refuses(kw, words):
     with pytest.raises(ValueError, match=words): S.create_student('civt_nano', 5, (16, 16), **kw)
 

@@ -702,3 +702,14 @@ def test_digests_know_the_pixels(seed):
     assert (view_digests(x) != d).any(1).tolist() == [False, True, False, False]
     one = tiny.loaders(tfms=light_tfms((8, 8))).train
     assert np.array_equal(view_digests(one.pixels(rows, views))[0], view_digests(one.do_item(seed*18 + 3)[0][None])[0])
+
+
+def test_a_picture_that_a_viewer_turns_is_turned(tmp_path):
+    "A photograph of a telephone held upright lies on its side in the file"
+    from PIL import Image
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8))
+    exif = Image.Exif(); exif[0x0112] = 6
+    for name in ('x.jpg', 'x.png'):
+        image.save(tmp_path/name, exif=exif)
+        pics = Pictures([tmp_path/name], (10, 8))
+        assert pics.take([0]).shape == (1, 3, 10, 8) and pics.shapes.tolist() == [[12, 8]]

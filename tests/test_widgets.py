@@ -388,7 +388,7 @@ def test_cache_shows_any_sample_in_any_view(show, stored):
     for k, z in cache.gather(torch.tensor([7]), 1).items():
         p = page.eval_on_selector_all(f'rect[data-model="{k}"]', 'all => all.map(r => +r.dataset.p)')
         np.testing.assert_allclose(p, soften(z)[0], atol=2e-4)
-    assert '✓ all 6 files' in page.text_content('.kd-good') and w.imgs.shape == (6, 16, 16, 3)
+    assert '✓ all 8 files' in page.text_content('.kd-good') and w.imgs.shape == (6, 16, 16, 3)
     assert (w.imgs[0] != w.imgs[1]).any()                                      # two views of one image
 
 
@@ -398,9 +398,9 @@ def test_a_damaged_file_is_named(show, stored):
     try:
         one.write_bytes(kept[0][:-1] + bytes([kept[0][-1] ^ 1])); two.unlink()
         states = W.file_states(cache).set_index('file').state
-        assert states[files.iloc[2]] == 'damaged' and states[files.iloc[-1]] == 'missing' and (states == 'whole').sum() == 4
+        assert states[files.iloc[2]] == 'damaged' and states[files.iloc[-1]] == 'missing' and (states == 'whole').sum() == 6
         page = show(cache.explore())
-        assert '2 of 6 files are not whole' in page.text_content('.kd-bad') and page.eval_on_selector_all('.kd-files b', 'all => all.map(b => b.textContent)') == ['damaged', 'missing']
+        assert '2 of 8 files are not whole' in page.text_content('.kd-bad') and page.eval_on_selector_all('.kd-files b', 'all => all.map(b => b.textContent)') == ['damaged', 'missing']
     finally: one.write_bytes(kept[0]); two.write_bytes(kept[1])
 
 
