@@ -132,7 +132,8 @@ def __getitem__(self:Samples,
 ):
     "One sample, or some of them with the same classes and root."
     if isinstance(i, (int, np.integer)): return Sample(self.source(i), int(self.labels[i]), self.ids[i].tobytes())
-    return self._take(np.arange(len(self))[np.asarray(i) if not isinstance(i, slice) else i])
+    if not isinstance(i, slice): i = np.asarray(i) if np.size(i) else slice(0)          # numpy calls an empty list float
+    return self._take(np.arange(len(self))[i])
 
 # %% ../nbs/00a_data.ipynb #90cd1733
 @patch
@@ -227,8 +228,9 @@ def from_arrays(cls:Samples,
     parts=None,   # `(n,)` of 'train', 'valid', 'test'; None: all 'train', to be split
 ):
     "Samples from pixels in memory. Their ids are hashes of their content."
-    y, classes = _class_labels(labels, classes)
-    return cls(_image_arrays(images), y, classes, parts)._whole()
+    y, names = _class_labels(labels, classes)
+    self = cls(_image_arrays(images), y, names, parts)
+    return self._whole() if classes is None else self._as_listed()
 
 # %% ../nbs/00a_data.ipynb #3516b16c
 @patch
@@ -246,7 +248,13 @@ def _same(rows):
 
 # %% ../nbs/00a_data.ipynb #20245d40
 @patch
-def _whole(self:Samples):
+def _unseen(self:Samples):
+    "Names of the classes of which no training image has a label"
+    n = np.bincount(self.labels[(self.labels >= 0) & (self.parts == 'train')], minlength=self.n_classes)
+    return [self.classes[i] for i in np.flatnonzero(n == 0)]
+
+@patch
+def _whole(self:Samples, spared=()): # names of classes that may be without a training image
     "Itself, if there are two classes or more, none without a training image, no id twice, and only known parts."
     where = f' in {self.root}' if self.root else ''
     if len(set(self.classes)) < self.n_classes:
@@ -256,13 +264,21 @@ def _whole(self:Samples):
         raise UserError(f'{self.n_classes} class{where} ({some}): a classifier needs at least two.')
     if (bad := set(np.unique(self.parts)) - set(PARTS)):
         raise UserError(f'parts {sorted(bad)}: the parts are {", ".join(PARTS)}.')
-    n = np.bincount(self.labels[(self.labels >= 0) & (self.parts == 'train')], minlength=self.n_classes)
-    if (empty := [self.classes[i] for i in np.flatnonzero(n == 0)]):
+    if (empty := [c for c in self._unseen() if c not in spared]):
         raise UserError(f'no training image of {", ".join(map(repr, empty[:10]))}{where}. '
                         'Add images, or give classes=[…] without it.')
     if (twice := _same(self.ids)):
         raise UserError(f'the same sample twice: {self._names(twice[0])} ({len(twice)} such groups). Keep one of each.')
     return self
+
+# %% ../nbs/00a_data.ipynb #84aa7ddb
+@patch
+def _as_listed(self:Samples):
+    "Itself, whole; of the classes that were listed by the caller, those without a labelled training image are named"
+    if (unseen := self._unseen()):
+        warnings.warn(f'no training image is labelled {", ".join(map(repr, unseen[:10]))}: of '
+                      f'{len(unseen)} of {self.n_classes} classes a student learns only what teachers say.')
+    return self._whole(unseen)
 
 # %% ../nbs/00a_data.ipynb #a14a0fda
 _STUBS = {'EPS', 'FITS', 'GRIB', 'BUFR', 'HDF5', 'MPEG', 'WMF', 'PDF', 'GBR'}     # known to Pillow by name only
@@ -362,7 +378,7 @@ def from_folder(cls:Samples,
     layout, free = _layout(root), _free_folder(root, unlabelled)
     skip = {*UNLABELLED} | ({Path(free).name} if free and Path(free).parent == root else set())
     found, left = _class_folders(root, layout, skip)
-    classes = _known_classes(root, layout, found, classes)
+    listed, classes = classes, _known_classes(root, layout, found, classes)
     number, items, labels, parts = {c: i for i, c in enumerate(classes)}, [], [], []
     for pre, c in found:
         if c not in number: left.append(f'{pre}/{c}/' if pre else f'{c}/'); continue
@@ -371,7 +387,7 @@ def from_folder(cls:Samples,
     self = cls(items, labels, classes, parts, root=root)
     if free: self = self._with_unlabelled(_root(free), left)
     _left_out(left)
-    return self._whole()
+    return self._whole() if listed is None else self._as_listed()
 
 def _free_folder(root, unlabelled):
     "The folder of images without labels, or None"
@@ -440,7 +456,7 @@ def subset(self:Samples,
     if n > len(idx): raise UserError(f'n={n}: there are {len(idx)} training images.')
     keep = ~pool
     keep[idx[np.argsort(draw_lots(self.ids[idx], seed))[:n]]] = True
-    return self[keep]._whole()
+    return self[keep]._whole(self._unseen())
 
 @patch
 def hide_labels(self:Samples,
@@ -480,6 +496,7 @@ def _split_single(self:Samples, idx, valid, test, seed):
     parts, lots = self.parts.copy(), draw_lots(self.ids, seed)
     for c, name in enumerate(self.classes):
         mine = idx[self.labels[idx] == c]
+        if not len(mine): continue                      # without a label there is nothing to hold out
         if (vt := _shares(len(mine), valid, test)) is None:
             raise UserError(f'class {name!r} has {len(mine)} labelled images: '
                             f'too few for valid={valid}, test={test} and at least one to train on.')
@@ -530,7 +547,9 @@ def split(self:Samples,
     for p, share in (('valid', valid), ('test', test)):
         if share and self.has(p): raise UserError(f'there is a {p} part already: give {p}=0 to keep it.')
     idx = np.flatnonzero((self.parts == 'train') & (self.labels >= 0))
-    if by is None: return self._take(np.arange(len(self)), parts=self._split_single(idx, valid, test, seed))._whole()
+    if by is None:
+        parts = self._split_single(idx, valid, test, seed)
+        return self._take(np.arange(len(self)), parts=parts)._whole(self._unseen())
     g = self._groups(by)
     parts, to = self._split_groups(idx, g, valid, test, seed)
     lost = (self.parts == 'train') & (self.labels < 0) & (to[g] > 0)   # unlabelled, but of a group that is now held out
@@ -610,7 +629,7 @@ def picture_hash(
 @patch
 def check(self:Samples): # Itself
     "Read and decode everything: nothing unreadable, no content in two parts, and all that the constructors check"
-    self._whole()
+    self._whole(self._unseen())
     contents, marks = self._readable()
     both = [g for g in _same(contents) if len(set(self.parts[g])) > 1]
     if both:
@@ -665,11 +684,11 @@ def from_dls(cls:Samples,
     cols = [_dl_part(dl, p) for dl, p in zip(dls.loaders, PARTS)]
     src, labels, parts = (sum((c[k] for c in cols), []) for k in range(3))
     vocab = dls.vocab[-1] if isinstance(dls.vocab[0], (list, tuple)) or hasattr(dls.vocab[0], 'o2i') else dls.vocab
-    if any(isinstance(o, np.ndarray) for o in src): return cls(src, labels, list(vocab), parts)._whole()
+    if any(isinstance(o, np.ndarray) for o in src): return cls(src, labels, list(vocab), parts)._as_listed()
     root = Path(dls.path).absolute()
     files = [Path(o).absolute() for o in src]
     if not all(f.is_relative_to(root) for f in files): root = Path(os.path.commonpath([f.parent for f in files]))
-    return cls([f.relative_to(root).as_posix() for f in files], labels, list(vocab), parts, root=root)._whole()
+    return cls([f.relative_to(root).as_posix() for f in files], labels, list(vocab), parts, root=root)._as_listed()
 
 # %% ../nbs/00a_data.ipynb #3e1bb1b3
 __getattr__ = moved(__name__, digits='sets', cluttered_digits='sets')      # where they stood before

@@ -28,7 +28,7 @@ from torchvision.transforms import v2
 
 from . import UserError
 from .files import progress, publish, writing
-from .data import Sample, Samples, array_id, open_image, sample_id
+from .data import PARTS, Sample, Samples, array_id, open_image, sample_id
 from .identity import identity
 
 # %% auto #0
@@ -1029,7 +1029,8 @@ def sample_block(
     classes:list, # Ordered class names
 )->DataBlock:
     "A `DataBlock` over `Samples`: split by their parts"
-    def parts(items): return [np.flatnonzero(items.parts == p) for p in ('train', 'valid', 'test') if items.has(p)]
+    def parts(items): # fastai knows the first loader as `train` and the second as `valid`, so an empty one keeps its place
+        return [np.flatnonzero(items.parts == p) for p in PARTS if p != 'test' or items.has(p)]
     return DataBlock(blocks=(TransformBlock(type_tfms=open_sample, batch_tfms=IntToFloatTensor),
                              TransformBlock(type_tfms=SampleCategory(classes))),
                      dl_type=ViewDL, get_y=label_of, splitter=parts)
@@ -1083,7 +1084,7 @@ def image_dls(
 )->DataLoaders: # Ordinary fastai loaders that also know `.samples`, `.size`, `.stats`
     "fastai `DataLoaders` whose training samples are views"
     samples = data if isinstance(data, Samples) else Samples.from_folder(data)
-    if not samples.has('valid'): samples = samples.split(valid=valid, seed=seed)
+    if not samples.has('valid') and len(samples.labelled): samples = samples.split(valid=valid, seed=seed)
     if check or (check is None and len(samples) < 100_000): samples.check()
     size, agree = _size(size, samples)
     light, items = _augmentation(tfms, size, agree, flip)

@@ -8,6 +8,8 @@ from hypothesis import given, strategies as st
 from PIL import Image
 
 from libkd import UserError
+from libkd.sets import clothes
+from libkd.views import image_dls
 from libkd.data import Samples, array_id, cluttered_digits, content_digest, data_home, digits, open_image, sample_id, write_once
 
 
@@ -391,3 +393,34 @@ def test_sixteen_bits_exif_and_glass(tmp_path):
     assert np.asarray(open_image(tmp_path/'c.png')).min() == 255
     Image.fromarray(np.full((2, 2), 1e9, np.float32)).save(tmp_path/'d.tif')
     with pytest.raises(UserError, match='d.tif cannot be read as an image .*0 to 65535'): open_image(tmp_path/'d.tif')
+
+
+def test_a_listed_class_may_be_without_a_picture_and_no_picture_with_a_label():
+    x = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    with pytest.warns(UserWarning, match="'c'.*1 of 3 classes"):
+        some = Samples.from_arrays(x, ['a', 'b']*20, classes=['a', 'b', 'c'])
+    assert some.split(valid=.2).counts().loc['c'].sum() == 0
+    with pytest.raises(UserError, match="no training image of 'b'"):      # found, not listed
+        Samples.from_arrays(x, ['a', 'b']*20, parts=['train', 'valid']*20)
+    with pytest.warns(UserWarning, match='3 of 3 classes'):
+        none = Samples.from_arrays(x, [None]*40, classes=['a', 'b', 'c'])
+    dls = image_dls(none, bs=8, device='cpu')
+    assert (len(dls.train_ds), len(dls.valid_ds)) == (40, 0) and next(iter(dls.train))[1].eq(-1).all()
+
+
+def test_a_test_part_without_a_valid_part_is_not_taken_for_one():
+    x = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    s = Samples.from_arrays(x, [None]*40, classes=['a', 'b'], parts=['train', 'test']*20)
+    dls = image_dls(s, bs=8, device='cpu')
+    assert [len(dl.dataset) for dl in dls.loaders] == [20, 0, 20]
+
+
+def test_clothes_hide_labels_and_lose_no_photograph(monkeypatch, tmp_path):
+    monkeypatch.setenv('LIBKD_HOME', str(tmp_path))                 # written now, not found
+    few, whole = Samples.from_folder(clothes(labels=10, seed=1)), Samples.from_folder(clothes())
+    assert len(few) == len(whole) == 3781 and whole.parts.tolist().count('test') == 372
+    assert few.train.labelled.counts()['train'].tolist() == [10]*10
+    names = {s.id: s.label for s in whole}
+    assert all(names[s.id] == s.label for s in few.labelled)
+    assert sorted(few.content_digests().tolist()) == sorted(whole.content_digests().tolist())
+    with pytest.raises(UserError, match='2 to 112'): clothes(labels=113)

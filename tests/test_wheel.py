@@ -5,7 +5,7 @@ import pytest
 from fresh import ROOT, build_wheel
 
 pytestmark = pytest.mark.slow
-STATIC = {f'libkd/static/{p.name}' for p in (ROOT/'libkd'/'static').glob('*') if p.suffix in ('.js', '.css')}
+STATIC = {f'libkd/static/{p.name}' for p in (ROOT/'libkd'/'static').glob('*') if p.suffix in ('.js', '.css', '.zip')}
 NOTEBOOKS = {f'libkd/notebooks/{p.relative_to(ROOT/"nbs").as_posix()}' for f in ('runs', 'tutorials') for p in (ROOT/'nbs'/f).glob('[!_.]*.ipynb')}
 PREPARED = {f'libkd/notebooks/{p.relative_to(ROOT/"nbs").as_posix()}' for p in (ROOT/'nbs'/'tutorials'/'prepared').rglob('*')
             if p.is_file() and '_work' not in p.parts}
