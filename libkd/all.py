@@ -20,6 +20,7 @@ from .datafree import *
 from .diagnose import *
 from .plots import *
 from .widgets import *
+from .playground import *
 from .runs import *
 from .evidence import *
 from .arms import *

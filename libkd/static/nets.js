@@ -1,0 +1,262 @@
+// Small networks in the page: the graph and the half-precision weights that `libkd.playground.pack_net` writes.
+// Maps are (height, width, channels), channels last; tokens are (1, N, D), vectors (1, 1, C). Nothing is imported.
+
+let halfValues                                       // every half-precision number, decoded once
+function fromHalf(buffer) {
+  halfValues ??= Float32Array.from({ length: 65536 }, (_, h) => {
+    const sign = h >> 15 ? -1 : 1, exponent = (h >> 10) & 31, part = h & 1023
+    if (exponent === 31) return part ? NaN : sign * Infinity
+    return sign * (exponent ? 2 ** (exponent - 15) * (1 + part / 1024) : 2 ** -24 * part)
+  })
+  return Float32Array.from(new Uint16Array(buffer), h => halfValues[h])
+}
+
+function fromBase64(text) { return Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer }
+
+function readTensors(net) {                          // [{ shape, at, half }] and their bytes -> Float32Arrays
+  const bytes = typeof net.weights === 'string' ? fromBase64(net.weights) : net.weights
+  return net.tensors.map(({ shape, at, half }) => {
+    const n = shape.reduce((a, b) => a * b, 1)
+    return half ? fromHalf(bytes.slice(at, at + 2 * n)) : new Float32Array(bytes.slice(at, at + 4 * n))
+  })
+}
+
+// ---- arithmetic ----
+
+// Y (n, m) = X (n, k) W (m, k)^T + b; Y has rows of `wide` numbers and the result begins at column `from`
+function times(X, n, k, W, m, b, Y, wide = m, from = 0) {
+  const n4 = n & ~3, m4 = m & ~3
+  for (let r = 0; r < n4; r += 4) {
+    const x0 = r * k, x1 = x0 + k, x2 = x1 + k, x3 = x2 + k, y = r * wide + from
+    for (let c = 0; c < m4; c += 4) fourByFour(X, x0, x1, x2, x3, W, c * k, k, b, c, Y, y + c, wide)
+  }
+  for (let r = 0; r < n; r++) for (let c = r < n4 ? m4 : 0; c < m; c++) {       // what is left at the edges
+    let s = b ? b[c] : 0
+    for (let i = 0, x = r * k, w = c * k; i < k; i++) s += X[x + i] * W[w + i]
+    Y[r * wide + from + c] = s
+  }
+}
+
+function fourByFour(X, x0, x1, x2, x3, W, w0, k, b, c, Y, y, wide) {             // sixteen sums at a time
+  const w1 = w0 + k, w2 = w1 + k, w3 = w2 + k
+  let a00 = 0, a01 = 0, a02 = 0, a03 = 0, a10 = 0, a11 = 0, a12 = 0, a13 = 0
+  let a20 = 0, a21 = 0, a22 = 0, a23 = 0, a30 = 0, a31 = 0, a32 = 0, a33 = 0
+  for (let i = 0; i < k; i++) {
+    const u = W[w0 + i], v = W[w1 + i], w = W[w2 + i], z = W[w3 + i]
+    const p = X[x0 + i], q = X[x1 + i], r = X[x2 + i], s = X[x3 + i]
+    a00 += p * u; a01 += p * v; a02 += p * w; a03 += p * z
+    a10 += q * u; a11 += q * v; a12 += q * w; a13 += q * z
+    a20 += r * u; a21 += r * v; a22 += r * w; a23 += r * z
+    a30 += s * u; a31 += s * v; a32 += s * w; a33 += s * z
+  }
+  const b0 = b ? b[c] : 0, b1 = b ? b[c + 1] : 0, b2 = b ? b[c + 2] : 0, b3 = b ? b[c + 3] : 0
+  Y[y] = a00 + b0; Y[y + 1] = a01 + b1; Y[y + 2] = a02 + b2; Y[y + 3] = a03 + b3; y += wide
+  Y[y] = a10 + b0; Y[y + 1] = a11 + b1; Y[y + 2] = a12 + b2; Y[y + 3] = a13 + b3; y += wide
+  Y[y] = a20 + b0; Y[y + 1] = a21 + b1; Y[y + 2] = a22 + b2; Y[y + 3] = a23 + b3; y += wide
+  Y[y] = a30 + b0; Y[y + 1] = a31 + b1; Y[y + 2] = a32 + b2; Y[y + 3] = a33 + b3
+}
+
+function erf(x) {                                    // Abramowitz and Stegun 7.1.26, error below 1.5e-7
+  const t = 1 / (1 + .3275911 * Math.abs(x))
+  const p = (((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - .284496736) * t + .254829592
+  const y = 1 - p * t * Math.exp(-x * x)
+  return x < 0 ? -y : y
+}
+
+const CURVES = {
+  relu: x => x > 0 ? x : 0,
+  gelu: x => .5 * x * (1 + erf(x * Math.SQRT1_2)),
+  gelu_tanh: x => .5 * x * (1 + Math.tanh(.7978845608028654 * (x + .044715 * x * x * x))),
+  silu: x => x / (1 + Math.exp(-x)),
+}
+
+// The pixels below each place of the result, one row a place: (places, kh kw channels); outside is zero
+function under(x, [H, W, C], o, [h, w], from, channels, P) {
+  const [kh, kw] = o.kernel, [sy, sx] = o.stride, [py, px] = o.pad, [dy, dx] = o.dilation
+  let at = 0
+  for (let y = 0; y < h; y++) for (let z = 0; z < w; z++) for (let t = 0; t < kh * kw; t++) {
+    const i = Math.floor(t / kw), j = t % kw, r = y * sy - py + i * dy, c = z * sx - px + j * dx
+    const inside = r >= 0 && r < H && c >= 0 && c < W
+    const source = (r * W + c) * C + from
+    for (let k = 0; k < channels; k++) P[at + k] = inside ? x[source + k] : 0
+    at += channels
+  }
+}
+
+const places = (n, kernel, stride, pad, dilation = 1) =>
+  Math.floor((n + 2 * pad - dilation * (kernel - 1) - 1) / stride) + 1
+
+// ---- operators: from an operation, the shapes that come in and the tensors to { shape, macs, run(inputs, result) }
+
+const OPERATORS = {
+  scale(o, [shape], t) {                             // batch norm without a convolution; normalised pixels
+    const s = t[o.scale], b = t[o.shift], C = shape[2]
+    return { shape, run([x], y) { for (let i = 0; i < y.length; i++) y[i] = x[i] * s[i % C] + b[i % C] } }
+  },
+
+  conv(o, [[H, W, C]], t) {
+    const [kh, kw] = o.kernel, g = o.groups, cin = C / g, out = o.out, m = out / g, k = kh * kw * cin
+    const weight = t[o.weight], bias = o.bias < 0 ? null : t[o.bias]
+    const [h, w] = [[H, kh], [W, kw]].map(([n, side], i) => places(n, side, o.stride[i], o.pad[i], o.dilation[i]))
+    const direct = g === 1 && kh * kw === 1 && o.stride[0] * o.stride[1] === 1 && o.pad[0] + o.pad[1] === 0
+    const P = direct ? null : new Float32Array(h * w * k)
+    return { shape: [h, w, out], macs: h * w * out * k, run([x], y) {
+      for (let i = 0; i < g; i++) {
+        if (P) under(x, [H, W, C], o, [h, w], i * cin, cin, P)
+        const own = weight.subarray(i * m * k, (i + 1) * m * k), shift = bias && bias.subarray(i * m, (i + 1) * m)
+        times(P || x, h * w, k, own, m, shift, y, out, i * m)
+      }
+    } }
+  },
+
+  linear(o, [[h, w, C]], t) {
+    const weight = t[o.weight], bias = o.bias < 0 ? null : t[o.bias]
+    return { shape: [h, w, o.out], macs: h * w * C * o.out, run([x], y) { times(x, h * w, C, weight, o.out, bias, y) } }
+  },
+
+  layernorm(o, [shape], t) {
+    const D = shape[2], n = shape[0] * shape[1], s = t[o.scale], b = t[o.shift]
+    return { shape, run([x], y) {
+      for (let r = 0; r < n; r++) {
+        let mean = 0, spread = 0
+        for (let i = r * D; i < (r + 1) * D; i++) mean += x[i]
+        mean /= D
+        for (let i = r * D; i < (r + 1) * D; i++) spread += (x[i] - mean) ** 2
+        const f = 1 / Math.sqrt(spread / D + o.eps)
+        for (let i = 0; i < D; i++) y[r * D + i] = (x[r * D + i] - mean) * f * s[i] + b[i]
+      }
+    } }
+  },
+
+  act(o, [shape]) {
+    const f = CURVES[o.curve]
+    return { shape, run([x], y) { for (let i = 0; i < y.length; i++) y[i] = f(x[i]) } }
+  },
+
+  pool(o, [[H, W, C]]) {                             // average or maximum below a window
+    const { kernel: k, stride, pad } = o, max = o.how === 'max', [h, w] = [H, W].map(n => places(n, k, stride, pad))
+    return { shape: [h, w, C], run([x], y) {
+      for (let r = 0; r < h; r++) for (let c = 0; c < w; c++) for (let q = 0; q < C; q++) {
+        let s = max ? -Infinity : 0, n = 0
+        for (let i = 0; i < k; i++) for (let j = 0; j < k; j++) {
+          const u = r * stride - pad + i, v = c * stride - pad + j
+          if (u < 0 || u >= H || v < 0 || v >= W) continue
+          const p = x[(u * W + v) * C + q]
+          n++; s = max ? Math.max(s, p) : s + p
+        }
+        y[(r * w + c) * C + q] = max ? s : s / (o.padded ? k * k : n)
+      }
+    } }
+  },
+
+  mean(o, [[H, W, C]]) {                             // over all places
+    const n = H * W
+    return { shape: [1, 1, C], run([x], y) {
+      y.fill(0)
+      for (let i = 0; i < n * C; i++) y[i % C] += x[i]
+      for (let q = 0; q < C; q++) y[q] /= n
+    } }
+  },
+
+  involution(o, [[H, W, C], [h, w]]) {               // inputs: the map, and the kernels made for it, (h, w, groups K K)
+    const { kernel: K, stride: s, groups: G } = o, cg = C / G, half = (K - 1) / 2
+    return { shape: [h, w, C], macs: h * w * C * K * K, run([x, k], y) {
+      y.fill(0)
+      for (let r = 0; r < h; r++) for (let c = 0; c < w; c++) for (let i = 0; i < K; i++) {
+        const u = r * s + i - half
+        if (u < 0 || u >= H) continue
+        for (let j = 0; j < K; j++) {
+          const v = c * s + j - half
+          if (v < 0 || v >= W) continue
+          const at = (r * w + c) * C, from = (u * W + v) * C, weights = ((r * w + c) * G * K + i) * K + j
+          for (let g = 0; g < G; g++) {
+            const f = k[weights + g * K * K]
+            for (let q = g * cg; q < (g + 1) * cg; q++) y[at + q] += f * x[from + q]
+          }
+        }
+      }
+    } }
+  },
+
+  add(o, [shape]) {
+    return { shape, run([a, b], y) { for (let i = 0; i < y.length; i++) y[i] = a[i] + b[i] } }
+  },
+
+  tokens(o, [[h, w, D]], t) {                        // special tokens, then the patches, and positions for all
+    const K = o.special.length, pos = t[o.positions]
+    return { shape: [1, K + h * w, D], run([patches, ...made], y) {
+      o.special.forEach((tensor, i) => y.set(tensor < 0 ? made[-1 - tensor] : t[tensor], i * D))
+      y.set(patches, K * D)
+      for (let i = 0; i < y.length; i++) y[i] += pos[i]
+    } }
+  },
+
+  attention(o, [[, N, wide]], t) {                   // of rows (queries | keys | values), each head after head
+    const H = o.heads, A = wide / 3, d = A / H, scale = 1 / Math.sqrt(d), p = new Float64Array(N)
+    const scores = o.scores < 0 ? null : t[o.scores]
+    return { shape: [1, N, A], macs: 2 * N * N * A, run([x], y) {
+      y.fill(0)
+      for (let h = 0; h < H; h++) for (let i = 0; i < N; i++) {
+        const q = i * wide + h * d, to = i * A + h * d
+        let top = -Infinity, sum = 0
+        for (let j = 0; j < N; j++) {
+          let s = 0
+          for (let c = 0, k = j * wide + A + h * d; c < d; c++) s += x[q + c] * x[k + c]
+          s *= scale
+          if (scores) s += scores[(h * N + i) * N + j]
+          p[j] = s
+          if (s > top) top = s
+        }
+        for (let j = 0; j < N; j++) sum += p[j] = Math.exp(p[j] - top)
+        for (let j = 0; j < N; j++) {
+          const f = p[j] / sum
+          for (let c = 0, v = j * wide + 2 * A + h * d; c < d; c++) y[to + c] += f * x[v + c]
+        }
+      }
+    } }
+  },
+
+  row(o, [[, , D]]) {
+    return { shape: [1, 1, D], run([x], y) { y.set(x.subarray(o.row * D, (o.row + 1) * D)) } }
+  },
+
+  average(o, [shape]) {                              // of several answers
+    return { shape, run(xs, y) { y.forEach((_, i) => { y[i] = xs.reduce((s, x) => s + x[i], 0) / xs.length }) } }
+  },
+
+  mean_probs(o, [shape]) {                           // the log of their mean probability
+    return { shape, run(xs, y) {
+      y.fill(0)
+      for (const x of xs) {
+        let top = -Infinity, sum = 0
+        for (const v of x) if (v > top) top = v
+        for (const v of x) sum += Math.exp(v - top)
+        for (let i = 0; i < y.length; i++) y[i] += Math.exp(x[i] - top) / sum / xs.length
+      }
+      for (let i = 0; i < y.length; i++) y[i] = Math.log(y[i])
+    } }
+  },
+}
+
+// ---- a network ----
+
+// `net` as `pack_net` writes it, its weights perhaps as an ArrayBuffer; { shape, classes, macs, run(pixels) }
+export function network(net) {
+  const tensors = readTensors(net), shapes = [net.input], buffers = [null], steps = []
+  for (const o of net.ops) {
+    if (!Object.hasOwn(OPERATORS, o.op)) throw new Error(`This page has no operator called ${o.op}.`)
+    const step = OPERATORS[o.op](o, o.in.map(i => shapes[i]), tensors), [h, w, c] = step.shape
+    shapes.push(step.shape); buffers.push(new Float32Array(h * w * c))
+    steps.push({ ...step, in: o.in })
+  }
+  const heads = Object.entries(net.heads)
+  return {
+    shape: net.input, classes: net.classes, macs: steps.reduce((s, o) => s + (o.macs || 0), 0),
+    run(pixels) {                                    // (H, W, 3), 0 to 1
+      buffers[0] = pixels
+      steps.forEach((step, i) => step.run(step.in.map(j => buffers[j]), buffers[i + 1]))
+      const said = i => buffers[i].slice()
+      return { answer: said(net.answer), heads: Object.fromEntries(heads.map(([name, i]) => [name, said(i)])) }
+    },
+  }
+}
