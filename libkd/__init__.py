@@ -15,6 +15,20 @@ class UserError(ValueError):
     "Something that whoever called can mend; its sentence says what was given, what is needed and how to get it"
 
 
+# What an error of these classes says is for whoever called: it speaks of what was given, or of the machine.
+MENDABLE = (UserError, ValueError, TypeError, KeyError, OSError, MemoryError)
+
+
+def error_named(name): # As another process reported it: 'ValueError', 'ChanceError'
+    "The class of an error that whoever called can mend, or of any of Python's, found by its name; None: it is neither"
+    import builtins
+    if isinstance(found := getattr(builtins, name, None), type) and issubclass(found, BaseException): return found
+    for room in ('all', 'course'): __getattr__(room)          # so that the errors of all rooms are there
+    todo = list(MENDABLE)
+    for cls in todo: todo += cls.__subclasses__()
+    return next((cls for cls in todo if cls.__name__ == name), None)
+
+
 def did_you_mean(name, known, n=3): # What was asked for; the names there are; most to offer
     "The end of a sentence that refuses `name`: the names that come closest, or those that there are"
     import difflib

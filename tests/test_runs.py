@@ -1,12 +1,12 @@
 """Runs: statistics against scipy and simulations, parameters, jobs that survive a kill, pages, the command line."""
-import json, math, os, re, shutil, signal, subprocess, sys, textwrap, time
+import errno, json, math, os, re, shutil, signal, subprocess, sys, textwrap, time
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest
 from hypothesis import Phase, given, settings, strategies as st
 from scipy import stats
 
-from libkd import arms, cli, evidence, report, runs
+from libkd import UserError, arms, cli, evidence, report, runs
 from libkd.learner import METHODS
 
 PYTHON = sys.executable
@@ -152,17 +152,85 @@ def dies(seed): os._exit(1) if seed == 1 else time.sleep(0); return dict(x=seed)
 
 @pytest.mark.slow
 def test_a_process_that_dies_is_a_row_with_an_error(tmp_path):
-    rows = runs.run_jobs(dies, [dict(seed=s) for s in (0, 1, 2)], tmp_path, n_jobs=2)
-    assert 'a process ended' in rows.set_index('seed').loc[1, 'error']
-    assert not list(tmp_path.glob('*.part'))
+    rows = runs.run_jobs(dies, [dict(seed=s) for s in range(6)], tmp_path, n_jobs=2).set_index('seed')
+    assert 'a process ended' in rows.loc[1, 'error']
+    assert rows.drop(index=1)['x'].tolist() == [0, 2, 3, 4, 5] and rows.drop(index=1)['error'].isna().all()      # it hides no other
+    assert not list(tmp_path.glob('.*.tmp'))
+
+
+def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
 
 
 def test_a_result_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     runs.write_json(tmp_path/'a.json', dict(x=1))
-    def full(self, text, **kw): open(self, 'w').write(text[:3]); raise OSError('disk full')
-    monkeypatch.setattr(Path, 'write_text', full)
-    with pytest.raises(OSError): runs.write_json(tmp_path/'a.json', dict(x=2))
-    assert runs.read_json(tmp_path/'a.json') == dict(x=1)
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(UserError, match='disk is full'): runs.write_json(tmp_path/'a.json', dict(x=2))
+    assert runs.read_json(tmp_path/'a.json') == dict(x=1) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_row_that_cannot_be_written_is_a_row_with_its_error(tmp_path, monkeypatch):
+    publish = runs.files.publish
+    monkeypatch.setattr(runs.files, 'publish', lambda path, data, **kw: full() if b'"seed": 1' in data else publish(path, data, **kw))
+    rows = runs.run_jobs(doubled, [dict(seed=s) for s in range(3)], tmp_path, progress=quiet)
+    assert rows['x'].tolist()[::2] == [0, 4] and 'No space left' in rows.loc[1, 'error']
+
+
+def quiet(*args): pass
+def doubled(seed): return dict(x=2*seed)
+def halved(seed): return dict(x=seed/2)
+
+
+def leaves(seed):
+    if seed == 1: raise SystemExit('gone')
+    return dict(x=seed)
+
+
+def test_a_job_that_leaves_hides_no_other(tmp_path):
+    rows = runs.run_jobs(leaves, [dict(seed=s) for s in range(3)], tmp_path, progress=quiet)
+    assert rows['x'].tolist()[::2] == [0, 2] and rows.loc[1, 'error'] == 'SystemExit: gone'
+
+
+def damage(file, how):
+    if how == 'torn': file.write_bytes(file.read_bytes()[:20])
+    elif how == 'altered': file.write_text(file.read_text().replace('"x": 2', '"x": 3'))
+    elif how == 'a list': file.write_text('[1, 2]')
+    elif how == 'bytes': file.write_bytes(b'\xff\xfe')
+    elif how == 'deep': file.write_text('['*100_000)
+    elif how == 'of another job': shutil.copy(file.with_name(f'{runs.job_key(dict(seed=2))}.json'), file)
+
+
+@pytest.mark.parametrize('how', ['torn', 'altered', 'a list', 'bytes', 'deep', 'of another job'])
+def test_a_damaged_row_is_done_again_and_named(tmp_path, capsys, how):
+    jobs = [dict(seed=s) for s in (1, 2)]
+    first = runs.run_jobs(doubled, jobs, tmp_path, progress=quiet)
+    file = tmp_path/f'{runs.job_key(jobs[0])}.json'
+    damage(file, how)
+    fresh = []
+    rows = runs.run_jobs(doubled, jobs, tmp_path, progress=lambda done, of, row, new: fresh.append((row['seed'], new)))
+    assert sorted(fresh) == [(1, True), (2, False)] and rows['x'].tolist() == first['x'].tolist() == [2, 4]
+    said = capsys.readouterr().out
+    assert str(file) in said and 'done again' in said and said.count('\n') == 1
+
+
+@pytest.mark.parametrize('change, says', [(dict(fn=halved), 'halved'), (dict(result=2), 'result 1, now 2'), (dict(about=dict(size=8)), "now {'size': 8}")])
+def test_a_row_that_something_else_made_is_done_again_and_named(tmp_path, capsys, change, says):
+    def did(**kw):
+        fresh = []
+        runs.run_jobs(**{'fn': doubled, 'jobs': [dict(seed=1)], 'folder': tmp_path, 'about': dict(size=4), **kw}, progress=lambda *a: fresh.append(a[-1]))
+        return fresh, capsys.readouterr().out
+    assert did() == ([True], '') and did() == ([False], '')
+    fresh, said = did(**change)
+    assert fresh == [True] and says in said
+    assert did(**change) == ([False], '')
+
+
+def test_a_row_of_an_earlier_libkd_is_used(tmp_path):
+    (tmp_path/f'{runs.job_key(dict(seed=1))}.json').write_text('{"seed": 1, "x": 7}')
+    assert runs.run_jobs(doubled, [dict(seed=1)], tmp_path, progress=quiet)['x'].tolist() == [7]
+
+
+def test_a_job_that_holds_an_address_is_refused(tmp_path):
+    with pytest.raises(UserError, match='give a name'): runs.run_jobs(doubled, [dict(seed=object())], tmp_path)
 
 
 def test_other_values_are_other_jobs(tmp_path):
@@ -177,6 +245,10 @@ def test_other_values_are_other_jobs(tmp_path):
 def test_json_is_json(tmp_path):
     runs.write_json(tmp_path/'a.json', dict(x=np.float32('nan'), y=np.array([1, 2]), z=pd.NA, p=tmp_path, i=np.int64(3), inf=math.inf))
     assert json.loads((tmp_path/'a.json').read_text(), parse_constant=pytest.fail) == dict(x=None, y=[1, 2], z=None, p=str(tmp_path), i=3, inf=None)
+    runs.write_json(tmp_path/'b.json', dict(z=1, name='caf\udce9'))                  # a name of a file that is no text
+    assert list(runs.read_json(tmp_path/'b.json').items()) == [('z', 1), ('name', 'caf\udce9')]
+    (tmp_path/'b.json').write_text('{"x": ')
+    with pytest.raises(UserError, match='b.json cannot be read'): runs.read_json(tmp_path/'b.json')
 
 
 # -- parameters and runs -----------------------------------------------------------------------------------------------
@@ -198,6 +270,45 @@ def test_wrong_parameters_stop_a_run_before_it_begins(tmp_path, given, text):
     assert not (tmp_path/'out').exists() and not (tmp_path/'ran').exists()
 
 
+RANGES = """steps = 700   # optimiser steps; at least 1
+seeds = 3     # paired seeds; at least 1
+valid = 0.2   # share to split off; more than 0, less than 1
+T = 2.0       # temperature; more than 0
+lr = 0.002    # peak of the schedule; more than 0
+wd = 0.05     # weight decay; at least 0
+mix = 0.0     # share of the views; 0 to 1
+bs = 32       # batch size; at least 1
+margin = 1.0  # points; at least 0
+jobs = 0      # processes at a time, 0 measures what is fastest; at least 0
+labels = 0    # this many a class, 0 keeps all; at least 0
+size = 0      # pixels, 0 follows from the pictures; 0 or 8 to 512
+flip = 'auto' # mirror at random; yes, no or auto
+weights = 1.0 # of each teacher; at least 0"""
+
+WRONG = [dict(steps=-1), dict(steps=0), dict(seeds=0), dict(seeds=-3), dict(valid=1.5), dict(valid=0), dict(valid=1.), dict(T=0), dict(T=-1.), dict(T='nan'),
+         dict(lr=0.), dict(lr=-.1), dict(lr='inf'), dict(wd=-1), dict(mix=1.01), dict(mix=-.1), dict(bs=0), dict(margin=-1), dict(jobs=-1), dict(labels=-1),
+         dict(size=3), dict(size=100_000), dict(size=-8), dict(flip='maybe'), dict(weights='-inf'), dict(flip='caf\udce9')]
+
+
+@pytest.mark.parametrize('given', WRONG, ids=str)
+def test_values_out_of_their_range_stop_a_run_before_it_begins(tmp_path, given):
+    (name, value), = given.items()
+    nb = notebook(tmp_path/'nb.ipynb', parameters=RANGES)
+    with pytest.raises(UserError, match=rf'^{name}=.*does not fit: needed is (text|a (whole )?number), .*the default') as e: runs.run(nb, tmp_path/'out', **given)
+    assert ascii(value) in str(e.value) and str(e.value).isascii() and not (tmp_path/'out').exists()
+
+
+def test_values_at_the_ends_of_their_range_are_taken(tmp_path):
+    nb = notebook(tmp_path/'nb.ipynb', parameters=RANGES)
+    good = dict(steps=1, valid=.999, wd=0., mix=1., size=8, jobs=0, flip='no', T=1e-9)
+    assert runs.check_parameters(nb, good) == good and runs.check_parameters(nb, dict(size='512')) == dict(size=512)
+
+
+def test_a_parameter_that_papermill_cannot_read_is_named(tmp_path):
+    for line in ("x = [1,\n 2]\ny = 1  # as in y=2", "y = 'a # b'", 'y = 3*4'):
+        with pytest.raises(UserError, match="parameter 'y'"): runs.parameters(notebook(tmp_path/'nb.ipynb', parameters=line))
+
+
 def test_text_from_a_command_line_gets_the_type_of_the_default(tmp_path):
     nb = notebook(tmp_path/'nb.ipynb')
     assert runs.check_parameters(nb, dict(steps='3', lr='2', name='7', mix='no')) == dict(steps=3, lr=2., name='7', mix=False)
@@ -215,6 +326,19 @@ def test_a_run_that_stops_half_way_never_looks_whole(tmp_path):
     with pytest.raises(runs.RunError, match='thirteen is not possible') as e: runs.run(nb, tmp_path/'out', steps=13, show=False)
     assert e.value.by_user and e.value.notebook.exists()
     assert not (tmp_path/'out'/'result.json').exists()
+
+
+def test_an_error_keeps_whose_it_is_on_its_way_out_of_a_notebook():
+    for name, ours in (('ChanceError', False), ('CacheMismatch', False), ('WriteError', False), ('FileNotFoundError', False), ('AttributeError', True), ('Mine', True)):
+        e = runs.stopped(Path('nb.ipynb'), name, '\x1b[31mtext\x1b[0m')
+        assert e.by_user != ours and (f'{name}: text' if ours else 'stopped: text') in str(e)
+    assert 'disk is full: a.png' in str(runs.stopped(Path('nb.ipynb'), 'OSError', "[Errno 28] No space left on device: 'a.png'"))
+
+
+def test_braces_in_a_path_are_no_blanks_to_fill_in(tmp_path):
+    (tmp_path/'{x}').mkdir()
+    nb = notebook(tmp_path/'{x}'/'nb.ipynb', *BODY)
+    assert runs.run(nb, tmp_path/'{x}'/'out', steps=3, show=False)['metrics'] == dict(steps=3)
 
 
 @pytest.mark.slow
@@ -246,6 +370,16 @@ def test_a_sweep_keeps_going_when_a_run_fails(tmp_path):
     rows = runs.sweep(nb, dict(steps=[3, 13]), folder=tmp_path/'sweep').set_index('steps')
     assert 'thirteen' in rows.loc[13, 'error'] and pd.isna(rows.loc[3, 'error'])
     assert len(list((tmp_path/'sweep'/'jobs').glob('*.json'))) == 1
+
+
+@pytest.mark.slow
+def test_a_sweep_of_a_changed_notebook_is_done_again(tmp_path, capsys):
+    def swept(*body):
+        fresh = []
+        runs.sweep(notebook(tmp_path/'nb.ipynb', *body), dict(steps=[3]), folder=tmp_path/'sweep', progress=lambda *a: fresh.append(a[-1]))
+        return fresh
+    assert swept(*BODY) == [True] and swept(*BODY) == [False]
+    assert swept(*BODY[:2], 'record.done(metrics=dict(steps=-steps));') == [True] and 'notebook' in capsys.readouterr().out
 
 
 # -- arms --------------------------------------------------------------------------------------------------------------
