@@ -36,9 +36,9 @@ __all__ = ['STEP', 'ORDERS', 'RATIOS', 'MEAN_COLOUR', 'LIGHT', 'WINDOW', 'MIX', 
            'VIEW_ARGS', 'OPENERS', 'LIGHT_PIXELS', 'ALGORITHM', 'ViewError', 'scramble', 'view_keys', 'draws', 'below',
            'chance', 'from_table', 'view_seed', 'rng_scope', 'Policy', 'clean', 'finite', 'replay', 'online',
            'as_policy', 'shifted', 'coloured', 'erase_boxes', 'box_mask', 'LightViews', 'Mix', 'mix_pair', 'lam_table',
-           'mixed', 'Ride', 'each_loss', 'weighted_loss', 'LabelLoss', 'open_sample', 'label_of', 'item_id',
-           'SampleCategory', 'TrainTfm', 'light_tfms', 'fitted', 'read_picture', 'free_memory', 'Pictures', 'ViewDL',
-           'Sources', 'ViewSet', 'ViewSampler', 'sample_block', 'image_dls', 'tfm_spec', 'pixel_versions',
+           'mixed', 'Ride', 'plain_batch', 'each_loss', 'weighted_loss', 'LabelLoss', 'open_sample', 'label_of',
+           'item_id', 'SampleCategory', 'TrainTfm', 'light_tfms', 'fitted', 'read_picture', 'free_memory', 'Pictures',
+           'ViewDL', 'Sources', 'ViewSet', 'ViewSampler', 'sample_block', 'image_dls', 'tfm_spec', 'pixel_versions',
            'view_digests']
 
 # %% ../nbs/01_views.ipynb #692778ad
@@ -396,6 +396,14 @@ class Ride:
     ):
         "One ride from the tickets of a batch's items"
         return cls.of(*(torch.tensor(o) for o in zip(*tickets)), y)
+
+# %% ../nbs/01_views.ipynb #ff5fde46
+def plain_batch(
+    batch, # (x, y) of a training loader
+)->tuple:  # x (B,3,H,W) float32 or uint8, y (B,) int64, and the `Ride` of the batch, or None where nothing rides
+    "A batch as ordinary tensors, for a training loop without a Learner"
+    x, y = batch[0], batch[-1]
+    return x.as_subclass(torch.Tensor), y.as_subclass(torch.Tensor), getattr(y, 'ride', None)
 
 # %% ../nbs/01_views.ipynb #e0c4798f
 def each_loss(

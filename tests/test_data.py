@@ -424,3 +424,36 @@ def test_clothes_hide_labels_and_lose_no_photograph(monkeypatch, tmp_path):
     assert all(names[s.id] == s.label for s in few.labelled)
     assert sorted(few.content_digests().tolist()) == sorted(whole.content_digests().tolist())
     with pytest.raises(UserError, match='2 to 112'): clothes(labels=113)
+
+
+class Rows:
+    "Somebody's data set; `moved` is what a random transform would do"
+    def __init__(self, n=24, moved=0):
+        self.x, self.moved = np.random.default_rng(3).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8), moved
+    def __len__(self): return len(self.x)
+    def __getitem__(self, i): return Image.fromarray(np.roll(self.x[i], self.moved)), 'ab'[i % 2]
+
+
+def test_a_data_set_of_another_package_has_the_ids_of_its_pixels_and_is_read_lazily():
+    ours, theirs = Rows(), Samples.from_dataset({'training': Rows(), 'val': [dict(img=a, label='a') for a in 255 - Rows(4).x]})
+    assert theirs.classes == ['a', 'b'] and theirs.parts.tolist() == ['train']*24 + ['valid']*4
+    assert [o.tobytes() for o in theirs.ids[:24]] == [array_id(a) for a in ours.x]
+    arrays = Samples.from_arrays([*ours.x, *(255 - Rows(4).x)], theirs.labels, classes=['a', 'b'], parts=theirs.parts)
+    x = [image_dls(s, bs=8, device='cpu', seed=1).train.pixels([0, 5, 7], [0, 1, 2]) for s in (theirs, arrays)]
+    assert x[0].equal(x[1])                                             # the same views as of arrays
+    assert theirs.identity() == arrays.identity()
+
+
+def test_a_data_set_that_changes_is_noticed():
+    ds = Rows()
+    s = Samples.from_dataset(ds)
+    ds.moved = 1
+    with pytest.raises(UserError, match='row 2 of the Rows is another picture'): open_image(s.source(2))
+    with pytest.raises(UserError, match='another picture'): image_dls(s, bs=8, device='cpu').train.one_batch()
+
+
+@pytest.mark.parametrize('given, words', [
+    (iter([]), 'front to back'), ([3, 4], 'a row of this data set is a int'), ([dict(image=1)], "the keys \\['image'\\]"),
+    ({'train': Rows(), 'extra': Rows()}, "\\['extra'\\] are no parts"), ([(np.zeros((3, 4, 4), np.float32), 0)]*2, 'uint8')])
+def test_a_data_set_that_cannot_be_used_gets_a_sentence(given, words):
+    with pytest.raises(UserError, match=words): Samples.from_dataset(given)
