@@ -6,7 +6,8 @@
 __all__ = ['run_samples', 'verdict_part', 'train_arm', 'run_table']
 
 # %% ../nbs/15_arms.ipynb #cbbbd17a
-import ast, contextlib, io, os, re, time
+import ast, contextlib, io, math, os, re, shutil, time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,19 +15,21 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelValidException
+from fastai.learner import Learner
 from PIL import Image
 
 from .cache import LogitCache
-from .data import Samples, open_image
+from .data import Samples
 from .sets import cluttered_digits
 from .diagnose import accuracy, ece, macro_accuracy, nll, predictions
 from .distill import METHODS, distill_learner, save_student
+from .evidence import advice, choose, still_rising, teacher_advice, teachers_below
 from .features import FeatureDistill
 from .plots import plot_arms
 from .runs import job_key, peak_memory, run_jobs
 from .students import create_student
 from .teachers import fit_teacher, model_for, quick_adam
-from .views import Mix, finite, image_dls
+from .views import Mix, finite, image_dls, rng_scope
 
 # %% ../nbs/15_arms.ipynb #e6806b11
 def run_samples(data='',  # An image folder; '' is `cluttered_digits()`
@@ -44,6 +47,24 @@ def verdict_part(samples): # Samples
     "The part on which nothing is chosen"
     return 'test' if samples.has('test') else 'valid'
 
+# %% ../nbs/15_arms.ipynb #a11d4132
+def thin_data(samples, # Samples of the run
+              bs,      # Batch size
+)->list:               # Sentences; none where all is well
+    "What is too little in these images for figures that can be relied on"
+    labelled, said = samples.train.labelled, []
+    counts = np.bincount(labelled.labels, minlength=samples.n_classes)
+    fewest, n = samples.classes[int(counts.argmin())], int((samples.parts == 'valid').sum())
+    if len(labelled) < bs: said.append(
+        f"{len(labelled)} labelled training images are fewer than a batch of {bs} holds, so every batch is the same images in "
+        f"other views. More labels will help more than any setting.")
+    if counts.min() < 5: said.append(
+        f"class {fewest!r} has {counts.min()} labelled training image{'s' if counts.min() != 1 else ''}: "
+        f"what is learned about it hangs on so few.")
+    if n < 100: said.append(
+        f"{n} validation images: an accuracy measured on them is good to about ±{98/math.sqrt(max(1, n)):.0f} points.")
+    return said
+
 # %% ../nbs/15_arms.ipynb #bf12320d
 NANO  = 'depth:2 embed_dim:64'
 SMALL = dict(student='civt_nano', plain='vit_nano', conv='resnet_mini', inv='rednet_mini')
@@ -60,35 +81,29 @@ def run_defaults(samples,      # Samples
     if size > 64: return dict(size=size, **LARGE)
     return dict(size=size, **SMALL, args=f'patch_size:4 {NANO}' if size == 16 else NANO)
 
-# %% ../nbs/15_arms.ipynb #59bdb325
-_PIXELS = {}                          # of this process: what was read last
-
-def at_hand(samples,          # Samples
-            limit=2**29,      # Bytes; larger sets stay on disk
-)->Samples:
-    "The same samples with their pixels in memory, if they are small"
-    w, h = open_image(samples.source(0)).size
-    if max(w, h) > 64 or len(samples)*w*h*3 > limit: return samples
-    changed = max((s.stat().st_mtime_ns for s in samples.sources if isinstance(s, Path)), default=0)
-    key = samples.digest(), samples.parts.tobytes(), str(samples.root), changed
-    if key not in _PIXELS:
-        _PIXELS.clear()
-        _PIXELS[key] = samples.in_memory()
-    return _PIXELS[key]
-
 # %% ../nbs/15_arms.ipynb #4dc51a06
 def arm_dls(samples,      # Samples of the run
             size, bs=64, mix=0., flip=False,  # Pixels; batch size; share of views with MixUp or CutMix; mirror at random
             seed=0,       # Of the views
             taught=True,  # False leaves out the images without labels
-            curve=256,    # Validation images for the curves, where the verdict is on `test`
+            curve=256,    # Validation images for the curves, where the verdict is on `test`; 0: all
+            keep=None,    # Folder of decoded pictures that processes share
+            limit=2**31,  # Bytes; a larger set stays in its files
 ):                        # fastai DataLoaders
     "Loaders of one arm"
-    keep = np.ones(len(samples), bool) if taught else samples.labels >= 0
-    if samples.has('test'):
+    use = np.ones(len(samples), bool) if taught else samples.labels >= 0
+    if curve and samples.has('test'):
         valid = np.flatnonzero(samples.parts == 'valid')
-        keep[np.setdiff1d(valid, valid[np.linspace(0, len(valid) - 1, min(curve, len(valid))).astype(int)])] = False
-    return image_dls(at_hand(samples[keep]), size=size, flip=flip, bs=bs, mix=Mix(prob=float(mix)) if mix else None, seed=seed, check=False)
+        some = valid[np.linspace(0, len(valid) - 1, min(curve, len(valid))).astype(int)]
+        use[np.setdiff1d(valid, some)] = False
+    if 3*len(samples)*size**2 > limit: keep = None
+    return image_dls(samples[use], size=size, flip=flip, bs=bs, mix=Mix(prob=float(mix)) if mix else None, seed=seed,
+                     check=False, keep=keep)
+
+def loaders(places, setting, **kw): # As for `train_arm`; further arguments of `arm_dls`
+    "Loaders of a run, in whatever process this is"
+    samples = run_samples(places['data'], **setting['samples'])
+    return arm_dls(samples, keep=Path(places['out'])/'pictures', **setting['dls'], **kw)
 
 # %% ../nbs/15_arms.ipynb #f51c2c95
 class SparseValidation(Callback):
@@ -136,23 +151,30 @@ def train_arm(places,        # dict: data (image folder or ''), cache (folder), 
               threads=1, **identity): # digests of data and cache: they make the job another job
     "Train `model` as `arm` with one `seed` for `steps` at `lr`; its metrics and history; `identity` is only remembered"
     torch.set_num_threads(threads)
-    samples = run_samples(places['data'], **setting['samples'])
-    dls, advice = arm_dls(samples, **setting['dls']), LogitCache.open(places['cache']) if taught else None
+    dls, advice = loaders(places, setting), LogitCache.open(places['cache']) if taught else None
     if teacher: dls, advice = advice.bind(dls), run_teacher(places, **teacher)
     learn = arm_learner(dls, model, args, advice, seed, distill, wd)
     start, epochs = time.perf_counter(), epochs_for(steps, learn.dls)
     in_turn(learn.dls.train, min(fresh, epochs*learn.dls.train.repeats))
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, cbs=SparseValidation())
-    seconds, name = time.perf_counter() - start, f"{arm.replace(' ', '_')}-{seed}"
-    preds, y = predictions({arm: learn}, dls, verdict_part(samples))
-    _keep_answers(Path(places['out'])/'answers'/f'{name}.npz', preds[arm], y)
+    seconds, name = time.perf_counter() - start, student_name(arm, seed)
     if keep: save_student(learn, Path(places['out'])/'students'/name)
-    return dict(**scores(preds[arm], y), seconds=seconds, memory_mb=peak_memory().get('process'), history=_curve(learn))
+    judged, valid = answered(learn, places, setting, name)
+    return dict(**scores(*judged), valid_accuracy=accuracy(*valid), seconds=seconds,
+                memory_mb=peak_memory().get('process'), history=_curve(learn))
 
 # %% ../nbs/15_arms.ipynb #f48ba276
-def _keep_answers(path, logits, y):
+def student_name(arm, seed): return f"{arm.replace(' ', '_')}-{seed}"       # of its files
+
+def answered(learn, places, setting, name): # A trained learner; as for `train_arm`; name of the file
+    "Answers and labels of the images of the verdict and of all validation images; both are also written down"
+    dls = loaders(places, setting, curve=0)
+    part, said = verdict_part(dls.samples), {p: predictions({'it': learn}, dls, p) for p in {verdict_part(dls.samples), 'valid'}}
+    (judged, y), (valid, valid_y) = ((said[p][0]['it'].astype(np.float32), said[p][1]) for p in (part, 'valid'))
+    path = Path(places['out'])/'answers'/f'{name}.npz'
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, logits=logits.astype(np.float32), y=y)
+    np.savez_compressed(path, logits=judged, y=y, valid=valid, valid_y=valid_y)
+    return (judged, y), (valid, valid_y)
 
 def _curve(learn): # one dict an epoch that was validated; `done` is the share of the training behind it
     names, rows = list(learn.recorder.metric_names)[1:-1], learn.recorder.values
@@ -178,37 +200,48 @@ class InTurn(Callback):
     def __init__(self, n): self.number = n
     def before_fit(self): in_turn(self.dls.train, self.number)
 
-# %% ../nbs/15_arms.ipynb #ce381b45
-def capped(epochs, steps, samples, bs): # Passes; most steps; Samples; batch size
-    "Passes of a teacher through the labelled images, no more than fit in so many steps"
-    a_pass = max(1, len(samples.train.labelled)//bs)
-    return max(1, min(epochs, steps//a_pass))
+# %% ../nbs/15_arms.ipynb #616b04eb
+class Looks(Callback):
+    "Validation accuracy at some moments of a training that is otherwise not validated; the training does not notice"
+    order = 61
+    def __init__(self, at=(.8, .9, 1.)): self.at = at         # shares of the training
+    def before_fit(self): self.curve, self.images = [], len(self.dls.valid_ds)
+    def after_epoch(self):
+        before, done = self.epoch/self.n_epoch, (self.epoch + 1)/self.n_epoch
+        if any(before < a - 1e-9 <= done for a in self.at): self.curve.append((done, self._accuracy()))
+    def _accuracy(self):
+        self.model.eval()
+        with rng_scope(0), torch.no_grad():
+            right = [self.model(b[0]).argmax(1) == b[1] for b in self.dls.valid]
+        self.model.train()
+        return float(torch.cat(right).float().mean())
 
 # %% ../nbs/15_arms.ipynb #49de46b1
-def run_teacher(places, name, setting, epochs, fresh, seed=0, check=True):
-    "One teacher of a run: trained, or found"
-    dls = arm_dls(run_samples(places['data'], **setting['samples']), taught=False, **setting['dls'])
+def run_teacher(places, name, setting, steps, fresh, seed=0, check=True, looks=None): # looks: a `Looks` of the caller
+    "One teacher of a run: trained for at least so many steps, or found"
+    dls = loaders(places, setting, taught=False, curve=0)
+    epochs, kept = -(-steps//max(1, len(dls.train))), Path(places['out'])/'teachers'
     with contextlib.redirect_stdout(io.StringIO()):
-        return fit_teacher(name, dls, epochs=epochs, seed=seed, folder=Path(places['out'])/'teachers', check=check, cbs=[InTurn(fresh)])
+        return fit_teacher(name, dls, epochs=epochs, seed=seed, folder=kept, check=check, cbs=[InTurn(fresh), looks or Looks()])
 
 def train_teacher(places, threads=1, data_digest='', **teacher): # arguments of `run_teacher`; the digest makes the job another job
     "Train one teacher in a worker process"
     torch.set_num_threads(threads)
-    start = time.perf_counter()
-    run_teacher(places, **teacher)
-    return dict(seconds=time.perf_counter() - start)
+    start, looks = time.perf_counter(), Looks()
+    run_teacher(places, **teacher, looks=looks)
+    return dict(seconds=time.perf_counter() - start, curve=getattr(looks, 'curve', []), images=getattr(looks, 'images', 0))
 
 # %% ../nbs/15_arms.ipynb #cbe692cb
 def _cache_part(places, teachers, views, setting, part, of): # -> seconds
     "Every `of`-th shard of a run's cache, from `part` on"
-    start, dls = time.perf_counter(), arm_dls(run_samples(places['data'], **setting['samples']), **setting['dls'])
+    start, dls = time.perf_counter(), loaders(places, setting)
     builder = LogitCache.builder(places['cache'], dls, teachers, views=views, check=False)
     for i in range(part, len(builder.shards), of): builder.build_shard(i)
     return time.perf_counter() - start
 
 def build_cache(places, teachers, jobs, threads, key, views, setting, check=True):
     "Build the cache of a run, or open it; `jobs` processes share the shards"
-    start, spent, dls = time.perf_counter(), 0, arm_dls(run_samples(places['data'], **setting['samples']), **setting['dls'])
+    start, spent, dls = time.perf_counter(), 0, loaders(places, setting)
     if jobs > 1:
         from joblib import Parallel, delayed, parallel_config
         LogitCache.builder(places['cache'], dls, teachers, views=views, check=check)       # the plan, before somebody else needs it
@@ -220,15 +253,55 @@ def build_cache(places, teachers, jobs, threads, key, views, setting, check=True
     return dict(seconds=time.perf_counter() - start + spent, bytes=cache.nbytes)
 
 # %% ../nbs/15_arms.ipynb #1e32b95f
+@dataclass
+class Ready:
+    "The teachers of a run, and what is known before anybody is taught by them"
+    teachers: list     # `Teacher`s
+    seconds: dict      # name -> seconds of its training, all tries together
+    asked: dict        # name -> arguments of `run_teacher` with which it is found again
+    steps: int         # of the last try
+    rows: pd.DataFrame # of the arms that were trained beside them
+    warnings: list     # sentences
+
 def _teacher_or_arm(places, threads=1, **job): return (train_arm if 'arm' in job else train_teacher)(places, threads=threads, **job)
 
-def prepare_teachers(places, lengths, setting, fresh, digest, seed=0, check=True, jobs=1, threads=1, beside=()): # lengths: dict name -> epochs; digest of the samples; arguments of `train_arm`, of arms without teachers
-    "The teachers of a run, and the seconds that each took"
-    asked = [dict(name=n, setting=setting, epochs=e, fresh=fresh, seed=seed, check=check) for n, e in lengths.items()]
+def _tried(places, asked, digest, jobs, threads, beside=()): # asked: arguments of `run_teacher`, a dict each
+    "Teachers, a row of each, and rows of the arms beside them"
     todo = [dict(a, data_digest=digest) for a in asked] + list(beside)
-    rows = finished(run_jobs(partial(_teacher_or_arm, places, threads), todo, Path(places['out'])/'jobs', jobs, threads, tell)[:len(asked)])
-    teachers = [run_teacher(places, **a) for a in asked]
-    return teachers, {t.name: s for t, s in zip(teachers, rows['seconds'])}
+    rows = run_jobs(partial(_teacher_or_arm, places, threads), todo, Path(places['out'])/'jobs', jobs, threads, tell)
+    own = finished(rows[:len(asked)]).to_dict('records')
+    return [run_teacher(places, **a) for a in asked], own, rows[len(asked):]
+
+# %% ../nbs/15_arms.ipynb #d42a8f96
+def prepare_teachers(places, # As for `train_arm`
+                     names,  # Models, one teacher each
+                     setting, steps, fresh, # As for `train_arm`
+                     digest, # Of the samples
+                     seed=0, check=True, # Of the teachers; refuse those at chance
+                     jobs=1, threads=1, # Processes; threads of each
+                     beside=(), # Arguments of `train_arm`, of arms that need no teacher
+)->Ready:
+    "Train the teachers of a run, or find them; once more and twice as long if the untaught student knows more than all"
+    asked = [dict(name=n, setting=setting, steps=steps, fresh=fresh, seed=seed, check=check) for n in names]
+    teachers, rows, alone = _tried(places, asked, digest, jobs, threads, beside)
+    untaught = alone['valid_accuracy'].dropna()[alone['arm'] == 'untaught'] if 'valid_accuracy' in alone else []
+    known, spent, said = {t.name: t.accuracy for t in teachers}, {t.name: r['seconds'] for t, r in zip(teachers, rows)}, []
+    if teachers_below(known, untaught):
+        said.append(f"After {steps} steps all teachers were below the untaught student, so they were trained once more, for {2*steps}.")
+        steps, more = 2*steps, [dict(a, steps=2*steps) for a in asked]
+        longer, rows, _ = _tried(places, more, digest, jobs, threads)
+        spent = {t.name: spent[t.name] + r['seconds'] for t, r in zip(longer, rows)}
+        pairs = zip(zip(longer, more), zip(teachers, asked))
+        teachers, asked = map(list, zip(*(max(pair, key=lambda o: o[0].accuracy) for pair in pairs)))
+    said += _said_of(teachers, rows, untaught, steps, sum(r['seconds'] for r in rows)/min(jobs, len(rows)))
+    return Ready(teachers, spent, {t.name: a for t, a in zip(teachers, asked)}, steps, alone, said)
+
+def _said_of(teachers, rows, untaught, steps, seconds): # seconds: of the last try of all teachers
+    "Sentences about the teachers, and what it would cost to go on"
+    rising = [t.name for t, r in zip(teachers, rows) if still_rising(r.get('curve') or [], r.get('images', 0))]
+    said = teacher_advice({t.name: t.accuracy for t in teachers}, untaught, rising)
+    if said: said.append(f"Twice as long would take the teachers about {2*seconds/60:.1f} minutes: -p teacher_steps {2*steps}")
+    return said
 
 def prepare_cache(places, teachers, views, setting, digest, check=True, jobs=1, threads=1): # digest of the samples
     "`places` with the run's cache, its key, and the processor seconds that it took"
@@ -247,6 +320,13 @@ def yes_no(text, auto): # 'yes', 'no' or 'auto'; what auto means
     known = {'yes': True, 'no': False, 'auto': auto}
     if text not in known: raise ValueError(f"{text!r} is none of {', '.join(known)}")
     return known[text]
+
+def left_out(text, names, weight=1.): # 'rednet_mini'; names of the teachers; weight of the others
+    "dict: teacher -> weight, 0 for those that are not to be heard"
+    out = text.replace(',', ' ').split()
+    if (odd := [n for n in out if n not in names]): raise ValueError(f"leave_out={text!r}: the teachers are {' and '.join(names)}")
+    if len(out) == len(names): raise ValueError(f"leave_out={text!r}: nobody would be left to teach")
+    return {n: 0. if n in out else weight for n in names}
 
 # %% ../nbs/15_arms.ipynb #dc4e186e
 def timed(f, n=3):
@@ -336,21 +416,22 @@ def step_costs(dls, students, teachers, args, threads=1): # loaders of labelled 
 # %% ../nbs/15_arms.ipynb #df82d0e3
 def plan(costs,         # From `step_costs`
          arms,          # dict: name -> (model, taught)
-         n_labelled, n_train, n_classes, bs, # Images; classes; batch size
-         steps, teacher_epochs, views, seeds, jobs, # Lengths; stored views; number of seeds; processes at a time
+         n_train, n_classes, bs, # Images, classes, batch size
+         steps, teacher_steps, views, seeds, jobs, # Lengths; stored views; number of seeds; processes at a time
          crowding=1.,   # How many times longer everything takes beside the other processes
+         beside=('untaught',), # Arms that are trained beside the teachers
 )->dict:                # minutes a phase, cache_bytes, break_even, epochs of the taught arm
     "What a run will cost"
-    answers, batches, epoch = sum(costs['answer'].values()), -(-n_train//bs), n_labelled//bs or 1
+    answers, batches = sum(costs['answer'].values()), -(-n_train//bs)
     build = views*batches*(costs['load'] + answers)                     # by one process, alone
     shards = min(jobs, views)                                           # of one view each
     costs = {**costs, 'load': costs['load']*crowding, 'step': {n: s*crowding for n, s in costs['step'].items()}}
-    teachers = [e*epoch*(costs['load'] + costs['step'][t]) for e, t in zip(teacher_epochs, costs['answer'])]
+    teachers = [teacher_steps*(costs['load'] + costs['step'][t]) for t in costs['answer']]
     one = {a: steps*(costs['load'] + costs['step'][m]) for a, (m, _) in arms.items()}
-    alone, taught = ([s for a, s in one.items() if arms[a][1] == t]*seeds for t in (False, True))
+    first, later = ([s for a, s in one.items() if (a in beside) == t]*seeds for t in (True, False))
     def at_once(work): return max(sum(work)/jobs, max(work, default=0))     # seconds of the jobs
-    minutes = {'teachers': at_once(teachers + alone)/60, 'cache': build*(crowding if shards > 1 else 1)/shards/60,
-               'arms': at_once(taught)/60}
+    minutes = {'teachers': at_once(teachers + first)/60, 'cache': build*(crowding if shards > 1 else 1)/shards/60,
+               'arms': at_once(later)/60}
     return dict(minutes=minutes, cache_bytes=2*views*n_train*n_classes*len(costs['answer']), break_even=build/(batches*answers),
                 epochs=steps/batches, seconds_a_run=one)
 
@@ -362,9 +443,9 @@ def describe(samples, part, size, device, arms, teachers, planned, how, views, s
     return '\n'.join([
         f"images    {', '.join(f'{n:,} {p}' for p, n in parts.items())}; {samples.n_classes} classes; verdict on {part}",
         f"size      {size}×{size} pixels on {device}, {how['jobs']} process{'es' if how['jobs'] > 1 else ''} with {how['threads']} thread{'s' if how['threads'] > 1 else ''} each" + (f"; a step takes {how['crowding']:.1f} times as long as alone" if how['crowding'] > 1.05 else ''),
-        f"teachers  {' and '.join(teachers)}, and beside them the arms without teachers: {m['teachers']:.1f} min",
+        f"teachers  {' and '.join(teachers)}, and beside them the untaught student: {m['teachers']:.1f} min",
         f"cache     {views} views, {planned['cache_bytes']/1e6:.1f} MB: {m['cache']:.1f} min; pays from epoch {planned['break_even']:.1f}, and {seeds} seeds of {planned['epochs']:.1f} epochs use it",
-        f"arms      {', '.join(f'{a} ({model})' for a, (model, _) in arms.items())} × {seeds} seeds of {steps} steps ({each}); those with teachers: {m['arms']:.1f} min",
+        f"arms      {', '.join(f'{a} ({model})' for a, (model, _) in arms.items())} × {seeds} seeds of {steps} steps ({each}): {m['arms']:.1f} min",
         f"in all    about {sum(m.values()):.1f} min"])
 
 # %% ../nbs/15_arms.ipynb #5f8a3d82
@@ -389,3 +470,46 @@ def _seconds(name, rows, arms, teachers, cache_seconds):
     if name in teachers: return teachers[name]
     if name not in arms: return sum(teachers.values())          # the teachers' mean
     return rows['seconds'].mean() + (sum(teachers.values()) + cache_seconds if arms[name][1] else 0)
+
+# %% ../nbs/15_arms.ipynb #b4483e70
+KINDS = dict(taught='a taught student', untaught='the student without teachers')
+
+def _right(logits, y): return (logits.argmax(1) == y)[y >= 0]
+
+def candidates(places, runs, teachers, dls, part): # From `run_jobs`; `Teacher`s; loaders with all validation images; the verdict's part
+    "dict: name -> arm, seed, kind, which validation images it got right, share of right answers on `part`"
+    found = {}
+    for arm, seed in runs.loc[runs['accuracy'].notna(), ['arm', 'seed']].itertuples(index=False):
+        z = np.load(Path(places['out'])/'answers'/f'{student_name(arm, seed)}.npz')
+        found[f'{arm}, seed {seed}'] = dict(arm=arm, seed=int(seed), kind=KINDS.get(arm, f'a student of the arm {arm}'),
+                                            right=_right(z['valid'], z['valid_y']), accuracy=float(_right(z['logits'], z['y']).mean()))
+    said = {p: predictions({t.name: t for t in teachers}, dls, p) for p in {part, 'valid'}}
+    for t in teachers:
+        right = {p: _right(z[t.name], y) for p, (z, y) in said.items()}
+        found[t.name] = dict(arm=t.name, seed=None, kind='a teacher', right=right['valid'], accuracy=float(right[part].mean()))
+    return found
+
+# %% ../nbs/15_arms.ipynb #3863d0b9
+def best_model(found,  # From `candidates`
+               price,  # dict: arm or teacher -> multiply-adds an image
+               part, n, # The verdict's part, its number of images
+)->tuple:              # facts for `result.json`, the table of `choose`
+    "Which model to take, and why"
+    chosen = choose({k: f['right'] for k, f in found.items()}, {k: price.get(f['arm']) for k, f in found.items()})
+    name, first = chosen.index[0], found[chosen.index[0]]
+    why = advice(chosen, {k: f['kind'] for k, f in found.items()}, first['accuracy'], part, n)
+    return dict(name=name, arm=first['arm'], seed=first['seed'], kind=first['kind'], accuracy=first['accuracy'], part=part,
+                valid_accuracy=float(first['right'].mean()), folder='best', why=why), chosen
+
+def keep_best(best,     # From `best_model`
+              places, teachers, dls, # As for `candidates`
+              said=(),  # Sentences for its model card
+)->Path:
+    "The model to take in a folder of its own, as `load_student` and timm read it, with its model card"
+    folder = Path(places['out'])/best['folder']
+    if folder.exists(): shutil.rmtree(folder)
+    if best['seed'] is None: save_student(Learner(dls, next(t.model for t in teachers if t.name == best['name'])), folder)
+    else: shutil.copytree(Path(places['out'])/'students'/student_name(best['arm'], best['seed']), folder)
+    with open(folder/'README.md', 'a', encoding='utf-8') as f:
+        f.write('\n## Why this model\n\n' + '\n'.join(f'- {s}' for s in (best['why'], *said)) + '\n')
+    return folder

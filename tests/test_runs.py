@@ -95,6 +95,38 @@ def test_if_a_teacher_is_better_the_first_sentence_says_so(teacher, first):
     assert sum(s.startswith('BEATS: taught beats untaught') for s in said) == 1
 
 
+@plainly
+@given(st.lists(st.lists(st.booleans(), min_size=40, max_size=40), min_size=2, max_size=5), st.permutations(range(5)))
+def test_the_cheapest_of_those_that_are_as_good_is_advised(right, prices):
+    right = {f'm{i}': np.array(r) for i, r in enumerate(right)}
+    price, share = {k: prices[i] for i, k in enumerate(right)}, {k: 100*v.mean() for k, v in right.items()}
+    leader = min(right, key=lambda k: (-share[k], price[k]))
+    p = lambda k: stats.binomtest(int((right[leader] & ~right[k]).sum()), max(1, int((right[leader] != right[k]).sum()))).pvalue
+    as_good = [k for k in right if share[leader] - share[k] <= 2 + 1e-9 and (k == leader or (right[leader] == right[k]).all() or p(k) >= .05)]
+    chosen = evidence.choose(right, price)
+    assert chosen.index[0] == min(as_good, key=price.get) and set(chosen.index[chosen['as_good']]) == set(as_good)
+
+
+def test_a_figure_of_the_images_that_were_chosen_on_is_called_optimistic():
+    first = lambda n: np.arange(100) < n
+    chosen, kind = evidence.choose(dict(a=first(90), b=first(89)), dict(a=2., b=1.)), dict(a='a teacher', b='a student')
+    with_test, without = (evidence.advice(chosen, kind, .87, part, 100) for part in ('test', 'valid'))
+    assert with_test.startswith('Take b, a student: 87.0 %') and 'no part in the choice' in with_test and 'optimistic' not in with_test
+    assert 'optimistic' in without and 'a, a teacher, is 1.0 points ahead' in without
+
+
+def test_the_sentence_with_the_model_to_take_comes_first_and_the_word_second():
+    said = evidence.conclusion(table(untaught=[.70, .71, .69], taught=[.80, .82, .81], conv=.95), 'taught', 'untaught', ['conv'], best='Take conv.')
+    assert said[0] == 'Take conv.' and said[1].startswith('BEATS: ') and said[2].startswith('A teacher beats')
+
+
+def test_teachers_that_know_less_than_the_student_are_named():
+    said = ' '.join(evidence.teacher_advice(dict(conv=.589, inv=.431), [.779, .781], rising=['conv']))       # hands, ten labels a class
+    for words in ('conv has 58.9 %', 'inv has 43.1 %', '35 points behind the untaught student', '16 points behind conv', 'conv is unfinished',
+                  'All teachers are below the untaught student', '-p leave_out inv'): assert words in said
+    assert evidence.teacher_advice(dict(conv=.785, inv=.727), [.70, .71]) == []
+
+
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
 def test_mcnemar_is_the_exact_binomial_test(pairs):
     a, b = map(np.array, zip(*pairs))
@@ -484,7 +516,7 @@ def some_digits(folder, **parts):
 @pytest.mark.slow
 def test_the_main_run_from_images_to_answers(tmp_path):
     data = some_digits(tmp_path/'data', train=30, valid=10, test=10)
-    words = ['-p', 'steps=12', 'conv_epochs=8', 'inv_epochs=8', 'student_args=depth:1', 'seeds=2', 'views=2', 'bs=32', 'jobs=2']
+    words = ['-p', 'steps=12', 'teacher_steps=72', 'student_args=depth:1', 'seeds=2', 'views=2', 'bs=32', 'jobs=2']
     first = libkd('run', data, '--folder', tmp_path/'run', *words)
     assert first.returncode == 0, first.stderr
     result = runs.read_json(tmp_path/'run'/'result.json')
@@ -492,7 +524,9 @@ def test_the_main_run_from_images_to_answers(tmp_path):
     assert result['verdict'] in first.stdout and str(tmp_path/'run'/'report.html') in first.stdout
     made = {p: p.stat().st_mtime for p in (tmp_path/'run'/'jobs').glob('*.json')}
     assert len(made) == 2 + 1 + 3*2
-    assert {'distill.ipynb', 'history.csv', 'student', 'figures'} <= {p.name for p in (tmp_path/'run').iterdir()}
+    assert {'distill.ipynb', 'history.csv', 'student', 'best', 'figures'} <= {p.name for p in (tmp_path/'run').iterdir()}
+    assert result['conclusion'][0] == result['best']['why'] and result['best']['part'] == 'test' and result['best']['why'] in first.stdout
+    assert result['warnings'] and all(f'warning: {w}' in first.stdout for w in result['warnings'])          # 100 validation images are few
     again = libkd('run', *words, f"data={data}", f"folder={tmp_path/'run'}")        # trains nothing, says the same
     assert again.returncode == 0 and {p: p.stat().st_mtime for p in (tmp_path/'run'/'jobs').glob('*.json')} == made
     assert runs.read_json(tmp_path/'run'/'result.json')['metrics'] == result['metrics']
@@ -501,28 +535,31 @@ def test_the_main_run_from_images_to_answers(tmp_path):
     out = libkd('predict', tmp_path/'run'/'student', data/'test', tmp_path/'bad.png', '--out', answers)
     rows = pd.read_csv(answers, dtype={'class': str})
     assert out.returncode == 0 and len(rows) == 101 and rows['error'].notna().sum() == 1
-    right = (rows['class'] == rows['file'].map(lambda f: Path(f).parent.name))[rows['error'].isna()].mean()
+    share = lambda rows: (rows['class'] == rows['file'].map(lambda f: Path(f).parent.name))[rows['error'].isna()].mean()
     taught = next(r for r in result['runs'] if r['arm'] == 'taught' and r['seed'] == 0)
-    assert abs(right - taught['accuracy']) < .006                            # the same student, prepared the same way
+    assert abs(share(rows) - taught['accuracy']) < .006                      # the same student, prepared the same way
+    out = libkd('predict', tmp_path/'run'/'best', data/'test', '--out', answers)             # be it a teacher or a student
+    assert out.returncode == 0 and abs(share(pd.read_csv(answers, dtype={'class': str})) - result['best']['accuracy']) < .006
 
 
 @pytest.mark.slow
 def test_every_published_method_runs_through_papermill(tmp_path):
     data = some_digits(tmp_path/'data', train=12, valid=4, test=6)
     methods = [m for m in METHODS if m != 'deit-soft']
-    words = ['-p', 'steps=3', 'teacher_epochs=1', 'check=no', 'student_args=depth:3', 'seeds=1', 'views=2', 'jobs=2', f"methods={' '.join(methods)}"]
+    words = ['-p', 'steps=3', 'check=no', 'student_args=depth:3', 'seeds=1', 'views=2', 'jobs=2', f"methods={' '.join(methods)}"]
     done = libkd('run', data, '--notebook', 'methods', '--folder', tmp_path/'run', *words)
     assert done.returncode == 0, done.stderr
     result = runs.read_json(tmp_path/'run'/'result.json')
     assert {r['arm'] for r in result['table']} == {'untaught', *methods, 'resnet_mini', 'rednet_mini', 'mean of the teachers'}
-    assert len(result['conclusion']) == len(methods) and all(s.startswith('NOT ENOUGH RUNS') for s in result['conclusion'])
+    assert len(result['conclusion']) == 1 + len(methods) and all(s.startswith('NOT ENOUGH RUNS') for s in result['conclusion'][1:])
+    assert result['conclusion'][0] == result['best']['why'] and (tmp_path/'run'/'best'/'model.safetensors').exists()
     assert (tmp_path/'run'/'report.html').exists()
 
 def test_an_arm_that_reads_layers_asks_its_teacher(tmp_path):
     "Also in a process that has not seen `libkd.all`"
     data = some_digits(tmp_path/'data', train=8, valid=2, test=2)
     setting = dict(samples=dict(labels=0, valid=.2, seed=0, size=0), dls=dict(size=8, bs=16, mix=0., flip=False, seed=0))
-    teacher, places = dict(name='resnet_mini', setting=setting, epochs=1, fresh=1, check=False), dict(data=str(data), out=str(tmp_path), cache=str(tmp_path/'cache'))
+    teacher, places = dict(name='resnet_mini', setting=setting, steps=1, fresh=1, check=False), dict(data=str(data), out=str(tmp_path), cache=str(tmp_path/'cache'))
     arms.build_cache(places, [arms.run_teacher(places, **teacher)], 1, 1, 'key', 2, setting, check=False)
     job = dict(arm='at', seed=0, model='vit_nano', taught=True, setting=setting, steps=2, lr=1e-3, wd=0., fresh=1, args=dict(depth=2), distill=dict(method='at'), teacher=teacher)
     code = f"from libkd.arms import train_arm\nprint(train_arm({places!r}, **{job!r})['history'][-1])"
@@ -545,10 +582,46 @@ def test_many_short_epochs_are_validated_now_and_then(tmp_path):
     row = arms.train_arm(dict(data=str(data), out=str(tmp_path), cache=''), 'untaught', 0, 'vit_nano', False, setting, steps=50, lr=1e-3, wd=0., fresh=2, args=dict(depth=2), distill={})
     assert [round(25*h['done']) for h in row['history']] == [*range(2, 26, 2), 25] and all(np.isfinite(h['accuracy']) for h in row['history'])
 
+def test_a_teacher_takes_at_least_as_many_steps_as_were_asked_for(tmp_path):
+    "Also where few images have labels, and a pass through them is short; and it says how it went"
+    data = some_digits(tmp_path/'data', train=20, valid=4, test=2)
+    setting = dict(samples=dict(labels=4, valid=.2, seed=0, size=0), dls=dict(size=8, bs=16, mix=0., flip=False, seed=0))
+    places = dict(data=str(data), out=str(tmp_path))
+    row = arms.train_teacher(places, name='resnet_mini', setting=setting, steps=31, fresh=4, check=False)
+    made, = (tmp_path/'teachers').iterdir()
+    assert runs.read_json(made/'teacher.json')['args']['epochs'] == 16                       # of two batches each
+    assert [round(16*done) for done, _ in row['curve']] == [13, 15, 16] and row['images'] == 40
+    assert row['curve'][-1][1] == runs.read_json(made/'teacher.json')['accuracy']
+
+
+def test_looking_at_a_teacher_does_not_change_it(tmp_path, monkeypatch):
+    data = some_digits(tmp_path/'data', train=8, valid=4, test=2)
+    setting = dict(samples=dict(labels=0, valid=.2, seed=0, size=0), dls=dict(size=8, bs=16, mix=0., flip=False, seed=0))
+    looked = arms.run_teacher(dict(data=str(data), out=str(tmp_path/'a')), 'resnet_mini', setting, 20, 4, check=False)
+    monkeypatch.setattr(arms.Looks, '_accuracy', lambda self: 0.)
+    assert arms.run_teacher(dict(data=str(data), out=str(tmp_path/'b')), 'resnet_mini', setting, 20, 4, check=False).fingerprint == looked.fingerprint
+
+
+@pytest.mark.parametrize('untaught, tries', [(2., 2), (-1., 1)])
+def test_teachers_below_the_untaught_student_are_trained_once_more(tmp_path, monkeypatch, untaught, tries):
+    asked = []
+    class Known:
+        def __init__(self, name, steps): self.name, self.accuracy = name, steps/100
+    monkeypatch.setattr(arms, 'run_teacher', lambda places, name, steps, **kw: Known(name, steps))
+    def jobs(fn, todo, *a, **kw):
+        asked.append([j.get('steps') for j in todo if 'name' in j])
+        return pd.DataFrame([dict(j, seconds=60.) if 'name' in j else dict(j, valid_accuracy=untaught) for j in todo])
+    monkeypatch.setattr(arms, 'run_jobs', jobs)
+    ready = arms.prepare_teachers(dict(out=str(tmp_path)), ['conv', 'inv'], {}, 20, 4, 'digest', jobs=2, beside=[dict(arm='untaught', seed=0)])
+    assert asked == [[20, 20], [40, 40]][:tries] and ready.steps == 20*tries and ready.seconds == dict.fromkeys(('conv', 'inv'), 60.*tries)
+    assert any('trained once more, for 40' in s for s in ready.warnings) == (tries == 2)
+    assert any('about 2.0 minutes: -p teacher_steps 80' in s for s in ready.warnings) == (tries == 2)
+
+
 def test_a_run_with_other_views_trains_other_teachers(tmp_path):
     data = some_digits(tmp_path/'data', train=8, valid=2, test=2)
     setting = dict(samples=dict(labels=0, valid=.2, seed=0, size=0), dls=dict(size=8, bs=16, mix=0., flip=False, seed=0))
-    two, again, one = (arms.run_teacher(dict(data=str(data), out=str(tmp_path)), 'resnet_mini', setting, 4, fresh, check=False) for fresh in (2, 2, 1))
+    two, again, one = (arms.run_teacher(dict(data=str(data), out=str(tmp_path)), 'resnet_mini', setting, 20, fresh, check=False) for fresh in (2, 2, 1))
     assert two.fingerprint == again.fingerprint != one.fingerprint
 
 def test_a_cache_that_could_not_be_built_stops_the_run_with_its_reason():
