@@ -6,7 +6,7 @@ import numpy as np, pandas as pd, pytest
 from hypothesis import Phase, given, settings, strategies as st
 from scipy import stats
 
-from libkd import UserError, arms, cli, evidence, report, runs
+from libkd import UserError, arms, cli, evidence, runs
 from libkd.learner import METHODS
 
 PYTHON = sys.executable
@@ -440,29 +440,6 @@ def test_views_are_seen_in_turn():
         return [torch.cat([x for x, y in dl]).as_subclass(torch.Tensor) for _ in range(3)]
     fresh, two = epochs(0), epochs(2)
     assert all(torch.equal(a, b) for a, b in zip(fresh[:2], two)) and torch.equal(two[2], two[0]) and not torch.equal(fresh[2], fresh[0])
-
-
-# -- pages -------------------------------------------------------------------------------------------------------------
-def result_folder(tmp_path, **facts):
-    from libkd.plots import plot_paired
-    record = runs.Run(tmp_path/'run', '<script>alert(1)</script>', dict(data='<i>'))
-    with record.phase('arms'): pass
-    record.figure(plot_paired(table(a=[.5, .6], b=[.6, .7]), 'a'), 'paired', 'caption')
-    record.done(**dict(dict(conclusion=['BEATS: b beats <a>.'], verdict='BEATS', table=[{'arm': '<b>', 'accuracy': 1.}], subject='<b>'), **facts))
-    return record.folder
-
-
-def test_the_page_escapes_every_name_and_loads_nothing(tmp_path):
-    page = report.report(result_folder(tmp_path)).read_text()
-    for raw in ('<script', '<i>', '<a>', '<b>'): assert raw not in page
-    assert not re.search(r'''(?:src|href)=(?!['"]?data:)''', page) and 'url(' not in page
-    images = re.findall(r"<img [^>]*>", page)
-    assert images and all(re.search(r"alt='[^']{20,}'", i) for i in images)
-
-
-def test_the_first_sentence_of_the_page_is_the_first_of_the_conclusion(tmp_path):
-    page = report.report(result_folder(tmp_path, conclusion=['A teacher beats the student: x.', 'BEATS: so b beats a.'])).read_text()
-    assert page.index('A teacher beats') < page.index('b beats a.') < page.index('<table')
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
