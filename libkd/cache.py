@@ -70,9 +70,13 @@ def load_tensors(
                            "Restore the file, or delete it with manifest.json and call build again.") from e
 
 # %% ../nbs/04_cache.ipynb #c8be521f
-def teacher_entry(t): # `Teacher`
-    "What a plan says of a teacher"
-    return dict(name=t.name, bias=t.bias, fingerprint=t.fingerprint, classes=list(map(str, t.classes)))
+def teacher_entry(t,       # `Teacher`
+                  kept=(), # Entries of a plan that is there
+                 )->dict:
+    "What a plan says of a teacher; by the fingerprint of before, if the plan that is there knows it by that one"
+    known = {e.get('fingerprint') for e in kept if isinstance(e, dict) and e.get('name') == t.name}
+    old = getattr(t, 'old_fingerprint', None)                       # numbers in the place of a teacher have none
+    return dict(name=t.name, bias=t.bias, fingerprint=old if old in known else t.fingerprint, classes=list(map(str, t.classes)))
 
 # %% ../nbs/04_cache.ipynb #fef34416
 SCHEMA = 2                  # 1 had no digests of views and no checksums while it was built; such caches open, with less proof
@@ -575,6 +579,8 @@ def begin(self:CacheBuilder)->bool: # Whether the cache is finished already
     if (path/'plan.json').is_file():
         there = read_plan(path/'plan.json', 'schema')
         if whole and there['schema'] == 1: self.plan['schema'], self.seen = 1, False      # it opens, with less proof
+        here = {t.name: teacher_entry(t, there.get('teachers') or ()) for t in self.teachers}
+        self.plan = self.plan | dict(teachers=[here.get(e['name'], e) for e in self.plan['teachers']])
         _compare(there, self.plan, path, whole)
     elif path.is_dir() and any(p.name != '.lock' and p.suffix not in ('.tmp', '.sum') for p in path.iterdir()): raise CacheError(f"The folder {path} is not empty and not a cache. Give an empty or new folder.")
     if not whole: store_json(path/'plan.json', self.plan)

@@ -100,7 +100,7 @@ def add(self:LogitCache,
        ): # The changed `LogitCache`
     "Ask further teachers about the views of this cache"
     dl, teachers = self._same_views(dls), checked_teachers([as_teacher(t, dls) for t in as_list(teachers)])
-    new = [t for t in teachers if self.teachers.get(t.name, {}).get('fingerprint') != t.fingerprint]
+    new = [t for t in teachers if self.teachers.get(t.name, {}).get('fingerprint') != teacher_entry(t, self.plan['teachers'])['fingerprint']]
     taken = [t.name for t in new if t.name in self.teachers and not replace]
     if taken: raise CacheMismatch(f"The cache {self.path} has another teacher called {taken[0]}. Give this one another name, or replace=True to put it in the other's place.")
     if check:
@@ -184,7 +184,8 @@ def extend(self:LogitCache,
     "Ask all teachers about further views"
     dl, teachers, views = self._same_views(dls), checked_teachers([as_teacher(t, dls) for t in as_list(teachers)]), as_policy(views)
     if views.name != self.policy.name or views.n < self.policy.n or views.name == 'clean': raise CacheError(f"The cache {self.path} holds {self.policy}; it can be extended to {self.policy.name} of more views, not to {views}.")
-    given, there = ({t['name']: t['fingerprint'] for t in ts} for ts in (map(teacher_entry, teachers), self.plan['teachers']))
+    there = {t['name']: t['fingerprint'] for t in self.plan['teachers']}
+    given = {t.name: teacher_entry(t, self.plan['teachers'])['fingerprint'] for t in teachers}
     diffs = differences(there, given)
     if diffs: raise CacheMismatch(f"All teachers of the cache have to answer about the new views, and only they. {diffs[0][0]}: the cache has {shortened(diffs[0][1])}, given {shortened(diffs[0][2])}.")
     plan = self.plan | dict(n_views=views.n)

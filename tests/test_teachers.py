@@ -14,8 +14,8 @@ from torch import nn
 
 import libkd.students, libkd.teachers as teachers
 from libkd.data import Samples
-from libkd.teachers import (ChanceError, Teacher, as_teacher, bias_of, check_teacher, fit_teacher, labelled_loader, load_teacher,
-                            model_for, model_name, stats_of, warn_if_uneven)
+from libkd.teachers import (AnswersError, ChanceError, Teacher, as_teacher, bias_of, check_teacher, fit_teacher, labelled_loader, load_teacher,
+                            model_for, model_name, numbered, stats_of, warn_if_uneven)
 from libkd.views import Mix, image_dls
 
 HALF = ((.5,)*3, (.5,)*3)
@@ -37,7 +37,10 @@ def dls():
 def folder(tmp_path_factory): return tmp_path_factory.mktemp('teachers')
 
 @pytest.fixture(scope='module')
-def good(dls, folder): return fit_teacher('resnet_mini', dls, epochs=4, folder=folder)
+def good(dls, folder):
+    t = fit_teacher('resnet_mini', dls, epochs=4, folder=folder)
+    t.came_from = folder
+    return t
 
 @pytest.fixture
 def net():
@@ -156,6 +159,37 @@ def test_same_classes_in_another_order_are_put_in_order(dls, good):
 class Flip(nn.Module):
     def forward(self, z): return z.flip(1)
 
+class Brings(nn.Module):
+    "A module that names its columns"
+    def __init__(self, model, **kw): super().__init__(); self.model = model; [setattr(self, k, v) for k, v in kw.items()]
+    def forward(self, x): return self.model(x)
+
+@pytest.mark.parametrize('brings', [dict(config=SimpleNamespace(id2label={0: 'dark', 1: 'left', 2: 'above'})),
+    dict(config=SimpleNamespace(id2label={'0': 'dark', '1': 'left', '2': 'above'})), dict(pretrained_cfg=dict(label_names=['dark', 'left', 'above'], num_classes=3))])
+def test_names_that_a_model_brings_are_believed(dls, good, brings):
+    x, _ = dls.valid.one_batch()
+    flipped = nn.Sequential(copy.deepcopy(good.model), Flip())
+    t = as_teacher(Brings(flipped, **brings), dls)
+    assert t.own_classes == ['dark', 'left', 'above'] and torch.allclose(t.logits(x), good.logits(x), atol=1e-6)
+    assert as_teacher(Brings(flipped, **brings), dls, classes=dls.vocab).own_classes == list(dls.vocab)        # what is said counts more
+
+@pytest.mark.parametrize('brings', [dict(config=SimpleNamespace(id2label={i: f'LABEL_{i}' for i in range(3)})), dict(pretrained_cfg=dict(label_names=['x']*1000, num_classes=3)), dict(pretrained_cfg={})])
+def test_names_of_nothing_are_not(dls, good, brings):
+    assert as_teacher(Brings(good.model, **brings), dls).own_classes == list(dls.vocab)
+
+def test_a_teacher_of_timms_distillation_brings_its_normalisation(net, dls):
+    m = Brings(net, mean_kd=torch.tensor([.1, .2, .3]).view(1, 3, 1, 1), std_kd=torch.tensor([.4, .5, .6]).view(1, 3, 1, 1))
+    t = as_teacher(m, dls)
+    assert np.allclose(t.mean, (.1, .2, .3)) and np.allclose(t.std, (.4, .5, .6)) and type(t.model) is type(net)
+
+def test_names_that_stand_for_two_columns_are_refused(net):
+    names = ['crane', 'fish', 'crane']
+    with pytest.raises(ValueError, match=r"'crane' for columns \[0, 2\].*crane \(2\)"): Teacher(net, names)
+    with pytest.raises(ValueError, match="'crane' for columns"): Teacher(net, names, class_map=dict(crane='bird', fish='fish'), answers=['bird', 'fish'])
+    assert numbered(names) == ['crane (0)', 'fish', 'crane (2)']
+    imagenet = numbered(timm.data.ImageNetInfo('imagenet-1k').label_descriptions())
+    assert len(set(imagenet)) == 1000 and imagenet[134] == 'crane (134)'
+
 def test_other_classes_need_a_map(dls, net):
     with pytest.raises(ValueError, match=r"unknown to the teacher: \['dark'\].*class_map"): as_teacher(net, dls, classes=['above', 'left', 'bright'])
     with pytest.raises(ValueError, match='class_map needs answers'): Teacher(net, 'abc', class_map=dict(a='x'))
@@ -190,6 +224,128 @@ def test_fingerprint_does_not_see_name_mode_or_process(net, tmp_path):
 def test_fingerprint_of_half_precision_and_empty_buffers(net):
     t = Teacher(net.to(torch.bfloat16), 'abc')
     assert re.fullmatch('[0-9a-f]{64}', t.fingerprint)
+
+
+class Scaled(nn.Module):
+    "A user's module: its answers depend on settings that are no tensors"
+    def __init__(self, by=1., how='sum', act=F.relu, table=None):
+        super().__init__()
+        self.lin, self.by, self.how, self.act, self.table, self.session = nn.Linear(3, 3), by, how, act, table, None
+        self.register_buffer('offset', torch.zeros(3), persistent=False)
+    def forward(self, x):
+        z = self.act(self.lin(x.mean((2, 3))))*self.by + self.offset
+        if self.session is not None: z = z*self.session.factor()
+        return z if self.how == 'sum' else -z
+
+class Session:
+    "Says nothing of what it does, as what comes from other programs"
+    __slots__ = ('hidden',)
+    def __init__(self, by): self.hidden = lambda: by
+    def factor(self): return self.hidden()
+
+def scaled(**kw):
+    torch.manual_seed(0)
+    return Scaled(**kw)
+def changed(**kw): m = scaled(); [setattr(m, k, v) for k, v in kw.items()]; return m
+def hooked(): m = scaled(); m.register_forward_hook(lambda m, i, o: o*2); return m
+
+@pytest.mark.parametrize('other', [lambda: scaled(by=2.), lambda: scaled(how='minus'), lambda: scaled(act=F.gelu), lambda: scaled(act=lambda z: z),
+    lambda: scaled(table=dict(a=[1, 2])), lambda: changed(offset=torch.ones(3)), lambda: changed(session=Session(2.)), hooked,
+    lambda: nn.Sequential(scaled(), nn.ReLU())], ids=['number', 'text', 'function', 'lambda', 'dict', 'buffer that is not saved', 'session', 'hook', 'one module more'])
+def test_fingerprint_sees_what_is_no_weight(other):
+    a, b = Teacher(scaled(), 'abc'), Teacher(other(), 'abc')
+    assert a.fingerprint != b.fingerprint and a.fingerprint == Teacher(scaled(), 'abc').fingerprint
+    assert b.fingerprint == Teacher(other(), 'abc').fingerprint == Teacher(b.model, 'abc').fingerprint
+
+def test_two_sessions_that_say_nothing_are_told_apart_by_their_answers():
+    two, again, three = (Teacher(changed(session=Session(k)), 'abc').fingerprint for k in (2., 2., 3.))
+    assert two == again != three
+
+def test_a_switch_of_a_student_is_seen_and_idle_ones_are_not():
+    s = timm.create_model('vit_civt_nano', num_classes=3, img_size=8, depth=1)
+    a = Teacher(s, 'abc').fingerprint
+    assert Teacher(copy.deepcopy(s).set_distilled_training(True), 'abc').fingerprint == a
+    assert Teacher(timm.create_model('resnet_mini', num_classes=3, drop_rate=.1, drop_path_rate=.1).eval(), 'abc').fingerprint != a
+    s.set_ensemble('inv')
+    assert Teacher(s, 'abc').fingerprint != a
+
+def test_activations_without_weights_are_told_apart(net):
+    other = copy.deepcopy(net); other.act1 = nn.GELU()
+    assert Teacher(net, 'abc').fingerprint != Teacher(other, 'abc').fingerprint
+    assert Teacher(net, 'abc').old_fingerprint == Teacher(other, 'abc').old_fingerprint            # what those of before did not see
+
+def test_behaviour_is_asked_of_the_same_pictures(net):
+    t = Teacher(net, 'abc')
+    assert t.behaviour((16, 16)) == t.behaviour((16, 16)) != Teacher(_poke(net, 'fc.bias', .1), 'abc').behaviour((16, 16))
+    assert t.behaviour()['size'] == [32, 32] and Teacher(net, 'abc', size=24).behaviour()['size'] == [24, 24]
+    only8 = Teacher(nn.Sequential(nn.Conv2d(3, 3, 8), nn.Flatten()), 'abc')
+    assert only8.behaviour()['size'] == [8, 8]
+    none = Teacher(net, 'abc', class_map=dict(a='a', b='b', c='b'), answers=list('abc')).behaviour((8, 8))
+    assert [row[2] for row in none['answers']] == [None]*4
+
+
+# -- what people have: half precision, pruned, compiled, exported --------------------------------------------------------------
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+def with_(change):
+    def make(): m = small(); change(m); m(torch.randn(2, 3, 8, 8)); return m
+    return make
+def _scripted(): return torch.jit.script(small())
+def _frozen_script(): return torch.jit.freeze(torch.jit.script(small()))
+def _program(): return torch.export.export(small(), (torch.randn(2, 3, 8, 8),), dynamic_shapes=({0: torch.export.Dim('b')},))
+def _exported(): return _program().module()
+def _block(): m = small(); m[0] = torch.compile(m[0], backend='eager'); return m
+
+KINDS = {
+    'weight norm': with_(lambda m: torch.nn.utils.weight_norm(m[0])),
+    'weight norm, new': with_(lambda m: torch.nn.utils.parametrizations.weight_norm(m[0])),
+    'spectral norm': with_(lambda m: torch.nn.utils.spectral_norm(m[5])),
+    'pruned': with_(lambda m: torch.nn.utils.prune.l1_unstructured(m[0], 'weight', .5)),
+    'pruned twice': with_(lambda m: [torch.nn.utils.prune.random_unstructured(m[0], 'weight', .3) for _ in range(2)]),
+    'scripted': _scripted, 'scripted and frozen': _frozen_script, 'exported': _exported, 'compiled': lambda: torch.compile(small(), backend='eager'),
+    'a block compiled': _block, 'parallel': lambda: nn.DataParallel(small()),
+}
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('kind', KINDS)
+def test_it_answers_as_the_model_does(kind):
+    m, x = KINDS[kind](), torch.randn(5, 3, 8, 8)
+    m = m if kind == 'exported' else m.eval()
+    t = as_teacher(m, classes='abc')
+    with torch.no_grad(): want = m(x)
+    assert torch.allclose(t.logits(x), want, atol=1e-5) and t.logits(x).dtype == torch.float32
+    t.model.train()
+    assert torch.equal(t.logits(x), t.logits(x)) and t.fingerprint == as_teacher(m, classes='abc').fingerprint
+
+def test_frozen_scripts_differ_though_they_have_no_weights():
+    m = small(); m[5].bias.data += 1
+    assert Teacher(torch.jit.freeze(torch.jit.script(m)), 'abc').fingerprint != Teacher(_frozen_script(), 'abc').fingerprint
+
+@pytest.mark.parametrize('kind', ['compiled', 'a block compiled', 'parallel'])
+def test_a_compiled_or_parallel_model_is_the_same_teacher(kind):
+    assert Teacher(KINDS[kind](), 'abc').fingerprint == Teacher(small(), 'abc').fingerprint
+
+def test_a_compiled_module_of_ones_own_is_the_same_teacher():
+    m = scaled()
+    assert Teacher(m, 'abc').fingerprint == Teacher(torch.compile(m, backend='eager'), 'abc').fingerprint == Teacher(m, 'abc').fingerprint
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize('make', [small, _scripted], ids=['module', 'scripted'])
+def test_other_precisions_answer_in_single(dtype, make):
+    m, x = make().to(dtype), torch.randn(2, 3, 8, 8)
+    z = Teacher(m, 'abc').logits(x)
+    assert z.dtype == torch.float32 and torch.allclose(z, small()(x), atol=.02) and next(m.parameters()).dtype == dtype
+
+def test_an_exported_program_and_what_it_was_exported_for():
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.allclose(as_teacher(_program(), classes='abc', name='e').logits(x), small()(x), atol=1e-5)
+    fixed = as_teacher(torch.export.export(small(), (x,)), classes='abc', name='e')
+    with pytest.raises(ValueError, match=r'no batch \(5, 3, 8, 8\).*dynamic_shapes'): fixed.logits(torch.randn(5, 3, 8, 8))
+
+def test_what_cannot_be_copied_says_so():
+    m = small(); m.lock = __import__('threading').Lock()
+    with pytest.raises(TypeError, match='cannot be copied.*pickle.*from_arrays'): Teacher(m, 'abc')
 
 
 # -- names and models ----------------------------------------------------------------------------------------------------
@@ -253,6 +409,33 @@ def test_files_of_weights(net, tmp_path, suffix, wrap):
     torch.save(wrap(net.state_dict()), tmp_path/f'w{suffix}')
     assert as_teacher(tmp_path/f'w{suffix}', arch='resnet_mini', classes='abc').fingerprint == Teacher(net, 'abc').fingerprint
 
+@pytest.mark.parametrize('wrap', [lambda sd: {f'_orig_mod.{k}': v for k, v in sd.items()}, lambda sd: dict(model_ema={f'module.{k}': v for k, v in sd.items()}),
+    lambda sd: dict(state_dict={f'model._orig_mod.{k}': v for k, v in sd.items()})])
+def test_weights_under_other_names(net, tmp_path, wrap):
+    sd = wrap(net.state_dict())
+    torch.save(sd, tmp_path/'w.pth')
+    for obj in (tmp_path/'w.pth', sd):                                          # a file, or what was read from it
+        assert as_teacher(obj, arch='resnet_mini', classes='abc', name='w').fingerprint == Teacher(net, 'abc').fingerprint
+
+def test_weights_of_another_network_are_refused(net, tmp_path):
+    with pytest.raises(ValueError, match='nothing in this dict fits'): as_teacher({'a.weight': torch.zeros(3, 3)}, arch='resnet_mini', classes='abc')
+    half = {k: v for k, v in net.state_dict().items() if not k.startswith('layer3')}
+    with pytest.raises(ValueError, match='does not fit.*layer3'): as_teacher(half, arch='resnet_mini', classes='abc')
+
+def test_folders_in_timms_form(dls, good, tmp_path):
+    from timm.models import save_for_hf
+    model = timm.create_model('resnet_mini', num_classes=3)
+    model.load_state_dict(good.model.state_dict())
+    model.pretrained_cfg = dict(model.pretrained_cfg, input_size=(3, 8, 8), mean=stats_of(dls)[0], std=stats_of(dls)[1])
+    save_for_hf(model, str(tmp_path/'My Net'), model_config=dict(num_classes=3, label_names=['above', 'left', 'dark']), safe_serialization=True)
+    x, _ = dls.valid.one_batch()
+    for given in (f'local-dir:{tmp_path/"My Net"}', tmp_path/'My Net'):
+        t = as_teacher(given, dls)
+        assert t.name in ('my-net',) and t.own_classes == ['above', 'left', 'dark'] and torch.allclose(t.logits(x), good.logits(x), atol=1e-5)
+    (tmp_path/'My Net'/'model.safetensors').unlink()
+    with pytest.raises(ValueError, match='could not be had.*model.safetensors'): as_teacher(f'local-dir:{tmp_path/"My Net"}', dls)
+    with pytest.raises(ConnectionError, match='hf-hub:nobody/nothing could not be had.*local-dir:'): as_teacher('hf-hub:nobody/nothing', dls)
+
 class Bomb:
     def __init__(self, path): self.path = path
     def __reduce__(self): return (Path.touch, (self.path,))
@@ -308,6 +491,49 @@ def test_check_is_the_same_every_time_and_blind_to_unlabelled(good):
     assert len(asked) == 30 and (half.samples.labels[asked] >= 0).all() and (half.samples.parts[asked] == 'train').all()
     assert check_teacher(good, half) == check_teacher(good, half)
 
+def test_another_order_of_columns_is_named(dls, good):
+    wrong = Teacher(nn.Sequential(copy.deepcopy(good.model), Roll()), list(dls.vocab), 'rolled')
+    with pytest.raises(ChanceError, match=r"in another order it would be right on \d+ of 72: it says above for dark, left for above, dark for left.*classes=\['dark', 'above', 'left'\]"): check_teacher(wrong, dls)
+    assert check_teacher(Teacher(wrong.model, ['dark', 'above', 'left'], 'mended', class_map={c: c for c in dls.vocab}, answers=list(dls.vocab)), dls) > .9
+
+def test_two_exchanged_columns_of_many_are_named_in_a_warning():
+    rng = np.random.default_rng(0)
+    y = np.arange(400) % 8
+    x = rng.integers(0, 60, (400, 8, 8, 3)).astype(np.uint8); x[np.arange(400), y] = 255
+    d = image_dls(Samples.from_arrays(x, [f'row{i}' for i in y]), bs=32, tfms=[])
+    rows = Rows()
+    with pytest.warns(UserWarning, match='right on .* says row0 for row1, row1 for row0'): check_teacher(Teacher(rows, [f'row{i}' for i in (1, 0, 2, 3, 4, 5, 6, 7)], 'rows', class_map={c: c for c in d.vocab}, answers=d.vocab), d)
+    import warnings
+    with warnings.catch_warnings(): warnings.simplefilter('error'); assert check_teacher(Teacher(rows, list(d.vocab), 'rows'), d) == 1
+class Rows(nn.Module):
+    def forward(self, x): return x.mean((1, 3))
+
+def test_a_teacher_is_asked_about_the_classes_that_it_knows():
+    "Two of forty: of all classes a few pictures each would be too few to tell it from a guesser"
+    y = np.arange(800) % 40
+    x = np.random.default_rng(0).integers(0, 60, (800, 8, 8, 3)).astype(np.uint8); x[y == 0] += 150
+    d = image_dls(Samples.from_arrays(x, [f'c{i:02}' for i in y]), bs=32, tfms=[])
+    t = as_teacher(Light(), d, classes=['light', 'dark'], class_map=dict(light='c00', dark='c01'), name='light')
+    assert check_teacher(t, d, n=32) == 1
+class Light(nn.Module):
+    def forward(self, x): m = x.mean((1, 2, 3)); return torch.stack([m, -m], 1)*10
+
+class Odd(nn.Module):
+    "A good teacher with one habit"
+    def __init__(self, model, habit): super().__init__(); self.model, self.habit = model, habit
+    def forward(self, x):
+        z = self.model(x)
+        return dict(softmax=lambda: z.softmax(1), random=lambda: z + torch.randn_like(z), company=lambda: z - z.mean(0), dropout=lambda: F.dropout(z))[self.habit]()
+
+@pytest.mark.parametrize('habit, words', [('softmax', 'probabilities'), ('random', 'asked again.*random numbers'), ('dropout', 'random numbers'), ('company', 'alone than among others')])
+def test_answers_that_are_no_logits_of_single_pictures(dls, good, habit, words):
+    with pytest.raises(AnswersError, match=words): check_teacher(Teacher(Odd(good.model, habit), list(dls.vocab), habit), dls)
+
+def test_probabilities_can_be_had_as_logits(dls, good):
+    t, (x, _) = as_teacher(Odd(good.model, 'softmax'), dls, name='p', probabilities=True), dls.valid.one_batch()
+    assert check_teacher(t, dls) > .9 and torch.allclose(t.logits(x).softmax(1), good.logits(x).softmax(1), atol=1e-5)
+    assert t.fingerprint != as_teacher(Odd(good.model, 'softmax'), dls, name='p').fingerprint
+
 def test_uneven_teachers_are_named(net):
     a, b = (Teacher(net, 'abc', n, accuracy=v) for n, v in (('strong', .8), ('weak', .65)))
     with pytest.warns(UserWarning, match='weak.*15 points.*strong.*weights='): warn_if_uneven([a, b])
@@ -325,8 +551,13 @@ def test_second_call_loads_and_says_so(dls, folder, good, capsys):
     assert 'loaded in' in capsys.readouterr().out and again.fingerprint == good.fingerprint and again.accuracy == good.accuracy
     assert set(folder.iterdir()) == seen
 
+def told(dls, name='resnet_mini', cbs=(), **kw):
+    "What a teacher for these data depends on"
+    samples = Samples.from_dls(dls)
+    return teachers._teacher_identity(name, dls, labelled_loader(dls), samples, callbacks=[teachers._callback(c) for c in cbs], **kw)
+
 def test_another_argument_seed_or_image_is_another_teacher(dls, folder, good):
-    def paths(**kw): return teachers._data_digest(kw.get('dls', dls), kw.get('dls', dls).samples)
+    def paths(**kw): return told(kw.get('dls', dls))
     x, y = patterns()
     same = image_dls(Samples.from_arrays(x, y, ['above', 'left', 'dark']), bs=16)
     assert paths(dls=same) == paths()
@@ -342,8 +573,143 @@ def test_same_names_other_pixels_are_other_data(tmp_path):
     for k in (0, 1):
         for i, a in enumerate(patterns(30, seed=k)[0]): (p := tmp_path/str(k)/'abc'[i % 3]).mkdir(parents=True, exist_ok=True); Image.fromarray(a).save(p/f'{i}.png')
         d = image_dls(tmp_path/str(k), bs=8)
-        digests.append((d.samples.digest(), teachers._data_digest(d, d.samples)))
+        digests.append((d.samples.digest(), told(d)))
     assert digests[0][0] == digests[1][0] and digests[0][1] != digests[1][1]
+
+@pytest.fixture
+def kept(tmp_path, dls, good, monkeypatch):
+    "A folder with one teacher; a `fit` that says what would be trained instead of training it"
+    import shutil
+    whole = next(p for p in good_folder(dls, good))
+    shutil.copytree(whole, tmp_path/whole.name)
+    class Trains(Exception): pass
+    def trains(*a): raise Trains
+    monkeypatch.setattr(teachers, '_made', trains)
+    def fit(d=dls, **kw): return fit_teacher('resnet_mini', d, **dict(epochs=4, folder=tmp_path) | kw)
+    fit.trains, fit.folder, fit.place = Trains, tmp_path, tmp_path/whole.name
+    return fit
+def good_folder(dls, good): return [p for p in good.came_from.iterdir() if json.loads((p/'teacher.json').read_text())['fingerprint'] == good.fingerprint]
+
+def own_pictures(path, seed=0, change=lambda k, a: a, names='{}.png'):
+    from PIL import Image
+    for i, a in enumerate(patterns(30, seed=seed)[0]): (p := path/'abc'[i % 3]).mkdir(parents=True, exist_ok=True); Image.fromarray(change(i, a)).save(p/names.format(i))
+    return path
+
+class Noted(Callback):
+    "A user's callback"
+    def __init__(self, strength): self.strength = strength
+    def before_fit(self): self.seen = 0
+
+@pytest.mark.parametrize('what, kw, field', [('epochs', dict(epochs=5), 'epochs is 4 there, 5 here'), ('seed', dict(seed=3), 'seed is 0 there, 3 here'), ('rate', dict(lr=1e-2), 'lr is 0.005 there'),
+    ('decay', dict(wd=.1), 'wd is 0.01 there'), ('callback', dict(cbs=[Noted(1)]), 'callbacks')])
+def test_another_argument_trains_and_its_name_is_said(kept, capsys, what, kw, field):
+    with pytest.raises(kept.trains): kept(**kw)
+    said = capsys.readouterr().out
+    assert field in said and said.startswith(f'not {kept.place}: ') and said.count('\n') == 1
+
+@pytest.mark.parametrize('kw, field', [(dict(tfms=[]), 'views'), (dict(seed=1), 'views.seed'), (dict(bs=8), 'batch'), (dict(mix=Mix()), 'views.mix'), (dict(size=12), 'views')])
+def test_other_views_train_and_their_name_is_said(kept, dls, capsys, kw, field):
+    with pytest.raises(kept.trains): kept(image_dls(dls.samples, **dict(bs=16) | kw))
+    assert field in capsys.readouterr().out
+
+def test_the_nearest_of_several_is_the_one_that_is_named(kept, capsys):
+    import shutil
+    far = Path(shutil.copytree(kept.place, kept.folder/'far'))
+    info = json.loads((far/'teacher.json').read_text()); info['identity'] |= dict(epochs=7, seed=9, wd=.5)
+    (far/'teacher.json').write_text(json.dumps(info))
+    with pytest.raises(kept.trains): kept(epochs=7)
+    assert f'not {kept.place}: epochs is 4 there, 7 here' in capsys.readouterr().out
+
+def test_moved_and_renamed_it_is_found_again(kept, capsys):
+    kept.place.rename(kept.folder/'my best one')
+    again = kept()
+    assert 'loaded' in capsys.readouterr().out and again.name == 'resnet_mini'
+    assert kept(as_name='other').name == 'other' and kept(lr=5e-3).fingerprint == again.fingerprint            # the default, said
+
+def test_a_folder_with_another_identity_is_not_believed_for_its_name(kept, good, monkeypatch):
+    info = json.loads((kept.place/'teacher.json').read_text()); info['identity']['epochs'] = 7
+    (kept.place/'teacher.json').write_text(json.dumps(info))
+    with pytest.raises(kept.trains): kept()
+    monkeypatch.setattr(teachers, '_made', lambda *a: (good, dict(arch='resnet_mini', create=dict(num_classes=3))))
+    kept()
+    assert {p.name for p in kept.folder.iterdir()} == {kept.place.name, kept.place.name + '-2'}
+
+def test_one_pixel_one_label_and_the_root(tmp_path):
+    "Content counts, the place does not; pictures that are only judged on do not decide about the weights"
+    a, b, c = own_pictures(tmp_path/'a'), own_pictures(tmp_path/'elsewhere'/'b'), own_pictures(tmp_path/'c', change=lambda i, p: p if i != 7 else np.clip(p.astype(int) + (np.indices(p.shape)[0] == 0), 0, 255).astype(np.uint8))
+    part = lambda path: Samples.from_folder(path).split(valid=.2, seed=0)
+    of = lambda s: told(image_dls(s, bs=8))
+    assert of(part(a)) == of(part(b))
+    s = part(a); k = list(s.items).index('b/7.png')
+    assert (of(part(a)) != of(part(c))) == (s.parts[k] == 'train')
+    s = part(a); i = int(np.flatnonzero(s.parts == 'train')[0]); s.labels[i] = (s.labels[i] + 1) % 3
+    assert teachers.differences(of(part(a)), of(s))[0][0] == 'data.labels'
+    s = part(a); s.labels[np.flatnonzero(s.parts == 'valid')[0]] = 0
+    assert of(part(a)) == of(s)
+
+def test_ordinary_loaders_are_recognised_after_they_were_used(tmp_path):
+    from fastai.vision.all import ImageDataLoaders, aug_transforms, PILImageBW, Resize
+    make = lambda path=tmp_path/'a', **kw: ImageDataLoaders.from_folder(path, valid_pct=.2, seed=0, bs=8, num_workers=0, **dict(item_tfms=Resize(8), batch_tfms=aug_transforms(size=8)) | kw)
+    own_pictures(tmp_path/'a'); own_pictures(tmp_path/'moved'/'b')
+    one = make(); before = told(one)
+    for _ in range(2): one.one_batch()
+    assert told(one) == before == told(make()) == told(make(tmp_path/'moved'/'b'))
+    others = dict(batch=make(batch_tfms=aug_transforms(size=8, max_rotate=20.)), item=make(item_tfms=Resize(12)), opened=make(img_cls=PILImageBW))
+    assert all(told(d) != before for d in others.values())
+
+def test_callbacks_in_content(dls):
+    a, b = Noted(1), Noted(1)
+    with (learn := Learner(dls, timm.create_model('resnet_mini', num_classes=3), cbs=a)).no_bar(), learn.no_logging(): pass
+    a.learn = learn
+    assert told(dls, cbs=[a]) == told(dls, cbs=[b]) != told(dls, cbs=[Noted(2)])
+    assert told(dls, cbs=[a]) != told(dls)
+
+def test_pictures_that_judge_are_judged_on_anew(kept, dls, good):
+    s = dls.samples[np.arange(len(dls.samples))]
+    s.labels = s.labels.copy(); s.labels[s.parts == 'valid'] = 0
+    again = kept(image_dls(s, bs=16))
+    assert again.fingerprint == good.fingerprint and again.accuracy < good.accuracy
+
+def test_a_teacher_kept_without_a_check_is_checked_when_it_is_asked_for(kept, monkeypatch):
+    info = json.loads((kept.place/'teacher.json').read_text()); assert info['checked'] is True
+    (kept.place/'teacher.json').write_text(json.dumps(info | dict(checked=False)))
+    asked = []
+    monkeypatch.setattr(teachers, 'check_teacher', lambda *a: asked.append(1))
+    kept(check=False); assert not asked
+    kept(); assert asked
+
+def test_one_that_answers_otherwise_than_when_it_was_made_is_refused(kept):
+    file = kept.place/'teacher.json'
+    info = json.loads(file.read_text())
+    near = json.loads(json.dumps(info)); near['behaviour']['answers'][0][0] += 1e-4
+    file.write_text(json.dumps(near)); load_teacher(kept.place)
+    info['behaviour']['answers'][0][0] += .5
+    file.write_text(json.dumps(info))
+    with pytest.raises(ValueError, match='answers otherwise than when it was made, by 0.5.*torch'): load_teacher(kept.place)
+
+def test_folders_of_before_open_and_are_not_found_again(kept, good, capsys):
+    file = kept.place/'teacher.json'
+    info = json.loads(file.read_text())
+    old = {k: v for k, v in info.items() if k not in ('identity', 'behaviour', 'versions', 'judged_on', 'checked')} | dict(fingerprint=good.old_fingerprint, args=dict(epochs=4))
+    file.write_text(json.dumps(old))
+    assert load_teacher(kept.place).fingerprint == good.fingerprint
+    kept.place.rename(kept.folder/'resnet_mini-0123456789ab')
+    with pytest.raises(kept.trains): kept()
+    assert 'an older libkd wrote down too little' in capsys.readouterr().out
+
+def test_training_shows_itself_or_nothing(dls, tmp_path, capsys, monkeypatch):
+    ticks = []
+    class Bar:
+        def __init__(self, total, what, unit, verbose): ticks.append([total, what, unit, verbose, 0])
+        def __enter__(self): return self
+        def __exit__(self, *a): pass
+        def update(self, n): ticks[-1][-1] += n
+        def set_postfix(self, **kw): assert float(kw['loss']) > 0
+    monkeypatch.setattr(teachers, 'progress', Bar)
+    fit_teacher('resnet_mini', dls, epochs=2, folder=tmp_path, check=False)
+    assert ticks == [[8, 'training ResNetMini', 'step', True, 8]] and 'trained on 72 images, 2 epochs' in capsys.readouterr().out
+    fit_teacher('resnet_mini', dls, epochs=1, folder=tmp_path, check=False, verbose=False)
+    assert ticks[-1][3] is False and capsys.readouterr().out == ''
 
 def test_training_is_a_function_of_its_arguments(dls, tmp_path, good):
     "Whatever was drawn before, the weights are the same; and what is drawn afterwards does not notice."
@@ -365,7 +731,7 @@ def test_unlabelled_samples_are_not_trained_on():
     (lambda p: (p/'teacher.json').write_text('{'), 'damaged'), (lambda p: _flip(p/'model.safetensors'), 'damaged.*fingerprint'), (lambda p: _cut(p/'model.safetensors'), 'damaged')])
 def test_a_damaged_folder_is_never_taken_for_a_teacher(dls, tmp_path, folder, good, damage, words):
     import shutil
-    whole = next(p for p in folder.iterdir() if json.loads((p/'teacher.json').read_text())['args']['seed'] == 0)
+    whole = next(p for p in folder.iterdir() if json.loads((p/'teacher.json').read_text())['identity']['seed'] == 0)
     p = Path(shutil.copytree(whole, tmp_path/whole.name))
     damage(p)
     with pytest.raises((ValueError, FileNotFoundError), match=words): fit_teacher('resnet_mini', dls, epochs=4, folder=tmp_path)
@@ -373,7 +739,7 @@ def _flip(p): b = bytearray(p.read_bytes()); b[-5] ^= 64; p.write_bytes(bytes(b)
 def _cut(p): p.write_bytes(p.read_bytes()[:-100])
 
 def test_killed_while_saving_leaves_no_folder(dls, tmp_path, monkeypatch, good):
-    def dies(folder, t, info): (folder/'model.safetensors').write_bytes(b'half'); raise KeyboardInterrupt
+    def dies(folder, t, info, size): (folder/'model.safetensors').write_bytes(b'half'); raise KeyboardInterrupt
     monkeypatch.setattr(teachers, '_made', lambda *a: (good, {}))
     monkeypatch.setattr(teachers, '_save_teacher', dies)
     with pytest.raises(KeyboardInterrupt): fit_teacher('resnet_mini', dls, folder=tmp_path)
@@ -403,4 +769,7 @@ def _offline(create):
 
 def test_teacher_json_has_no_path_and_no_clock(folder, good):
     text = next(folder.iterdir()).joinpath('teacher.json').read_text()
-    assert str(folder) not in text and os.sep + 'tmp' not in text and set(json.loads(text)['args']) == {'name', 'epochs', 'lr', 'wd', 'pretrained', 'seed', 'data'}
+    asked = json.loads(text)['identity']
+    assert str(folder) not in text and os.sep + 'tmp' not in text
+    assert set(asked) == {'kind', 'result', 'model', 'made_by', 'batch', 'data', 'views', 'callbacks', 'epochs', 'lr', 'wd', 'seed', 'pretrained'}
+    assert set(asked['data']) == {'images', 'classes', 'pixels', 'labels', 'parts'}
