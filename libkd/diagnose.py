@@ -10,7 +10,8 @@ __all__ = ['as_array', 'accuracy', 'macro_accuracy', 'reliability', 'ece', 'nll'
            'token_layout', 'rollout', 'uniform_distance', 'mean_attention_distance', 'prefix_mass', 'attention_entropy',
            'grad_cam', 'involution_energy', 'per_uniform', 'token_maps', 'saliency_kind', 'saliency', 'on_grid',
            'edges', 'map_fit', 'map_percentile', 'shuffled', 'TokenMaps', 'advised_by', 'read_maps', 'last_features',
-           'plane', 'macs', 'ms_per_image', 'Scoreboard', 'scoreboard']
+           'plane', 'ground', 'shift_images', 'shift_consistency', 'shuffle_patches', 'silhouettes', 'changed_accuracy',
+           'patch_shuffle_drop', 'tells_apart', 'macs', 'ms_per_image', 'Scoreboard', 'scoreboard']
 
 # %% ../nbs/10_diagnose.ipynb #1515b1e1
 import copy
@@ -839,6 +840,85 @@ def plane(features, # (n, D)
     names = tuple(f'{n} component ({v} % of the variance)' for n, v in zip(('first', 'second'), share))
     rest = f'{100 - sum(share)} % of the variance'
     return pca.transform(X), names, f'Principal components: what differs in other directions ({rest}) is not seen.'
+
+# %% ../nbs/10_diagnose.ipynb #5c3ac7e8
+def ground(imgs, # (n, H, W, 3)
+           )->np.ndarray: # (n, 3)
+    "The colour around each picture: the median of its border, channel by channel"
+    border = np.ones(imgs.shape[1:3], bool); border[1:-1, 1:-1] = False
+    return np.median(imgs[:, border], axis=1)
+
+def shift_images(imgs, # (n, H, W, 3)
+                 dx, # Pixels to the right; negative: to the left
+                 dy=0, # Pixels down
+                 )->np.ndarray: # As `imgs`
+    "Pictures moved by whole pixels over their ground"
+    imgs = np.asarray(imgs); H, W = imgs.shape[1:3]
+    out = np.broadcast_to(ground(imgs)[:, None, None], imgs.shape).astype(imgs.dtype)
+    to = lambda d, n: slice(max(0, d), max(0, n + min(0, d)))
+    out[:, to(dy, H), to(dx, W)] = imgs[:, to(-dy, H), to(-dx, W)]
+    return out
+
+# %% ../nbs/10_diagnose.ipynb #120e9c92
+def shift_consistency(answer, # From pictures (n, H, W, 3) to logits (n, C)
+                      imgs, # (n, H, W, 3)
+                      reach=2, # Pixels, along a row, both ways; beyond a few, things leave the picture
+                      )->float: # 0 to 1
+    "Share of pictures and shifts by up to `reach` pixels that leave the decision as it was (Zhang 2019, 1904.11486)"
+    said = as_array(answer(imgs)).argmax(1)
+    steps = [d for d in range(-reach, reach + 1) if d]
+    return float(np.mean([(as_array(answer(shift_images(imgs, d))).argmax(1) == said).mean() for d in steps]))
+
+# %% ../nbs/10_diagnose.ipynb #5d4ffca0
+def shuffle_patches(imgs, # (n, H, W, 3); rows and columns that fill no patch stay where they are
+                    grid=4, # Patches in a row and in a column
+                    seed=0, # Of the orders, another one for each picture
+                    )->np.ndarray: # As `imgs`
+    "Pictures cut into `grid` × `grid` patches, in another order"
+    imgs = np.asarray(imgs); h, w = imgs.shape[1]//grid, imgs.shape[2]//grid
+    if not h or not w: raise ValueError(f'{imgs.shape[1]}×{imgs.shape[2]} pixels have no {grid}×{grid} patches')
+    rng, out = np.random.default_rng(seed), imgs.copy()
+    place = lambda i: (slice(i//grid*h, i//grid*h + h), slice(i % grid*w, i % grid*w + w))
+    for old, new in zip(imgs, out):
+        for to, at in enumerate(rng.permutation(grid*grid)): new[place(to)] = old[place(int(at))]
+    return out
+
+def silhouettes(imgs, # (n, H, W, 3)
+                )->np.ndarray: # As `imgs`
+    "Two colours: what is more than half as far from the ground as the farthest pixel, in its mean colour, and the ground"
+    imgs = np.asarray(imgs); g = ground(imgs)[:, None, None]
+    far = np.sqrt(((imgs - g)**2).sum(-1, keepdims=True))
+    figure = far > far.max((1, 2), keepdims=True)/2
+    mean = (imgs*figure).sum((1, 2), keepdims=True)/np.maximum(1, figure.sum((1, 2), keepdims=True))
+    return np.where(figure, mean, g).astype(imgs.dtype)
+
+# %% ../nbs/10_diagnose.ipynb #27c23df2
+def changed_accuracy(answer, # From pictures (n, H, W, 3) to logits (n, C)
+                     imgs, # (n, H, W, 3)
+                     y, # (n,) labels; -1: none
+                     change, # From pictures to pictures, such as `shuffle_patches` or `silhouettes`
+                     )->float: # 0 to 1
+    "Accuracy on changed pictures"
+    return accuracy(as_array(answer(change(imgs))), y)
+
+def patch_shuffle_drop(answer, # From pictures (n, H, W, 3) to logits (n, C)
+                       imgs, # (n, H, W, 3)
+                       y, # (n,) labels
+                       grid=4, # Patches in a row and in a column
+                       seed=0, # Of the orders
+                       )->float: # -1 to 1; near 0: the order of the patches says nothing to it
+    "Accuracy that is lost when patches are shuffled"
+    mixed = shuffle_patches(imgs, grid, seed)
+    return accuracy(as_array(answer(imgs)), y) - accuracy(as_array(answer(mixed)), y)
+
+# %% ../nbs/10_diagnose.ipynb #250c072f
+def tells_apart(a, # Numbers of networks of one kind, one for each seed
+                b, # Of another kind
+                )->float: # 0.5 (not at all) to 1
+    "How well a number separates two kinds of networks: the area under the ROC curve"
+    a, b = np.asarray(a, float)[:, None], np.asarray(b, float)[None]
+    area = float(((a > b) + .5*(a == b)).mean())
+    return max(area, 1 - area)
 
 # %% ../nbs/10_diagnose.ipynb #333564e4
 def _involution_flops(x, weight, *args, out_shape=None, **kwargs): return 2*int(np.prod(out_shape))*weight[2]

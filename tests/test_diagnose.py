@@ -321,3 +321,37 @@ def test_timing_gives_the_threads_back(setup):
         torch.set_num_threads(2)
         assert D.ms_per_image(learn, torch.randn(8, 3, 2, 2), repeats=3) > 0 and torch.get_num_threads() == 2
     finally: torch.set_num_threads(threads)
+
+
+# -- what a change does to an answer -----------------------------------------------------------------------------------
+
+def test_changes_of_pictures_by_hand():
+    im = np.full((1, 4, 5, 3), .2); im[0, 1, 1] = [1, .5, 0]
+    assert np.allclose(D.ground(im), .2)
+    moved = D.shift_images(im, 2, -1)
+    assert moved[0, 0, 3].tolist() == [1, .5, 0] and np.isclose(moved, .2).sum() == im.size - 3
+    assert np.array_equal(D.shift_images(D.shift_images(im, 1, 1), -1, -1), im) and np.allclose(D.shift_images(im, 9), .2)
+    shape = D.silhouettes(im)
+    assert shape[0, 1, 1].tolist() == [1, .5, 0] and np.isclose(shape, .2).sum() == im.size - 3
+    mixed = D.shuffle_patches(np.arange(16.).reshape(1, 4, 4, 1).repeat(3, -1), 2, seed=1)
+    blocks = {tuple(mixed[0, r:r+2, c:c+2, 0].ravel()) for r in (0, 2) for c in (0, 2)}
+    assert blocks == {(0, 1, 4, 5), (2, 3, 6, 7), (8, 9, 12, 13), (10, 11, 14, 15)}
+
+
+def test_what_a_change_does_by_hand():
+    row = np.zeros((1, 1, 5, 3)); row[0, 0, 2] = 1
+    left = lambda x: np.stack([x[:, :, :3].sum((1, 2, 3)), x[:, :, 3:].sum((1, 2, 3))], 1)
+    assert D.shift_consistency(left, row, reach=2) == .5 and D.shift_consistency(left, row, reach=1) == .5
+    never = lambda x: np.stack([x[:, 0, 2, 0], .5 - 0*x[:, 0, 2, 0]], 1)                # is the middle light?
+    assert D.shift_consistency(never, row) == 0.
+    light = np.zeros((2, 2, 2, 3)); light[0, :, 0] = 1; light[1] = 1
+    total = lambda x: torch.tensor(np.stack([np.full(len(x), 9.), x.sum((1, 2, 3))], 1))
+    assert D.patch_shuffle_drop(total, light, [0, 1], 2) == 0.
+    assert D.changed_accuracy(total, light, [0, 1], lambda x: 0*x) == .5 and D.changed_accuracy(total, light, [0, -1], lambda x: x) == 1.
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=8), st.lists(st.integers(0, 9), min_size=1, max_size=8))
+def test_what_tells_kinds_apart_is_the_area_under_the_roc_curve(a, b):
+    from sklearn.metrics import roc_auc_score
+    want = roc_auc_score([1]*len(a) + [0]*len(b), a + b)
+    assert np.isclose(D.tells_apart(a, b), max(want, 1 - want))

@@ -2,6 +2,7 @@
 import json, shutil
 import numpy as np, pytest, timm, torch
 from torch import nn
+import libkd.diagnose as D
 import libkd.playground as P
 from libkd import UserError
 from libkd.students import create_student
@@ -155,3 +156,242 @@ def test_packing_changes_nothing(nets):
 def test_the_module_of_networks_is_small_and_alone():
     text = bundle('nets.js')
     assert 'import' not in text.replace('important', '') and len(text.splitlines()) <= 600
+
+
+# -- changes of a picture ----------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def edits(browser):
+    "From an edit to the pixels that the page makes of a picture"
+    ctx = browser.new_context(offline=True); page = ctx.new_page()
+    page.add_script_tag(content=bundle('edits.js') + '\nwindow.edit = (p, H, W, e) => [...edited(p, H, W, { ...NEUTRAL, ...e })]', type='module')
+    page.wait_for_function('() => Boolean(window.edit)')
+    yield lambda x, **e: np.array(page.evaluate('([p, H, W, e]) => edit(Float32Array.from(p), H, W, e)',
+                                                [x.ravel().tolist(), *x.shape[:2], e])).reshape(x.shape)
+    ctx.close()
+
+
+def test_the_page_changes_pictures_as_diagnose_does(edits):
+    x, _ = pictures(3, 6)
+    for im in x:
+        np.testing.assert_allclose(edits(im), im, atol=1e-6)
+        for dx, dy in ((1, 0), (-3, 2)):
+            np.testing.assert_allclose(edits(im, dx=dx, dy=dy), D.shift_images(im[None], dx, dy)[0], atol=1e-6)
+        np.testing.assert_allclose(edits(im, silhouette=True), D.silhouettes(im[None])[0], atol=1e-5)
+        np.testing.assert_allclose(edits(im, colour=0), P._grey(im[None])[0], atol=1e-5)
+        np.testing.assert_allclose(edits(im, cover=.4), P._covered(im[None])[0], atol=1e-6)
+
+
+def test_shuffled_patches_are_the_same_patches(edits):
+    x, _ = pictures(1, 7)
+    cut = lambda im: {im[r:r+4, c:c+4].astype('f4').tobytes() for r in range(0, 16, 4) for c in range(0, 16, 4)}
+    mixed = edits(x[0], shuffle=4, seed=3).astype('f4')
+    assert cut(mixed) == cut(x[0]) and not np.allclose(mixed, x[0])
+    np.testing.assert_array_equal(mixed, edits(x[0], shuffle=4, seed=3).astype('f4'))
+    assert not np.allclose(mixed, edits(x[0], shuffle=4, seed=4))
+
+
+def test_turns_scales_hues_and_noise_do_what_they_say(edits):
+    x = np.zeros((9, 9, 3)); x[4, 6] = [1, .5, 0]
+    np.testing.assert_allclose(edits(x, turn=90)[6, 4], [1, .5, 0], atol=1e-6)           # clockwise about the middle
+    np.testing.assert_allclose(edits(x, size=2)[4, 8], [1, .5, 0], atol=1e-6)
+    light = lambda p: p @ [.299, .587, .114]
+    np.testing.assert_allclose(light(edits(x + .2, hue=60)), light(x + .2), atol=.2)
+    np.testing.assert_allclose(edits(x, hue=360), x, atol=1e-6)
+    grey = np.full((16, 16, 3), .5); spread = (edits(grey, noise=.1, seed=2) - .5).std()
+    assert .09 < spread < .11
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def playground(nets):
+    x, y = pictures(48, 8)
+    models = {'conv': nets['resnet_mini'], 'inv': nets['rednet_mini'], 'plain': nets['vit_nano'], 'student': nets['vit_civt_nano']}
+    return P.bias_playground(models, x[:8], y[:8], [f'class {c}' for c in range(C)], stats=STATS, probe=(x[8:], y[8:]))
+
+
+@pytest.fixture
+def show(browser, tmp_path):
+    "Open a playground's offline page; complain about any error and any request but the page itself"
+    opened = []
+    def open_page(w, **context):
+        ctx = browser.new_context(**{'offline': True, 'viewport': dict(width=1120, height=900), **context})
+        page, trouble = ctx.new_page(), []
+        page.on('pageerror', lambda e: trouble.append(str(e)))
+        page.on('console', lambda m: m.type == 'error' and trouble.append(m.text))
+        page.on('request', lambda r: r.url.startswith(('data:', 'blob:', 'file:')) or trouble.append(r.url))
+        page.set_default_timeout(15_000)
+        page.goto(w.to_html(tmp_path/'page.html').as_uri()); page.wait_for_selector('.kd-net')
+        opened.append((ctx, trouble)); return page
+    yield open_page
+    for ctx, trouble in opened:
+        ctx.close(); assert not trouble
+
+
+def bars(page, name): return page.eval_on_selector_all(f'[data-model="{name}"] rect', 'all => all.map(r => +r.dataset.p)')
+
+
+def test_the_page_shows_what_the_networks_say(show, playground):
+    page = show(playground)
+    for i, T in ((0, 1.), (5, 1.), (5, 4.)):
+        page.evaluate(f"libkd.model.set('selected', {i}); libkd.model.set('T', {T})")
+        for name, z in playground.logits.items():
+            np.testing.assert_allclose(bars(page, name), D.soften(z[i:i+1], T)[0], atol=2e-3)
+    heads = page.text_content('[data-model=student] .kd-heads')
+    assert [w.split()[0] for w in heads.split(' · ')] == ['cls', 'conv', 'inv']
+
+
+def test_a_key_on_the_picture_shifts_it_and_all_answer(show, playground):
+    page = show(playground); x = playground.imgs[:1]/255
+    page.focus('.kd-easel')
+    for _ in range(3): page.keyboard.press('ArrowRight')
+    for name, f in playground.answers.items():
+        np.testing.assert_allclose(bars(page, name), D.soften(f(D.shift_images(x, 3)), 1)[0], atol=2e-3)
+    assert page.text_content('.kd-moves .kd-quiet').startswith('3 moves')
+    page.click('text=Undo'); page.click('text=Start again')
+    np.testing.assert_allclose(bars(page, 'conv'), D.soften(playground.logits['conv'][:1], 1)[0], atol=2e-3)
+
+
+def test_drawing_covering_and_dragging(show, playground):
+    page = show(playground); box = page.locator('.kd-screen').bounding_box()
+    pixels = lambda: page.evaluate("[...document.querySelector('.kd-screen').getContext('2d').getImageData(0, 0, 16, 16).data]")
+    before, at = pixels(), lambda x, y: (box['x'] + (x + .5)*box['width']/16, box['y'] + (y + .5)*box['height']/16)
+    page.mouse.move(*at(4, 4)); page.mouse.down(); page.mouse.move(*at(7, 4)); page.mouse.up()
+    moved = np.array(pixels()).reshape(16, 16, 4)[..., :3]
+    np.testing.assert_allclose(moved, D.shift_images(playground.imgs[:1], 3)[0], atol=1)
+    page.click('text=Start again'); assert pixels() == before
+    page.click('[data-value=draw]'); page.click('[aria-label=red]')
+    page.mouse.move(*at(8, 8)); page.mouse.down(); page.mouse.up()
+    drawn = np.array(pixels()).reshape(16, 16, 4)
+    assert drawn[8, 8, :3].tolist() == [217, 38, 26] and (drawn != np.array(before).reshape(16, 16, 4)).any(-1).sum() < 12
+
+
+def test_presets_play_their_steps(show, playground):
+    page = show(playground, reduced_motion='reduce')
+    for key in P.PRESETS: page.click(f'[data-preset={key}]')
+    assert page.text_content('.kd-moves .kd-quiet').startswith('9 moves')            # four shifts and one of each other
+    for key in ('silhouette', 'grey', 'cover'):
+        page.click(f'[data-preset={key}]')
+        x = playground.imgs[:1]/255; x = P._CHANGES[key](x)
+        np.testing.assert_allclose(bars(page, 'conv'), D.soften(playground.answers['conv'](x), 1)[0], atol=5e-3)
+
+
+def test_answers_stay_covered_until_there_is_a_guess(show, playground):
+    page = show(playground)
+    page.click('text=Start >> nth=0'); right = 0
+    for i in range(len(P.PRESETS)):
+        says = page.eval_on_selector_all('.kd-says', 'all => all.map(s => s.textContent)')
+        labels = page.eval_on_selector_all('.kd-columns', "all => all.map(s => s.getAttribute('aria-label'))")
+        heights = page.eval_on_selector_all('.kd-columns rect', "all => [...new Set(all.map(r => r.getAttribute('height')))]")
+        assert says == ['?']*4 and all('covered' in t for t in labels) and len(heights) == 1
+        assert page.is_hidden('.kd-p-curve') and page.evaluate("document.querySelector('.kd-col').inert")
+        page.keyboard.press('Enter')                                                  # the focus is on the first guess
+        assert '?' not in page.eval_on_selector_all('.kd-says', 'all => all.map(s => s.textContent)')
+        right += 'You saw it coming' in page.text_content('.kd-game')
+        page.keyboard.press('Enter')
+    assert page.text_content('.kd-game').startswith(f'You predicted {right} of 6')
+    page.click('text=Look around'); assert not page.evaluate("document.querySelector('.kd-col').inert")
+
+
+def test_a_picture_of_ones_own(show, playground, tmp_path):
+    from PIL import Image
+    page = show(playground); Image.new('RGB', (64, 32), (200, 30, 30)).save(tmp_path/'own.png'); (tmp_path/'no.png').write_text('no picture')
+    page.set_input_files('input[type=file]', tmp_path/'own.png'); page.wait_for_selector('.kd-thumb[aria-selected=true]', state='detached')
+    want = D.soften(playground.answers['conv'](np.full((1, 16, 16, 3), [200/255, 30/255, 30/255])), 1)[0]
+    np.testing.assert_allclose(bars(page, 'conv'), want, atol=5e-3)
+    page.set_input_files('input[type=file]', tmp_path/'no.png')
+    page.wait_for_function("() => document.querySelector('.kd-verdict').textContent === 'no.png is no picture that this browser can read.'")
+
+
+@pytest.mark.parametrize('context', [{}, dict(color_scheme='dark'), dict(viewport=dict(width=390, height=844))], ids=['light', 'dark', 'phone'])
+def test_axe_finds_nothing_and_nothing_overflows(show, playground, context):
+    axe = pytest.importorskip('axe_playwright_python.sync_playwright', reason='axe is not installed: pip install "libkd[dev]"')
+    page = show(playground, **context)
+    for step in ("document.querySelector('[data-value=draw]').click()", "document.querySelector('.kd-main').click()", "document.querySelector('[data-guess]').click()"):
+        page.evaluate(step)
+        found = axe.Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
+        assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')
+
+
+def test_names_are_text_never_markup(show, nets):
+    evil = '<img src=x onerror="window.hacked=1"></script><script>window.hacked=1</script>'
+    x, y = pictures(2, 9)
+    page = show(P.bias_playground({evil: nets['resnet_mini']}, x, y, [evil, *'bcde'], names=[evil, 'b'], note=evil))
+    page.wait_for_timeout(100)
+    assert page.evaluate('window.hacked') is None and page.eval_on_selector_all('#view img', 'all => all.length') == 0
+
+
+# -- Python ------------------------------------------------------------------------------------------------------------
+
+def test_what_does_not_fit_is_said_in_a_sentence(nets):
+    net, (x, y) = nets['resnet_mini'], pictures(3, 0)
+    ask = lambda *a, **kw: lambda: P.bias_playground(*a, **kw)
+    for f, words in ((ask({}, x), 'no networks'), (ask({'a': net}, x[:0]), 'no pictures'), (ask({'a': net}, x, y[:2]), '2 labels for 3 pictures'),
+                     (ask({'a': net}, x[..., 0]), 'pictures are an array'), (ask({'a': net}, x*np.nan), 'NaN'), (ask({'a': net}, x, y, ['x']), '1 class names'),
+                     (ask({'a': net}, x, y + 9), 'beyond the 5 classes'), (ask({'my net': nn.Sequential(nn.Hardswish())}, x), r'^my net: .* is a Hardswish'),
+                     (ask({'a': net, 'b': timm.create_model('resnet_mini', num_classes=3)}, x), 'different numbers of classes')):
+        with pytest.raises(UserError, match=words): f()
+
+
+def test_a_bias_is_named_only_with_evidence(nets, playground):
+    apart, alike = dict(conv=[.9, .91, .92, .93, .94], inv=[.7, .72, .75, .78, .8]), dict(conv=[.9, .8, .85, .7, .95], inv=[.8, .9, .7, .88, .86])
+    x, y = pictures(2, 0)
+    w = P.bias_playground({'a': nets['resnet_mini']}, x, y, evidence=dict(shift=apart, grey=alike, noise=dict(conv=[1, 2], inv=[3, 4])))
+    says = {p['key']: p['verdict'] for p in w.data()['meta']['presets']}
+    assert says['shift'] == 'Tells convolution and involution apart (AUC 1.00 over 5 seeds each).'
+    assert says['grey'].startswith('Does not tell convolution and involution apart') and 'five are needed' in says['noise'] and 'not measured' in says['cover']
+    assert all('not measured' in p['verdict'] for p in playground.data()['meta']['presets'])
+
+
+def test_headless_shows_the_figure_with_its_text(monkeypatch, playground):
+    monkeypatch.setenv('LIBKD_WIDGETS', 'headless'); shown = []
+    monkeypatch.setattr('IPython.display.display', lambda o, **kw: shown.append(o))
+    playground._ipython_display_()
+    assert len(shown) == 1 and 'Playground with 4 networks (conv, inv, plain, student) and 8 pictures' in shown[0]['text/html']
+    assert 'conv says' in shown[0]['text/html'] and playground._model is None
+
+
+def test_live_in_a_notebook(monkeypatch, playground):
+    pytest.importorskip('anywidget', reason='anywidget is not installed: pip install "libkd[widgets]"')
+    monkeypatch.setenv('LIBKD_WIDGETS', 'live')
+    w = playground.widget; w.selected = 3
+    assert playground.selected == 3 and type(w._esm) is str and 'export default' in w._esm
+    playground.close(); playground.selected = 0
+
+
+@pytest.fixture(scope='module')
+def run_folder(tmp_path_factory):
+    "A folder as `libkd run` leaves it, with one teacher and one student that have seen next to nothing"
+    import fastai.callback.progress                                                    # gives Learner no_bar
+    from fastai.learner import Learner
+    from fastai.losses import CrossEntropyLossFlat
+    from libkd.handover import save_student
+    from libkd.sets import digits
+    from libkd.teachers import fit_teacher
+    from libkd.views import image_dls
+    folder = tmp_path_factory.mktemp('run')
+    dls = image_dls(digits(), size=8, check=False, device=torch.device('cpu'))
+    fit_teacher('resnet_mini', dls, epochs=1, folder=folder/'teachers', check=False)
+    torch.manual_seed(0)
+    learn = Learner(dls, create_student('civt_nano', 10, (8, 8), depth=1), loss_func=CrossEntropyLossFlat())
+    save_student(learn, folder/'students'/'taught-0')
+    params = dict(data=str(digits()), size=0, valid=.2, seed=0)
+    (folder/'result.json').write_text(json.dumps(dict(title='A <small> run', params=params)))
+    return folder
+
+
+def test_a_run_becomes_one_page(browser, run_folder):
+    file = P.demo(run_folder)
+    assert file == run_folder/'demo.html' and file.stat().st_size < 1.8e6
+    page, asked = browser.new_page(), []
+    page.on('request', lambda r: asked.append(r.url)); page.goto(file.as_uri()); page.wait_for_selector('.kd-net')
+    assert page.eval_on_selector_all('.kd-net', 'all => all.map(n => n.dataset.model)') == ['resnet_mini', 'taught']
+    assert page.eval_on_selector_all('.kd-thumb', 'all => all.length') == 8 and 'A <small> run' in page.text_content('.kd-note')
+    assert [u for u in asked if not u.startswith(('data:', 'blob:'))] == [file.as_uri()]
+    page.close()
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match='result.json is missing. libkd run writes one'): P.demo(tmp_path)
