@@ -267,6 +267,17 @@ def test_drawing_covering_and_dragging(show, playground):
     assert drawn[8, 8, :3].tolist() == [217, 38, 26] and (drawn != np.array(before).reshape(16, 16, 4)).any(-1).sum() < 12
 
 
+def test_drawing_with_the_keyboard(show, playground):
+    page = show(playground)
+    pixel = lambda x, y: page.evaluate(f"[...document.querySelector('.kd-screen').getContext('2d').getImageData({x}, {y}, 1, 1).data].slice(0, 3)")
+    page.click('[data-value=draw]'); page.click('[aria-label=blue]'); page.focus('.kd-easel')
+    for key in ('ArrowRight', 'ArrowRight', 'ArrowUp', 'Space'): page.keyboard.press(key)
+    assert pixel(10, 7) == [26, 89, 217] and not page.is_hidden('.kd-brush') and page.text_content('.kd-moves .kd-quiet') == '1 move: drawn'
+    page.click('[data-value=cover]'); page.focus('.kd-easel'); page.keyboard.press('Enter')
+    assert pixel(10, 7) != [26, 89, 217]
+    page.click('text=Undo'); assert pixel(10, 7) == [26, 89, 217]
+
+
 def test_presets_play_their_steps(show, playground):
     page = show(playground, reduced_motion='reduce')
     for key in P.PRESETS: page.click(f'[data-preset={key}]')

@@ -1,59 +1,32 @@
 // The playground: the reader changes a picture, and all networks answer at once, in the page.
+import { card, counted, curve, percent } from './answers.js'
 import { jensenShannon, softmax } from './bars.js'
 import { bytes, fixed, labels, make, middle, slider } from './dom.js'
+import { easel, loaded, paint } from './easel.js'
 import { NEUTRAL, dabbed, edited } from './edits.js'
 import { hosted } from './host.js'
 import { keepKeys, roving } from './keys.js'
 import { network } from './nets.js'
 
 const MOVES = 24, SHOWN = 10                         // moves in the curve; classes with a bar
-const PAINTS = { white: [1, 1, 1], black: [0, 0, 0], red: [.85, .15, .1], yellow: [1, .85, .1], green: [.1, .65, .3], blue: [.1, .35, .85] }
-const percent = v => `${Math.round(100 * v)} %`
+const PAINTS = { white: [1, 1, 1], black: [0, 0, 0], red: [.85, .15, .1], yellow: [1, .85, .1], green: [.1, .65, .3],
+  blue: [.1, .35, .85] }
 
 // What a preset does: its steps, one edit each, from the picture as it is
 const STEPS = {
-  shift: (W, seed) => Array.from({ length: Math.min(6, W >> 2) }, (_, i) => ({ dx: i + 1 })),
+  shift: W => Array.from({ length: Math.min(6, W >> 2) }, (_, i) => ({ dx: i + 1 })),
   shuffle: (W, seed) => [{ shuffle: 4, seed }],
   silhouette: () => [{ silhouette: true }],
   grey: () => [{ colour: 0 }],
   noise: (W, seed) => [{ noise: .2, seed }],
   cover: () => [{ cover: .4 }],
 }
+const degrees = v => `${v}°`
+const KNOBS = [['turn', 'Turn', -180, 180, 5, degrees], ['size', 'Size', .5, 2, .05, percent],
+  ['colour', 'Colour', 0, 2, .05, percent], ['hue', 'Hue', -180, 180, 5, degrees],
+  ['noise', 'Noise', 0, .4, .02, percent], ['cover', 'Cover middle', 0, .8, .05, percent]]
 
-// ---- the picture and what is done to it ----
-
-function paint(canvas, p, H, W) {
-  const image = new ImageData(W, H)
-  for (let i = 0; i < H * W; i++) {
-    for (let k = 0; k < 3; k++) image.data[4 * i + k] = Math.round(255 * p[3 * i + k])
-    image.data[4 * i + 3] = 255
-  }
-  canvas.width = W; canvas.height = H
-  canvas.getContext('2d').putImageData(image, 0, 0)
-  return canvas
-}
-
-async function loaded(file, H, W) {                  // the middle of a file's picture, at the size of the networks
-  const whole = await createImageBitmap(file), scale = Math.max(W / whole.width, H / whole.height)
-  const canvas = make('canvas', { width: W, height: H }), pen = canvas.getContext('2d'), w = whole.width * scale, h = whole.height * scale
-  pen.imageSmoothingQuality = 'high'
-  pen.drawImage(whole, (W - w) / 2, (H - h) / 2, w, h)
-  const { data } = pen.getImageData(0, 0, W, H), p = new Float32Array(H * W * 3)
-  for (let i = 0; i < H * W; i++) for (let k = 0; k < 3; k++) p[3 * i + k] = data[4 * i + k] / 255
-  return p
-}
-
-function toggles(label, options, value, onpick) {    // one of a few buttons is pressed
-  const group = make('div', { role: 'group', 'aria-label': label, class: 'kd-toggles' })
-  const press = now => { for (const b of group.children) b.setAttribute('aria-pressed', b.dataset.value === now) }
-  for (const [v, text, extra] of options) {
-    const b = make('button', { type: 'button', 'data-value': v, ...extra }, text)
-    b.addEventListener('click', () => { press(v); onpick(v) })
-    group.append(b)
-  }
-  press(value)
-  return [group, press]
-}
+// ---- small parts ----
 
 function button(text, onclick, attrs = {}) {
   const b = make('button', { type: 'button', ...attrs }, text)
@@ -61,310 +34,319 @@ function button(text, onclick, attrs = {}) {
   return b
 }
 
-// ---- one network's answer ----
+function toggles(label, options, value, onpick) {    // one of a few buttons is pressed
+  const group = make('div', { role: 'group', 'aria-label': label, class: 'kd-toggles' })
+  const press = now => { for (const b of group.children) b.setAttribute('aria-pressed', b.dataset.value === now) }
+  for (const [v, text, extra] of options) {
+    group.append(button(text, () => { press(v); onpick(v) }, { 'data-value': v, ...extra }))
+  }
+  press(value)
+  return [group, press]
+}
 
-function card(about, classes, short) {
-  const says = make('strong', { class: 'kd-says' }), trust = make('span', { class: 'kd-trust' }), change = make('span', { class: 'kd-change' })
-  const line = make('line', { x1: 1, x2: 27, y1: 5, y2: 5, stroke: about.colour, 'stroke-width': 3, 'stroke-dasharray': about.dash })
-  const chip = make('svg', { viewBox: '0 0 28 10', class: 'kd-chip', 'aria-hidden': 'true' }, line)
-  const bars = make('svg', { viewBox: '0 0 200 62', class: 'kd-columns', role: 'img' }), heads = make('p', { class: 'kd-heads' })
-  const n = Math.min(classes.length, SHOWN), step = 200 / n
-  const columns = Array.from({ length: n }, (_, j) => {
-    const bar = make('rect', { x: j * step + step * .14, width: step * .72, rx: 1, fill: about.colour })
-    const name = make('text', { x: (j + .5) * step, y: 60, 'text-anchor': 'middle' })
-    bars.append(bar, name)
-    return { bar, name }
+const row = (...kids) => make('div', { class: 'kd-row' }, ...kids)
+const box = (kind, ...kids) => make('section', { class: `kd-card ${kind}` }, ...kids)
+const most = z => z.reduce((best, v, c) => v > z[best] ? c : best, 0)
+
+function majority(said) {                            // what most networks say
+  const votes = said.map(s => said.filter(o => o.said === s.said).length)
+  return said[most(votes)].said
+}
+
+// ---- what the page was given ----
+
+function given(model) {
+  const meta = model.get('meta'), [H, W] = meta.size, weights = bytes(model, 'weights')
+  const all = new Uint8Array(bytes(model, 'pixels')), truth = new Int32Array(bytes(model, 'y'))
+  const nets = meta.nets.map(n => network({ ...n.graph, weights: weights.slice(n.at, n.at + n.bytes) }))
+  const stored = i => Float32Array.from(all.subarray(i * H * W * 3, (i + 1) * H * W * 3), v => v / 255)
+  function ask(p) {                                  // all networks: logits, decision, decisions of the heads
+    return nets.map((net, k) => {
+      const { answer, heads } = net.run(p)
+      const each = meta.nets[k].heads.map(h => [h, most(heads[h])])
+      return { z: answer, said: most(answer), heads: Object.fromEntries(each) }
+    })
+  }
+  return { meta, H, W, truth, stored, ask, classes: meta.classes, short: labels(meta.classes, 9) }
+}
+
+// ---- the picture as it is now, and how it came to be ----
+
+function pictureOf({ H, W, ask }, tell) {            // tell(): something has changed
+  const now = { base: null, first: null, edit: { ...NEUTRAL }, target: -1, truth: -1, moves: [], seed: 0 }
+  let past = [], last = '', timer = 0
+
+  function move(what) {                              // ask about the picture as it is now
+    now.shown = edited(now.base, H, W, now.edit)
+    now.said = ask(now.shown)
+    if (now.target < 0) now.target = majority(now.said)          // a picture without a label: what most say at first
+    now.moves.push({ what, said: now.said })
+    if (now.moves.length > MOVES) now.moves.splice(1, 1)          // the first one is what all are compared with
+    tell()
+  }
+  function remember(kind) {                          // so that undo takes a whole gesture back
+    clearTimeout(timer)
+    if (kind !== last) past.push({ base: now.base, edit: { ...now.edit } })
+    last = kind
+    if (past.length > 60) past.shift()
+  }
+  function steps(list, name, wait) {                 // one after the other, or at once where nothing should move
+    Object.assign(now.edit, list[0])
+    move(list.length > 1 || list[0].dx > 1 ? `${name}, ${list[0].dx}` : name)
+    if (list.length < 2) last = ''
+    else if (wait) timer = setTimeout(() => steps(list.slice(1), name, wait), wait)
+    else steps(list.slice(1), name, wait)
+  }
+  return { now, move,
+    begin(base, truth) {
+      clearTimeout(timer); past = []; last = ''
+      Object.assign(now, { base, first: base, edit: { ...NEUTRAL }, target: truth, truth, moves: [] })
+      move('the picture itself')
+    },
+    change(edit, what) { remember(what); Object.assign(now.edit, edit); move(what) },
+    lift() { remember(Symbol('stroke')); now.base = now.shown; now.edit = { ...NEUTRAL } },     // paint what is seen
+    dab(x, y, colour) {
+      now.base = dabbed(now.base, H, W, x, y, colour, Math.max(2, W / 8))
+      move(colour ? 'drawn' : 'covered')
+    },
+    rest() { last = '' },
+    undo() {
+      clearTimeout(timer); last = ''
+      if (past.length) { Object.assign(now, past.pop()); move('undone') }
+    },
+    preset(key, name, wait, only) {                  // only: its last step
+      remember(Symbol(key)); now.edit = { ...NEUTRAL }
+      const list = STEPS[key](W, ++now.seed)
+      steps(only ? list.slice(-1) : list, name.toLowerCase(), wait)
+    },
+    stop() { clearTimeout(timer) },
+  }
+}
+
+// ---- what they say ----
+
+function answersOf({ meta, classes, short }, model) {
+  const T = () => model.get('T'), soft = s => softmax(s.z, 0, classes.length, T())
+  const cards = meta.nets.map(n => card(n, classes, short)), line = curve(meta.nets), title = make('h2')
+  const verdict = make('p', { class: 'kd-verdict' }), level = make('span')
+  const apart = make('p', { class: 'kd-quiet kd-apart' })
+  const [warm, heat, tellHeat] = slider('Soften, T', { min: .5, max: 8, step: .5, value: T(), say: v => fixed(v, 1) },
+    v => { model.set('T', v); model.save_changes() })
+  const top = make('div', { class: 'kd-net-top' }, make('h2', {}, 'What they say'), warm)
+  const root = box('kd-p-answers', top, make('div', { class: 'kd-sum' }, verdict, apart),
+    make('div', { class: 'kd-meter' }, level), make('ul', { class: 'kd-nets' }, ...cards.map(c => c.root)))
+  const history = box('kd-p-curve', title, line.root)
+
+  function counts(said, truth) {                     // how many agree, and how far apart all are
+    const lead = majority(said), n = said.filter(s => s.said === lead).length, all = n === said.length ? 'All ' : ''
+    const js = jensenShannon(said.map(soft)) / Math.log(Math.max(2, Math.min(said.length, classes.length)))
+    verdict.textContent = `${all}${n}${all ? '' : ` of ${said.length}`} say ${classes[lead]}.`
+    if (truth >= 0 && lead !== truth) verdict.textContent += ` It is labelled ${classes[truth]}.`
+    apart.textContent = `Disagreement ${percent(js)}`; level.style.width = `${100 * js}%`
+  }
+  function covered(target, before) {
+    cards.forEach((c, k) => c.cover(target, before[k]))
+    verdict.textContent = 'Covered. Guess first, then look.'; apart.textContent = '\u00a0'; level.style.width = 0
+  }
+  return { root, history, verdict, soft,
+    sentence: () => `${verdict.textContent} ${apart.textContent}`,
+    heat() { heat.value = T(); tellHeat() },
+    update({ said, moves, target, truth }, cover) {
+      const trust = moves.map(m => ({ what: m.what, trust: m.said.map(s => soft(s)[target]) }))
+      history.hidden = cover
+      if (cover) return covered(target, trust[0].trust)
+      const p = said.map(soft), sums = classes.map((_, c) => p.reduce((s, q) => s + q[c], 0))
+      const best = [...sums.keys()].sort((a, b) => sums[b] - sums[a]).slice(0, SHOWN).sort((a, b) => a - b)
+      cards.forEach((c, k) => c.show({ ...said[k], p: p[k] }, best, target, trust[0].trust[k]))
+      counts(said, truth)
+      title.textContent = `Trust in ${middle(classes[target], 20)} over your last moves`
+      line.update(trust, classes[target])
+    },
+  }
+}
+
+// ---- predict, then look ----
+
+// on: { here() -> picture; ask(picture, preset) -> each network's trust before, and the changed picture is covered;
+//       class() -> name; trust() -> each network's trust now; open(); home(); say(text) }
+function gameOf({ meta }, on) {
+  const root = box('kd-p-game'), panel = make('div', { class: 'kd-game' }), n = meta.presets.length
+  root.setAttribute('aria-label', 'Predict, then look'); root.append(panel)
+  let round = 0, right = 0, first = 0
+
+  function put(strong, text, ...buttons) {
+    panel.replaceChildren(make('p', { class: 'kd-ask' }, make('strong', {}, strong), text),
+      make('div', { class: 'kd-choices' }, ...buttons))
+    on.say(`${strong}${text}`)
+  }
+  const focus = () => panel.querySelector('button').focus({ preventScroll: true })
+
+  function idle() {
+    const text = `The answers are covered, and you guess who is shaken most: ${n} questions.`
+    put('Predict, then look. ', text, button('Start', () => start(on.here()), { class: 'kd-main' }))
+  }
+  function start(from) { round = right = 0; first = from; question() }
+  function question() {
+    const before = on.ask(first + round, meta.presets[round]), { title } = meta.presets[round]
+    put(`Whose trust in ${on.class()} falls most?`, ` Question ${round + 1} of ${n}: ${title.toLowerCase()}.`,
+      ...meta.nets.map((o, k) => button(o.name, () => reveal(k, before), { 'data-guess': o.name })))
+    focus()
+  }
+  function reveal(guess, before) {
+    const after = on.trust(), fall = before.map((v, k) => v - after[k])
+    const top = Math.max(...fall), near = v => v >= top - .02
+    const names = meta.nets.filter((_, k) => near(fall[k])).map(o => o.name), more = names.length > 1 ? '' : 's'
+    const fact = top < .02 ? 'Nobody loses more than 2 points.'
+      : `${names.slice(0, 3).join(', ')} lose${more} ${Math.round(100 * top)} points.`
+    right += near(fall[guess]); round++
+    on.open()
+    const next = round < n ? button('Next question', question) : button('See your score', score)
+    put(near(fall[guess]) ? 'You saw it coming. ' : 'Not this time. ', fact, next)
+    focus()
+  }
+  function score() {
+    const blind = fixed(n / meta.nets.length, 1), again = button('Play again', () => start(first + n))
+    const text = `Blind guessing gets about ${blind}. One picture at a time says little: the numbers below are of many.`
+    put(`You predicted ${right} of ${n}. `, text, again, button('Look around', leave))
+    focus()
+  }
+  function leave() { idle(); on.home(); focus() }
+  idle()
+  return { root }
+}
+
+// ---- the tools ----
+
+function toolsOf(picture) {                           // everything that changes the picture, but its easel
+  const { now } = picture, state = { tool: 'move', colour: 'white' }
+  const shift = (dx, dy) => picture.change({ dx: now.edit.dx + dx, dy: now.edit.dy + dy }, 'shift')
+  const arrow = (dx, dy, text, name) =>
+    button(text, () => shift(dx, dy), { 'aria-label': `Shift ${name} by one pixel`, class: 'kd-arrow' })
+  const pad = make('div', { class: 'kd-pad' },
+    arrow(0, -1, '↑', 'up'), arrow(-1, 0, '←', 'left'), arrow(1, 0, '→', 'right'), arrow(0, 1, '↓', 'down'))
+  const swatch = ([name, c]) =>
+    [name, '', { 'aria-label': name, class: 'kd-paint', style: `background:rgb(${c.map(v => 255 * v)})` }]
+  const [paints] = toggles('Paint', Object.entries(PAINTS).map(swatch), 'white', c => { state.colour = c })
+  const [kinds] = toggles('Tool', [['move', 'Move'], ['draw', 'Draw'], ['cover', 'Cover']], 'move',
+    t => { state.tool = t; paints.hidden = t !== 'draw' })
+  paints.hidden = true
+
+  const knobs = KNOBS.map(([key, name, min, max, step, say]) => {
+    const attrs = { min, max, step, value: NEUTRAL[key], say }
+    const [label, input, tell] = slider(name, attrs, v => picture.change({ [key]: v }, name.toLowerCase()))
+    return { key, label, input, tell }
   })
-  bars.prepend(make('line', { x1: 0, x2: 200, y1: 47.5, y2: 47.5, class: 'kd-axis' }))
-  const root = make('li', { class: 'kd-net', 'data-model': about.name },
-    make('div', { class: 'kd-net-top' }, make('div', {}, make('h3', {}, chip, middle(about.name, 18)), make('p', { class: 'kd-kind' }, about.kind)), says),
-    make('p', { class: 'kd-numbers' }, trust, change), bars, heads)
-
-  function cover(target, before) {
-    says.textContent = '?'; trust.textContent = `before: ${percent(before)} for ${middle(short[target], 9)}`; change.textContent = ''; heads.textContent = about.heads.length ? '\u00a0' : ''
-    bars.setAttribute('aria-label', `${about.name}: covered until you have guessed`)
-    for (const { bar } of columns) { bar.setAttribute('y', 3); bar.setAttribute('height', 44.5) }
-    root.classList.add('kd-covered')
-  }
-
-  function show({ p, said, heads: each }, shown, target, before) {
-    const up = Math.round(100 * p[target]) - Math.round(100 * before)
-    root.classList.remove('kd-covered')
-    root.classList.toggle('kd-other', said !== target)
-    says.textContent = middle(short[said], 9)
-    trust.textContent = `${percent(p[target])} for ${middle(short[target], 9)}`
-    change.textContent = up ? ` ${up > 0 ? '▲' : '▼'} ${Math.abs(up)}` : ''
-    heads.textContent = about.heads.map(h => `${h} ${middle(short[each[h]], 6)}`).join(' · ')
-    bars.setAttribute('aria-label', `${about.name} says ${classes[said]}; ${percent(p[target])} for ${classes[target]}`)
-    shown.forEach((c, j) => {
-      const { bar, name } = columns[j], height = Math.max(.8, 44 * p[c])
-      bar.setAttribute('y', 47 - height); bar.setAttribute('height', height); bar.setAttribute('class', c === said ? 'kd-said' : '')
-      bar.dataset.class = c; bar.dataset.p = p[c].toFixed(6)
-      name.textContent = middle(short[c], Math.max(2, Math.floor(step / 7))); name.setAttribute('class', c === target ? 'kd-bold' : '')
-    })
-  }
-  return { root, cover, show }
+  const [patches, pressPatches] = toggles('Shuffle patches', [['0', 'whole'], ['2', '2×2'], ['4', '4×4']], '0',
+    v => picture.change({ shuffle: +v, seed: ++now.seed }, 'patches'))
+  const [outline, pressOutline] = toggles('Silhouette', [['no', 'as it is'], ['yes', 'silhouette']], 'no',
+    v => picture.change({ silhouette: v === 'yes' }, 'silhouette'))
+  const sliders = make('div', { class: 'kd-knobs' }, ...knobs.map(k => k.label))
+  return { state, shift, pad, kinds, paints,
+    knobs: box('kd-p-knobs', make('h2', {}, 'Change it'), sliders, row(patches, outline)),
+    tell() {                                         // the controls say what is done to the picture
+      for (const { key, input, tell } of knobs) { input.value = now.edit[key]; tell() }
+      pressPatches(String(now.edit.shuffle)); pressOutline(now.edit.silhouette ? 'yes' : 'no')
+    } }
 }
 
-// ---- the curve of the last moves ----
+function presetsOf({ meta }, picture, calm) {
+  const told = make('p', { class: 'kd-quiet kd-told' }, meta.hint)
+  const play = p => { told.textContent = p.text; picture.preset(p.key, p.title, calm.matches ? 0 : 170) }
+  const one = p => button(p.short, () => play(p), { 'data-preset': p.key, title: p.title })
+  return [make('div', { class: 'kd-tries', role: 'group', 'aria-label': 'Try this' }, ...meta.presets.map(one)), told]
+}
 
-function curve(nets) {
-  const W = 460, H = 168, left = 42, right = 116, top = 8, bottom = 22
-  const svg = make('svg', { viewBox: `0 0 ${W} ${H}`, class: 'kd-plot kd-moves', role: 'img' })
-  const y = v => top + (1 - v) * (H - top - bottom)
-  for (const v of [0, .5, 1]) svg.append(make('line', { x1: left, x2: W - right, y1: y(v), y2: y(v), class: 'kd-axis' }),
-    make('text', { x: left - 5, y: y(v) + 4, 'text-anchor': 'end' }, percent(v)))
-  const lines = nets.map(n => make('polyline', { fill: 'none', stroke: n.colour, 'stroke-width': 2.2, 'stroke-dasharray': n.dash, 'stroke-linejoin': 'round' }))
-  const dots = nets.map(n => make('circle', { r: 3.2, fill: n.colour })), names = nets.map(n => make('text', { x: W - right + 24 }, middle(n.name, 14)))
-  const ties = nets.map(n => make('line', { stroke: n.colour, 'stroke-width': 1 })), what = make('text', { x: left, y: H - 4, class: 'kd-quiet' })
-  svg.append(...ties, ...lines, ...dots, ...names, what)
-  return { root: svg, update(moves, target) {
-    const w = W - right - left, x = i => left + (moves.length < 2 ? w : i * w / (moves.length - 1)), last = moves.at(-1)
-    const order = nets.map((_, k) => k).sort((a, b) => last.trust[b] - last.trust[a]), at = []
-    let floor = -Infinity
-    for (const k of order) at[k] = floor = Math.max(y(last.trust[k]), floor + 14)
-    const over = Math.max(0, floor - (H - bottom + 4))
-    nets.forEach((n, k) => {
-      lines[k].setAttribute('points', moves.map((m, i) => `${x(i).toFixed(1)},${y(m.trust[k]).toFixed(1)}`).join(' '))
-      dots[k].setAttribute('cx', x(moves.length - 1)); dots[k].setAttribute('cy', y(last.trust[k]))
-      names[k].setAttribute('y', at[k] - over + 4)
-      for (const [a, v] of Object.entries({ x1: W - right + 5, y1: y(last.trust[k]), x2: W - right + 21, y2: at[k] - over })) ties[k].setAttribute(a, v)
-    })
-    what.textContent = moves.length < 2 ? 'Change the picture: each move adds a point.' : `${moves.length - 1} move${moves.length > 2 ? 's' : ''}: ${last.what}`
-    svg.setAttribute('aria-label', `Trust in ${target} after ${moves.length - 1} moves: ` + nets.map((n, k) =>
-      `${n.name} ${percent(moves[0].trust[k])} to ${percent(last.trust[k])}`).join('; '))
+function stripOf({ meta, H, W, truth, stored, classes }, choose) {
+  const strip = make('div', { role: 'listbox', 'aria-label': 'Pictures', class: 'kd-strip' })
+  meta.labels.forEach((label, i) => {
+    const says = `picture ${label}${truth[i] < 0 ? '' : `, labelled ${classes[truth[i]]}`}`
+    const small = paint(make('canvas', { 'aria-hidden': 'true' }), stored(i), H, W)
+    strip.append(button(small, () => choose(i), { role: 'option', class: 'kd-thumb', 'aria-label': says }))
+  })
+  roving(strip, () => [...strip.children], () => meta.labels.length, b => b.click())
+  return { strip, mark(i) {
+    for (const [j, b] of [...strip.children].entries()) {
+      b.setAttribute('aria-selected', i === j); b.tabIndex = j === Math.max(0, i) ? 0 : -1
+    }
   } }
-}
-
-// ---- what was measured on many pictures ----
-
-function counted({ measured, presets, of }) {
-  const cell = (v, first) => {
-    const fall = Math.max(0, first - v)
-    return make('td', { style: `background:color-mix(in srgb, #D55E00 ${Math.round(45 * fall)}%, transparent)` }, String(Math.round(100 * v)))
-  }
-  const head = make('tr', {}, make('td', {}), ...['As it is', ...presets.map(p => p.short)].map(t => make('th', { scope: 'col' }, t)))
-  const rows = measured.map(([name, values]) => make('tr', {}, make('th', { scope: 'row' }, name), ...values.map(v => cell(v, values[0]))))
-  const table = make('table', { class: 'kd-counts' }, make('caption', {}, of), make('thead', {}, head), make('tbody', {}, ...rows))
-  const say = p => make('li', {}, make('strong', {}, p.title), ` ${p.text} `, make('span', { class: 'kd-quiet' }, p.verdict))
-  return make('section', { class: 'kd-card' }, make('h2', {}, 'What these changes show'),
-    rows.length ? make('div', { class: 'kd-scroll', tabindex: 0, role: 'region', 'aria-label': 'Accuracy after each change' }, table) : null,
-    make('ul', { class: 'kd-presets' }, ...presets.map(say)))
 }
 
 // ---- the view ----
 
 function draw(model, el) {
-  const meta = model.get('meta'), [H, W] = meta.size, all = new Uint8Array(bytes(model, 'pixels')), truth = new Int32Array(bytes(model, 'y'))
-  const weights = bytes(model, 'weights'), classes = meta.classes, short = labels(classes, 9), calm = matchMedia('(prefers-reduced-motion: reduce)')
-  const nets = meta.nets.map(n => network({ ...n.graph, weights: weights.slice(n.at, n.at + n.bytes) }))
-  const now = { base: null, edit: { ...NEUTRAL }, target: -1, moves: [], undo: [], tool: 'move', colour: 'white', covered: false, game: null, seed: 0, timer: 0, last: '' }
-  const stored = i => Float32Array.from(all.subarray(i * H * W * 3, (i + 1) * H * W * 3), v => v / 255)
-  const T = () => model.get('T')
+  const data = given(model), { meta, H, W, truth, stored, classes } = data
+  const calm = matchMedia('(prefers-reduced-motion: reduce)')
+  const status = make('p', { role: 'status', class: 'kd-hidden' }), was = make('canvas', { class: 'kd-was' })
+  const left = make('div', { class: 'kd-col' })
+  let covered = false
 
-  // -- answers
-
-  function ask(p) {
-    return nets.map((net, k) => {
-      const { answer, heads } = net.run(p), most = z => z.reduce((best, v, c) => v > z[best] ? c : best, 0)
-      return { z: answer, said: most(answer), heads: Object.fromEntries(meta.nets[k].heads.map(h => [h, most(heads[h])])) }
-    })
+  const answers = answersOf(data, model)
+  function tell() {
+    paint(stand.screen, picture.now.shown, H, W)
+    answers.update(picture.now, covered)
+    tools.tell()
+    if (!covered) status.textContent = answers.sentence()
   }
-  const soft = said => said.map(s => ({ ...s, p: softmax(s.z, 0, classes.length, T()) }))
-  const majority = said => said.map(s => s.said).sort((a, b) => said.filter(s => s.said === b).length - said.filter(s => s.said === a).length)[0]
+  const picture = pictureOf(data, tell), { now } = picture, tools = toolsOf(picture)
+  const stand = easel(H, W, {
+    free: () => !left.inert, moves: () => tools.state.tool === 'move', grab: () => [now.edit.dx, now.edit.dy],
+    drag: (dx, dy) => { if (dx !== now.edit.dx || dy !== now.edit.dy) picture.change({ dx, dy }, 'moved') },
+    nudge: tools.shift, lift: picture.lift, drop: picture.rest,
+    dab: (x, y) => picture.dab(x, y, tools.state.tool === 'draw' ? PAINTS[tools.state.colour] : null),
+  })
 
-  function move(what) {                              // ask all networks about the picture as it is now
-    now.shown = edited(now.base, H, W, now.edit)
-    now.said = soft(ask(now.shown))
-    if (now.target < 0) now.target = majority(now.said)
-    now.moves.push({ what, said: now.said })
-    if (now.moves.length > MOVES) now.moves.splice(1, 1)      // the first one is what all are compared with
-    update()
-  }
-
-  const cards = meta.nets.map(n => card(n, classes, short)), line = curve(meta.nets)
-  const verdict = make('p', { class: 'kd-verdict' }), meter = make('div', { class: 'kd-meter' }, make('span')), apart = make('p', { class: 'kd-quiet kd-apart' })
-  const status = make('p', { role: 'status', class: 'kd-hidden' }), title = make('h2', {}), stage = make('canvas', { class: 'kd-screen' }), was = make('canvas', { class: 'kd-was' })
-
-  function update() {
-    const t = now.target, trust = now.moves.map(m => ({ what: m.what, trust: m.said.map(s => softmax(s.z, 0, classes.length, T())[t]) }))
-    const mean = classes.map((_, c) => now.said.reduce((s, o) => s + o.p[c], 0))
-    const shown = [...mean.keys()].sort((a, b) => mean[b] - mean[a]).slice(0, SHOWN).sort((a, b) => a - b)
-    paint(stage, now.shown, H, W)
-    title.textContent = `Trust in ${middle(classes[t], 20)} over your last moves`
-    block.hidden = now.covered
-    if (now.covered) { cards.forEach((c, k) => c.cover(t, trust[0].trust[k])); verdict.textContent = 'Covered. Guess first, then look.'; apart.textContent = '\u00a0'; meter.firstChild.style.width = 0; return }
-    cards.forEach((c, k) => c.show(now.said[k], shown, t, trust[0].trust[k]))
-    const js = jensenShannon(now.said.map(s => s.p)) / Math.log(Math.max(2, Math.min(nets.length, classes.length))), lead = majority(now.said), n = now.said.filter(s => s.said === lead).length
-    verdict.textContent = n === nets.length ? `All ${n} say ${classes[lead]}.` : `${n} of ${nets.length} say ${classes[lead]}.`
-    if (now.truth >= 0 && lead !== now.truth) verdict.textContent += ` It is labelled ${classes[now.truth]}.`
-    meter.firstChild.style.width = `${100 * js}%`; apart.textContent = `Disagreement ${percent(js)}`
-    line.update(trust, classes[t])
-    status.textContent = `${verdict.textContent} ${apart.textContent}`
-  }
-
-  // -- changes
-
-  function remember(what) {                          // so that undo can take a whole gesture back
-    if (what === now.last && !what.startsWith('paint')) return
-    now.undo.push({ base: now.base, edit: { ...now.edit } }); now.last = what
-    if (now.undo.length > 60) now.undo.shift()
-  }
-  function change(edit, what) { stop(); remember(Object.keys(edit).join()); Object.assign(now.edit, edit); tellControls(); move(what) }
-  function stop() { clearTimeout(now.timer) }
-  function begin(base, target, label) {              // another picture
-    stop(); Object.assign(now, { base, edit: { ...NEUTRAL }, target, truth: target, moves: [], undo: [], last: '', label })
-    paint(was, base, H, W); tellControls(); move('the picture itself')
-  }
-  function undo() {
-    const old = now.undo.pop()
-    if (!old) return
-    stop(); Object.assign(now, old, { last: '' }); tellControls(); move('undone')
-  }
-  function again() { const { label } = now; begin(now.first, now.truth, label) }
   function choose(i) {
-    now.first = stored(i)
-    begin(now.first, truth[i], meta.labels[i])
-    strip.querySelectorAll('button').forEach((b, j) => { b.setAttribute('aria-selected', i === j); b.tabIndex = i === j ? 0 : -1 })
+    picture.begin(stored(i), truth[i])
+    paint(was, now.first, H, W); mark(i)
     if (model.get('selected') !== i) { model.set('selected', i); model.save_changes() }
   }
-  function bake() { now.base = now.shown; now.edit = { ...NEUTRAL }; tellControls() }      // what is seen is what is painted on
-
-  // -- presets and the game
-
-  function play(key, then = () => {}) {
-    stop(); remember('preset'); now.edit = { ...NEUTRAL }
-    const steps = STEPS[key](W, ++now.seed), name = meta.presets.find(p => p.key === key).title.toLowerCase()
-    const next = i => {
-      Object.assign(now.edit, steps[i]); tellControls(); move(steps.length > 1 ? `${name}, ${i + 1}` : name)
-      if (i + 1 < steps.length) { if (calm.matches) next(i + 1); else now.timer = setTimeout(() => next(i + 1), 170) } else { now.last = ''; then() }
-    }
-    next(0)
-  }
-
-  function question() {
-    const g = now.game, preset = meta.presets[g.round]
-    choose((g.first + g.round) % truth.length)
-    const from = now.said.map(s => s.p[now.target])
-    now.covered = true; now.edit = { ...NEUTRAL, ...STEPS[preset.key](W, ++now.seed).at(-1) }; tellControls(); move(preset.title.toLowerCase())
-    panel.replaceChildren(make('p', { class: 'kd-ask' }, make('span', { class: 'kd-quiet' }, `Question ${g.round + 1} of ${meta.presets.length} · ${preset.title} `),
-      make('strong', {}, `Whose trust in ${classes[now.target]} falls most?`)),
-      make('div', { class: 'kd-choices', role: 'group', 'aria-label': 'Your guess' }, ...meta.nets.map((n, k) => button(n.name, () => reveal(k, from), { 'data-guess': n.name }))))
-    lock(true); status.textContent = `${preset.title}. Whose trust in ${classes[now.target]} falls most?`
-    panel.querySelector('button').focus({ preventScroll: true })
-  }
-
-  function reveal(guess, from) {
-    const g = now.game, fall = now.said.map((s, k) => from[k] - s.p[now.target]), most = Math.max(...fall), right = fall[guess] >= most - .02
-    const who = meta.nets.filter((_, k) => fall[k] >= most - .02).map(n => n.name)
-    now.covered = false; g.right += right; g.round++; update()
-    const fact = most < .02 ? 'Nobody’s trust falls by more than 2 points.' : `${who.slice(0, 3).join(', ')} lose${who.length > 1 ? '' : 's'} ${Math.round(100 * most)} points.`
-    const onward = g.round < meta.presets.length ? button('Next question', question) : button('See your score', score)
-    panel.replaceChildren(make('p', { class: 'kd-ask' }, make('strong', {}, right ? 'You saw it coming. ' : 'Not this time. '), fact), onward)
-    lock(false); status.textContent = panel.textContent; onward.focus({ preventScroll: true })
-  }
-
-  function score() {
-    const { right, first } = now.game, n = meta.presets.length, chance = n / nets.length
-    const more = button('Play again', () => start(first + n)), done = button('Look around', leave)
-    now.game = null
-    panel.replaceChildren(make('p', { class: 'kd-ask' }, make('strong', {}, `You predicted ${right} of ${n}. `),
-      `Blind guessing gets about ${fixed(chance, 1)}. One picture at a time says little: the numbers below are of many.`), make('div', { class: 'kd-choices' }, more, done))
-    status.textContent = panel.textContent; more.focus({ preventScroll: true })
-  }
-  function start(first = model.get('selected')) { now.game = { round: 0, right: 0, first }; question() }
-  function leave() { now.game = null; now.covered = false; lock(false); idle(); again(); panel.querySelector('button').focus({ preventScroll: true }) }
-  function lock(on) { left.inert = on }
-  function idle() {
-    panel.replaceChildren(make('p', { class: 'kd-ask' }, make('strong', {}, 'Predict, then look. '), `The answers are covered, you guess who is shaken most: ${meta.presets.length} questions.`),
-      button('Start', () => start(), { class: 'kd-main' }))
-  }
-
-  // -- the page
-
-  const strip = make('div', { role: 'listbox', 'aria-label': 'Pictures', class: 'kd-strip' })
-  meta.labels.forEach((label, i) => {
-    const b = button(paint(make('canvas', { 'aria-hidden': 'true' }), stored(i), H, W), () => choose(i),
-      { role: 'option', class: 'kd-thumb', 'aria-label': `picture ${label}${truth[i] < 0 ? '' : `, labelled ${classes[truth[i]]}`}` })
-    strip.append(b)
-  })
-  roving(strip, () => [...strip.children], () => meta.labels.length, b => b.click())
-  const file = make('input', { type: 'file', accept: 'image/*', class: 'kd-hidden', tabindex: -1, 'aria-label': 'A picture of your own' })
-  async function take(f) {
+  async function take(f) {                           // a picture of the reader's own
     if (!f) return
-    try { now.first = await loaded(f, H, W) } catch { status.textContent = verdict.textContent = `${f.name} is no picture that this browser can read.`; return }
-    strip.querySelectorAll('button').forEach(b => b.setAttribute('aria-selected', false))
-    begin(now.first, -1, 'of your own')
+    let own
+    try { own = await loaded(f, H, W) } catch {
+      status.textContent = answers.verdict.textContent = `${f.name} is no picture that this browser can read.`
+      return
+    }
+    picture.begin(own, -1); paint(was, own, H, W); mark(-1)
   }
+  const { strip, mark } = stripOf(data, choose)
+  const file = make('input', { type: 'file', accept: 'image/*', class: 'kd-hidden', tabindex: -1 })
+  file.setAttribute('aria-label', 'Your own picture')
   file.addEventListener('change', () => { take(file.files[0]); file.value = '' })
+  stand.root.addEventListener('dragover', e => e.preventDefault())
+  stand.root.addEventListener('drop', e => { e.preventDefault(); take(e.dataTransfer.files[0]) })
 
-  const arrow = (dx, dy, text, name) => button(text, () => change({ dx: now.edit.dx + dx, dy: now.edit.dy + dy }, 'shift'), { 'aria-label': `Shift ${name} by one pixel`, class: 'kd-arrow' })
-  const [tools] = toggles('Tool', [['move', 'Move'], ['draw', 'Draw'], ['cover', 'Cover']], 'move', t => { now.tool = t; paints.hidden = t !== 'draw' })
-  const [paints] = toggles('Paint', Object.entries(PAINTS).map(([name, c]) =>
-    [name, '', { 'aria-label': name, class: 'kd-paint', style: `background:rgb(${c.map(v => 255 * v)})` }]), 'white', c => { now.colour = c })
-  paints.hidden = true
-
-  const screen = make('div', { class: 'kd-easel', tabindex: 0, role: 'application', 'aria-label': 'The picture. Arrow keys shift it by one pixel; with the mouse or a finger, move, draw or cover.' }, stage)
-  const place = e => { const b = stage.getBoundingClientRect(); return [(e.clientX - b.left) / b.width * W - .5, (e.clientY - b.top) / b.height * H - .5] }
-  let grip = null
-  screen.addEventListener('pointerdown', e => {
-    if (e.button || left.inert) return
-    stop(); grip = place(e); screen.setPointerCapture(e.pointerId)
-    if (now.tool === 'move') { remember('drag'); grip.push(now.edit.dx, now.edit.dy); now.last = 'drag' } else { remember(`paint ${performance.now()}`); bake(); dab(grip) }
+  const trust = () => now.said.map(s => answers.soft(s)[now.target])
+  const game = gameOf(data, {
+    ask(i, { key, title }) {                         // picture i, and one preset of it behind the cover
+      choose(i % truth.length)
+      const before = trust()
+      covered = left.inert = true
+      picture.preset(key, title, 0, true)
+      return before
+    },
+    class: () => classes[now.target], trust,
+    here: () => model.get('selected'), open() { covered = left.inert = false; tell() },
+    home: () => picture.begin(now.first, now.truth), say: text => { status.textContent = text },
   })
-  const dab = ([x, y]) => { now.base = dabbed(now.base, H, W, x, y, now.tool === 'draw' ? PAINTS[now.colour] : null, Math.max(2, W / 8)); move(now.tool === 'draw' ? 'drawn' : 'covered') }
-  screen.addEventListener('pointermove', e => {
-    if (!grip) return
-    const [x, y] = place(e)
-    if (now.tool !== 'move') return dab([x, y])
-    const dx = Math.round(grip[2] + x - grip[0]), dy = Math.round(grip[3] + y - grip[1])
-    if (dx !== now.edit.dx || dy !== now.edit.dy) { Object.assign(now.edit, { dx, dy }); move('moved') }
-  })
-  for (const end of ['pointerup', 'pointercancel']) screen.addEventListener(end, () => { grip = null; now.last = '' })
-  screen.addEventListener('keydown', e => {
-    const by = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[e.key]
-    if (by) { e.preventDefault(); change({ dx: now.edit.dx + by[0], dy: now.edit.dy + by[1] }, 'shift') }
-  })
-  screen.addEventListener('dragover', e => e.preventDefault())
-  screen.addEventListener('drop', e => { e.preventDefault(); take(e.dataTransfer.files[0]) })
-
-  const CONTROLS = [['turn', 'Turn', -180, 180, 5, v => `${v}°`], ['size', 'Size', .5, 2, .05, percent], ['colour', 'Colour', 0, 2, .05, percent],
-    ['hue', 'Hue', -180, 180, 5, v => `${v}°`], ['noise', 'Noise', 0, .4, .02, percent], ['cover', 'Cover middle', 0, .8, .05, percent]]
-  const knobs = CONTROLS.map(([key, name, min, max, step, say]) => {
-    const [label, input, tell] = slider(name, { min, max, step, value: NEUTRAL[key], say }, v => change({ [key]: v }, name.toLowerCase()))
-    return { key, label, input, tell }
-  })
-  const [patches, pressPatches] = toggles('Shuffle patches', [['0', 'whole'], ['2', '2×2'], ['4', '4×4']], '0', v => change({ shuffle: +v, seed: ++now.seed }, 'patches'))
-  const [outline, pressOutline] = toggles('Silhouette', [['no', 'as it is'], ['yes', 'silhouette']], 'no', v => change({ silhouette: v === 'yes' }, 'silhouette'))
-  function tellControls() {
-    for (const { key, input, tell } of knobs) { input.value = now.edit[key]; tell() }
-    pressPatches(String(now.edit.shuffle)); pressOutline(now.edit.silhouette ? 'yes' : 'no')
-  }
-
-  const told = make('p', { class: 'kd-quiet kd-told' }, meta.hint)
-  const tries = make('div', { class: 'kd-tries', role: 'group', 'aria-label': 'Try this' }, ...meta.presets.map(p =>
-    button(p.short, () => { told.textContent = p.text; play(p.key) }, { 'data-preset': p.key, title: p.title })))
-  const panel = make('div', { class: 'kd-game' })
-  const [warm, heat, tellHeat] = slider('Soften, T', { min: .5, max: 8, step: .5, value: T(), say: v => fixed(v, 1) }, v => { model.set('T', v); model.save_changes() })
-  const block = make('section', { class: 'kd-card kd-p-curve' }, title, line.root)
-  const left = make('div', { class: 'kd-col' },
-    make('section', { class: 'kd-card kd-p-picture' }, make('h2', {}, 'The picture'), make('div', { class: 'kd-row' }, strip), file,
-      make('div', { class: 'kd-row kd-work' }, screen, make('div', { class: 'kd-side' }, make('figure', {}, was, make('figcaption', {}, 'before')), tools,
-        make('div', { class: 'kd-pad' }, arrow(0, -1, '↑', 'up'), arrow(-1, 0, '←', 'left'), arrow(1, 0, '→', 'right'), arrow(0, 1, '↓', 'down')))), paints, tries, told,
-      make('div', { class: 'kd-row' }, button('Undo', undo), button('Start again', again), button('Your own picture…', () => file.click()))),
-    make('section', { class: 'kd-card kd-p-knobs' }, make('h2', {}, 'Change it'), make('div', { class: 'kd-knobs' }, ...knobs.map(k => k.label)),
-      make('div', { class: 'kd-row' }, patches, outline)))
-  const right = make('div', { class: 'kd-col kd-wide' },
-    make('section', { class: 'kd-card kd-p-answers' }, make('div', { class: 'kd-net-top' }, make('h2', {}, 'What they say'), warm), make('div', { class: 'kd-sum' }, verdict, apart), meter,
-      make('ul', { class: 'kd-nets' }, ...cards.map(c => c.root))), block)
-  const root = make('div', { class: 'kd kd-play' }, make('p', { class: 'kd-lead' }, meta.lead), make('section', { class: 'kd-card kd-p-game', 'aria-label': 'Predict, then look' }, panel), make('div', { class: 'kd-two' }, left, right),
-    counted(meta), make('p', { class: 'kd-note' }, meta.note), status)
+  const before = make('figure', {}, was, make('figcaption', {}, 'before'))
+  const side = make('div', { class: 'kd-side' }, before, tools.kinds, tools.pad)
+  left.append(box('kd-p-picture', make('h2', {}, 'The picture'), row(strip), file,
+    make('div', { class: 'kd-row kd-work' }, stand.root, side), tools.paints, ...presetsOf(data, picture, calm),
+    row(button('Undo', picture.undo), button('Start again', () => picture.begin(now.first, now.truth)),
+      button('Your own picture…', () => file.click()))), tools.knobs)
+  const right = make('div', { class: 'kd-col kd-wide' }, answers.root, answers.history)
+  const root = make('div', { class: 'kd kd-play' }, make('p', { class: 'kd-lead' }, meta.lead), game.root,
+    make('div', { class: 'kd-two' }, left, right), counted(meta), make('p', { class: 'kd-note' }, meta.note), status)
   keepKeys(root); el.replaceChildren(root)
-  idle(); choose(Math.min(model.get('selected'), meta.labels.length - 1))
+  choose(Math.min(model.get('selected'), meta.labels.length - 1))
 
-  return { close() { stop() }, outside: {
-    selected() { const i = model.get('selected'); if (strip.children[i]?.getAttribute('aria-selected') !== 'true') choose(i) },
-    T() { heat.value = T(); tellHeat(); now.said = soft(now.said); update() },
+  return { close: picture.stop, outside: {
+    selected() {
+      const i = model.get('selected')
+      if (strip.children[i]?.getAttribute('aria-selected') !== 'true') choose(i)
+    },
+    T() { answers.heat(); tell() },
   } }
 }
 
