@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 # From the ground up: a room imports only what stands before it.
 _ROOMS = ('files', 'data', 'sets', 'identity', 'views', 'checkpoints', 'involution', 'teachers', 'losses', 'cache',
           'students', 'sharing', 'distill', 'features', 'handover', 'learner', 'datafree', 'diagnose', 'plots',
-          'widgets', 'playground', 'runs', 'evidence', 'arms', 'report', 'course', 'cli', 'all')
+          'widgets', 'playground', 'runs', 'evidence', 'price', 'arms', 'report', 'course', 'cli', 'all')
 
 
 class UserError(ValueError):

@@ -23,5 +23,6 @@ from .widgets import *
 from .playground import *
 from .runs import *
 from .evidence import *
+from .price import *
 from .arms import *
 from .report import *

@@ -1,12 +1,14 @@
 """Runs: statistics against scipy and simulations, parameters, jobs that survive a kill, pages, the command line."""
 import errno, json, math, os, re, shutil, signal, subprocess, sys, textwrap, time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest
+from PIL import Image
 from hypothesis import Phase, given, settings, strategies as st
 from scipy import stats
 
-from libkd import UserError, arms, cli, evidence, runs
+from libkd import UserError, arms, cli, evidence, price, runs
 from libkd.learner import METHODS
 
 PYTHON = sys.executable
@@ -532,39 +534,51 @@ def test_every_published_method_runs_through_papermill(tmp_path):
     assert result['conclusion'][0] == result['best']['why'] and (tmp_path/'run'/'best'/'model.safetensors').exists()
     assert (tmp_path/'run'/'report.html').exists()
 
+SETTING = dict(samples=dict(labels=0, valid=.2, seed=0, size=0), dls=dict(size=8, bs=16, mix=0., flip=False, seed=0))
+
+
+def jobs_on(data, setting=SETTING, steps=20, fresh=4, **kw):
+    "A student's and a teacher's job about the images of a folder"
+    images = arms.run_samples(str(data), **setting['samples']).identity()
+    student = arms.Job('untaught', 0, 'vit_nano', dict(depth=2), setting, images, steps, 1e-3, 0., fresh, **kw)
+    return student, arms.TeacherJob('resnet_mini', setting, images, steps, fresh, check=False)
+
+
 def test_an_arm_that_reads_layers_asks_its_teacher(tmp_path):
     "Also in a process that has not seen `libkd.all`"
     data = some_digits(tmp_path/'data', train=8, valid=2, test=2)
-    setting = dict(samples=dict(labels=0, valid=.2, seed=0, size=0), dls=dict(size=8, bs=16, mix=0., flip=False, seed=0))
-    teacher, places = dict(name='resnet_mini', setting=setting, steps=1, fresh=1, check=False), dict(data=str(data), out=str(tmp_path), cache=str(tmp_path/'cache'))
-    arms.build_cache(places, [arms.run_teacher(places, **teacher)], 1, 1, 'key', 2, setting, check=False)
-    job = dict(arm='at', seed=0, model='vit_nano', taught=True, setting=setting, steps=2, lr=1e-3, wd=0., fresh=1, args=dict(depth=2), distill=dict(method='at'), teacher=teacher)
-    code = f"from libkd.arms import train_arm\nprint(train_arm({places!r}, **{job!r})['history'][-1])"
+    student, teacher = jobs_on(data, steps=1, fresh=1)
+    places = dict(data=str(data), out=str(tmp_path), cache=str(tmp_path/'cache'))
+    taught_by = arms.run_teacher(places, teacher)
+    store = arms.StoreJob(SETTING, teacher.images, 2, (taught_by.fingerprint,), check=False)
+    arms.build_cache(places, [taught_by], store, price.How(1))
+    job = asdict(replace(student, arm='at', distill=dict(method='at'), cache=store.key, teacher=asdict(teacher)))
+    code = f"from libkd.arms import do_job\nprint(do_job({places!r}, **{job!r})['history'][-1])"
     out = subprocess.run([PYTHON, '-W', 'ignore', '-c', code], capture_output=True, text=True, cwd=tmp_path)
     assert "'at'" in out.stdout, out.stderr
 
 @pytest.mark.slow
 def test_several_processes_build_the_store_of_one(tmp_path):
     data = some_digits(tmp_path/'data', train=8, valid=2, test=2)
-    setting = dict(samples=dict(labels=0, valid=.2, seed=0, size=0), dls=dict(size=8, bs=16, mix=0., flip=False, seed=0))
-    teacher = arms.run_teacher(dict(data=str(data), out=str(tmp_path)), 'resnet_mini', setting, 1, 1, check=False)
-    files = {n: (arms.build_cache(dict(data=str(data), cache=str(tmp_path/f'{n}')), [teacher], n, 1, 'key', 3, setting, check=False), runs.read_json(tmp_path/f'{n}'/'manifest.json'))[1]['files'] for n in (1, 2)}
+    _, asked = jobs_on(data, steps=1, fresh=1)
+    teacher = arms.run_teacher(dict(data=str(data), out=str(tmp_path)), asked)
+    store = arms.StoreJob(SETTING, asked.images, 3, (teacher.fingerprint,), check=False)
+    for n in (1, 2): arms.build_cache(dict(data=str(data), cache=str(tmp_path/f'{n}')), [teacher], store, price.How(n))
+    files = {n: runs.read_json(tmp_path/f'{n}'/'manifest.json')['files'] for n in (1, 2)}
     assert files[1] == files[2] and len(files[1]) == 2 + 3 + 3
 
 
 def test_many_short_epochs_are_validated_now_and_then(tmp_path):
     "A few labelled images and no others: an epoch is two batches"
     data = some_digits(tmp_path/'data', train=4, valid=2, test=2)
-    setting = dict(samples=dict(labels=0, valid=.2, seed=0, size=0), dls=dict(size=8, bs=16, mix=0., flip=False, seed=0))
-    row = arms.train_arm(dict(data=str(data), out=str(tmp_path), cache=''), 'untaught', 0, 'vit_nano', False, setting, steps=50, lr=1e-3, wd=0., fresh=2, args=dict(depth=2), distill={})
+    row = arms.train_arm(dict(data=str(data), out=str(tmp_path)), jobs_on(data, steps=50, fresh=2)[0])
     assert [round(25*h['done']) for h in row['history']] == [*range(2, 26, 2), 25] and all(np.isfinite(h['accuracy']) for h in row['history'])
 
 def test_a_teacher_takes_at_least_as_many_steps_as_were_asked_for(tmp_path):
     "Also where few images have labels, and a pass through them is short; and it says how it went"
     data = some_digits(tmp_path/'data', train=20, valid=4, test=2)
-    setting = dict(samples=dict(labels=4, valid=.2, seed=0, size=0), dls=dict(size=8, bs=16, mix=0., flip=False, seed=0))
-    places = dict(data=str(data), out=str(tmp_path))
-    row = arms.train_teacher(places, name='resnet_mini', setting=setting, steps=31, fresh=4, check=False)
+    few = dict(SETTING, samples=dict(SETTING['samples'], labels=4))
+    row = arms.train_teacher(dict(data=str(data), out=str(tmp_path)), jobs_on(data, few, steps=31)[1])
     made, = (tmp_path/'teachers').iterdir()
     assert runs.read_json(made/'teacher.json')['args']['epochs'] == 16                       # of two batches each
     assert [round(16*done) for done, _ in row['curve']] == [13, 15, 16] and row['images'] == 40
@@ -573,32 +587,49 @@ def test_a_teacher_takes_at_least_as_many_steps_as_were_asked_for(tmp_path):
 
 def test_looking_at_a_teacher_does_not_change_it(tmp_path, monkeypatch):
     data = some_digits(tmp_path/'data', train=8, valid=4, test=2)
-    setting = dict(samples=dict(labels=0, valid=.2, seed=0, size=0), dls=dict(size=8, bs=16, mix=0., flip=False, seed=0))
-    looked = arms.run_teacher(dict(data=str(data), out=str(tmp_path/'a')), 'resnet_mini', setting, 20, 4, check=False)
+    job = jobs_on(data)[1]
+    looked = arms.run_teacher(dict(data=str(data), out=str(tmp_path/'a')), job)
     monkeypatch.setattr(arms.Looks, '_accuracy', lambda self: 0.)
-    assert arms.run_teacher(dict(data=str(data), out=str(tmp_path/'b')), 'resnet_mini', setting, 20, 4, check=False).fingerprint == looked.fingerprint
+    assert arms.run_teacher(dict(data=str(data), out=str(tmp_path/'b')), job).fingerprint == looked.fingerprint
 
 
 @pytest.mark.parametrize('untaught, tries', [(2., 2), (-1., 1)])
 def test_teachers_below_the_untaught_student_are_trained_once_more(tmp_path, monkeypatch, untaught, tries):
     asked = []
     class Known:
-        def __init__(self, name, steps): self.name, self.accuracy = name, steps/100
-    monkeypatch.setattr(arms, 'run_teacher', lambda places, name, steps, **kw: Known(name, steps))
+        def __init__(self, job): self.name, self.accuracy = job.name, job.steps/100
+    monkeypatch.setattr(arms, 'run_teacher', lambda places, job, looks=None: Known(job))
     def jobs(fn, todo, *a, **kw):
         asked.append([j.get('steps') for j in todo if 'name' in j])
         return pd.DataFrame([dict(j, seconds=60.) if 'name' in j else dict(j, valid_accuracy=untaught) for j in todo])
     monkeypatch.setattr(arms, 'run_jobs', jobs)
-    ready = arms.prepare_teachers(dict(out=str(tmp_path)), ['conv', 'inv'], {}, 20, 4, 'digest', jobs=2, beside=[dict(arm='untaught', seed=0)])
-    assert asked == [[20, 20], [40, 40]][:tries] and ready.steps == 20*tries and ready.seconds == dict.fromkeys(('conv', 'inv'), 60.*tries)
+    student = arms.Job('untaught', 0, 'vit_nano', {}, {}, {}, 20, 1e-3, 0., 4)
+    ready = arms.prepare_teachers(dict(out=str(tmp_path)), [arms.TeacherJob(n, {}, {}, 20, 4) for n in ('conv', 'inv')], price.How(2), [student])
+    assert asked == [[20, 20], [40, 40]][:tries] and {a.steps for a in ready.asked} == {20*tries}
+    assert ready.seconds == dict.fromkeys(('conv', 'inv'), 60.*tries)
     assert any('trained once more, for 40' in s for s in ready.warnings) == (tries == 2)
     assert any('about 2.0 minutes: -p teacher_steps 80' in s for s in ready.warnings) == (tries == 2)
 
 
+def test_images_that_are_exchanged_under_their_names_make_everything_anew(tmp_path):
+    "One other pixel, same names, labels and times: another job, and a worker that meets them by surprise refuses"
+    data, places = some_digits(tmp_path/'data', train=8, valid=2, test=2), dict(data=str(tmp_path/'data'), out=str(tmp_path))
+    before, asked = jobs_on(data, steps=2)
+    once = arms.do_jobs(places, [asked, before], price.How(1))
+    file = next((data/'train').glob('*/*'))
+    was = file.stat()
+    pixels = np.array(Image.open(file)); pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(file)
+    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
+    with pytest.raises(UserError, match='pixels'): arms.train_arm(places, before)
+    after, asked_now = jobs_on(data, steps=2)
+    assert after.name != before.name and arms.do_jobs(places, [asked_now, after], price.How(1))['seconds'].notna().all()
+    assert len(list((tmp_path/'jobs').glob('*.json'))) == 4 and len(once) == 2
+
+
 def test_a_run_with_other_views_trains_other_teachers(tmp_path):
     data = some_digits(tmp_path/'data', train=8, valid=2, test=2)
-    setting = dict(samples=dict(labels=0, valid=.2, seed=0, size=0), dls=dict(size=8, bs=16, mix=0., flip=False, seed=0))
-    two, again, one = (arms.run_teacher(dict(data=str(data), out=str(tmp_path)), 'resnet_mini', setting, 20, fresh, check=False) for fresh in (2, 2, 1))
+    two, again, one = (arms.run_teacher(dict(data=str(data), out=str(tmp_path)), jobs_on(data, fresh=fresh)[1]) for fresh in (2, 2, 1))
     assert two.fingerprint == again.fingerprint != one.fingerprint
 
 def test_a_cache_that_could_not_be_built_stops_the_run_with_its_reason():
