@@ -6,7 +6,7 @@
 __all__ = ['run_samples', 'verdict_part', 'count_of', 'train_arm', 'run_table']
 
 # %% ../nbs/15_arms.ipynb #cbbbd17a
-import ast, contextlib, io, math, re, shutil, time
+import ast, math, re, shutil, time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -292,9 +292,8 @@ def run_teacher(places, job, looks=None): # As for `train_arm`; `TeacherJob`; a 
     "One teacher of a run: trained for at least so many steps, or found"
     dls = loaders(places, job, taught=False, curve=0)
     epochs, kept = -(-job.steps//max(1, len(dls.train))), Path(places['out'])/'teachers'
-    watched = [InTurn(job.fresh), looks or Looks()]
-    with contextlib.redirect_stdout(io.StringIO()):
-        return fit_teacher(job.name, dls, epochs=epochs, seed=job.seed, folder=kept, check=job.check, cbs=watched)
+    how = dict(epochs=epochs, seed=job.seed, check=job.check, cbs=[InTurn(job.fresh), looks or Looks()])
+    return fit_teacher(job.name, dls, folder=kept, verbose=False, **how)
 
 def train_teacher(places, job): # As for `train_arm`; `TeacherJob`
     "Train one teacher; its seconds, and how it went"

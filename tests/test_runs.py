@@ -580,7 +580,7 @@ def test_a_teacher_takes_at_least_as_many_steps_as_were_asked_for(tmp_path):
     few = dict(SETTING, samples=dict(SETTING['samples'], labels=4))
     row = arms.train_teacher(dict(data=str(data), out=str(tmp_path)), jobs_on(data, few, steps=31)[1])
     made, = (tmp_path/'teachers').iterdir()
-    assert runs.read_json(made/'teacher.json')['args']['epochs'] == 16                       # of two batches each
+    assert runs.read_json(made/'teacher.json')['identity']['epochs'] == 16                       # of two batches each
     assert [round(16*done) for done, _ in row['curve']] == [13, 15, 16] and row['images'] == 40
     assert row['curve'][-1][1] == runs.read_json(made/'teacher.json')['accuracy']
 
