@@ -257,6 +257,20 @@ def test_another_plan_is_refused(copied, what, complete):
     assert 'overwrite=True' in str(e.value) and contents(path) == before
 
 
+@pytest.mark.parametrize('complete', [True, False])
+def test_teachers_are_known_by_their_fingerprints_of_before(tmp_path, complete):
+    "A cache of an older libkd opens, goes on, and refuses other teachers"
+    dls, teachers = tiny.loaders(), [tiny.teacher('a', 1), tiny.teacher('b', 2, bias='inv')]
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(Teacher, 'fingerprint', Teacher.old_fingerprint)
+        build(tmp_path/'c', dls, teachers)
+    assert teachers[0].fingerprint != teachers[0].old_fingerprint
+    if not complete: (tmp_path/'c'/'manifest.json').unlink(); next((tmp_path/'c'/'logits'/'a').iterdir()).unlink()
+    cache = build(tmp_path/'c', dls, teachers)
+    assert cache.teachers['a']['fingerprint'] == teachers[0].old_fingerprint
+    with pytest.raises(CacheMismatch, match=r'teachers\[0\]\.fingerprint'): build(tmp_path/'c', dls, [tiny.teacher('a', 5), teachers[1]])
+
+
 def test_overwrite_builds_anew(copied):
     dls, teachers, path = copied
     cache = build(path, dls, [tiny.teacher('z', 3)], overwrite=True)

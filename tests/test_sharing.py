@@ -210,6 +210,17 @@ def test_a_killed_change_is_completed_before_a_build_looks_at_the_folder(built, 
     assert contents(LogitCache.open(cache.path).path) == contents(build(tmp_path/'d', dls, [A, other]).path)
 
 
+def test_a_cache_of_before_is_added_to_and_extended(tmp_path):
+    dls = tiny.loaders()
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(type(A), 'fingerprint', type(A).old_fingerprint)
+        cache = build(tmp_path/'c', dls, [A])
+    cache = cache.add(dls, [A, B], check=False)
+    assert [cache.teachers[n]['fingerprint'] for n in 'ab'] == [A.old_fingerprint, B.fingerprint]
+    assert cache.extend(dls, [A, B], cache.policy.n + 1).policy.n == cache.policy.n + 1
+    with pytest.raises(CacheMismatch): cache.add(dls, tiny.teacher('a', 7), check=False)
+
+
 # -- a table -------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('kw', [{}, {'top_k': 2}])

