@@ -30,7 +30,9 @@ def mutate(module: str, # Dotted name: 'libkd.involution'
 ):
     "Put a copy of the package, with one edit, before the real one: for lines that a monkeypatch cannot reach, and for tests that start processes."
     here = Path(os.environ['LIBKD_BREAK_DIR'])
-    if not (here/'libkd').exists(): shutil.copytree(ROOT/'libkd', here/'libkd', ignore=shutil.ignore_patterns('__pycache__'))
+    if not (here/'libkd').exists():
+        shutil.copytree(ROOT/'libkd', here/'libkd', ignore=shutil.ignore_patterns('__pycache__'))
+        (here/'nbs').symlink_to(ROOT/'nbs')                 # lessons and runs are found beside the package
     file = here/Path(*module.split('.')).with_suffix('.py')
     text = file.read_text(encoding='utf-8')
     if text.count(old) != 1: raise LookupError(f'{old!r} stands {text.count(old)} times in {module}, not once')
