@@ -406,3 +406,10 @@ def test_a_run_becomes_one_page(browser, run_folder):
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match='result.json is missing. libkd run writes one'): P.demo(tmp_path)
+
+
+def test_networks_too_heavy_for_a_page_are_refused(monkeypatch, nets):
+    x, y = pictures(2, 0)
+    monkeypatch.setattr(P, 'HEAVIEST', 100_000)
+    with pytest.raises(UserError, match='2 networks of 0.3 MB are too heavy for a page; up to 0.1 MB'):
+        P.bias_playground([nets['resnet_mini']]*2, x, y)
