@@ -9,11 +9,9 @@ __all__ = ['main']
 import argparse, csv, errno, io, os, platform, re, shutil, sys, warnings
 from contextlib import contextmanager
 from pathlib import Path
-from . import UserError, __version__
+from . import MENDABLE, UserError, __version__
 
 # %% ../nbs/18_cli.ipynb #a7dc02a7
-_USERS = (ValueError, TypeError, KeyError, OSError, MemoryError)
-
 def sentence(e): # Any exception -> (text, exit code), or None: a fault of ours
     "What to say about `e`"
     run_error = getattr(sys.modules.get('libkd.runs'), 'RunError', ())
@@ -28,10 +26,11 @@ def sentence(e): # Any exception -> (text, exit code), or None: a fault of ours
         what = f': {e.filename} could not be written' if e.filename else ''
         return f'the disk is full{what}. Free some space and try again.', 2
     if isinstance(e, KeyError) and e.args: return str(e.args[0]), 2
-    return (str(e) or type(e).__name__, 2) if isinstance(e, _USERS) else None
+    if isinstance(e, ImportError) and 'pip install' in str(e): return str(e), 2
+    return (str(e) or type(e).__name__, 2) if isinstance(e, MENDABLE) else None
 
 # %% ../nbs/18_cli.ipynb #0cc7b4fb
-def guarded(f, *args): # -> exit code
+def guarded(f, *args): # A command; its words. -> exit code
     "Call `f`; what is the user's to mend, or the machine's, is a sentence on stderr"
     try:
         f(*args)
@@ -140,30 +139,21 @@ def _images(where): # files and folders
     from libkd.data import EXTENSIONS
     for w in map(Path, where):
         if not w.exists():
-            raise UserError(f'{w} does not exist; libkd predict needs a saved student and images or folders of them')
+            raise UserError(f'{w} does not exist; needed are images, or folders of them')
         yield from sorted(p for p in w.rglob('*') if p.suffix.lower() in EXTENSIONS) if w.is_dir() else [w]
 
-def _prepared(path, size, mean, std): # (3, H, W): as in validation
-    import numpy as np, torch
-    from fastai.vision.augment import Resize
-    from libkd.views import open_sample
-    img = open_sample(path)
-    if img.shape != tuple(size): img = Resize(tuple(size))(img, split_idx=1)
-    x = torch.from_numpy(np.array(img)).permute(2, 0, 1)/255
-    return (x - torch.tensor(mean)[:, None, None])/torch.tensor(std)[:, None, None]
-
 # %% ../nbs/18_cli.ipynb #fd163d85
-def _answers(model, cfg, files, bs): # yields file, probabilities or an error
+def _answers(saved, files, bs): # `Saved`; yields file, probabilities or an error
     import torch
-    p = cfg.get('pretrained_cfg', cfg)
+    from libkd.handover import as_seen
     for i in range(0, len(files), bs):
         found = {}
         for f in files[i:i + bs]:
-            try: found[f] = _prepared(f, p['input_size'][1:], p['mean'], p['std'])
+            try: found[f] = as_seen(f, saved)
             except (ValueError, OSError) as e: found[f] = e
         good = [f for f, x in found.items() if not isinstance(x, Exception)]
         with torch.inference_mode():
-            if good: found.update(zip(good, model(torch.stack([found[f] for f in good])).softmax(1)))
+            if good: found.update(zip(good, saved.model(torch.stack([found[f] for f in good])).softmax(1)))
         yield from found.items()
 
 # %% ../nbs/18_cli.ipynb #80580c66
@@ -172,18 +162,37 @@ def _row(file, p, classes): # p: (C,) probabilities, or an error
     return [file, classes[int(p.argmax())], f'{float(p.max()):.4f}', '', *(f'{float(v):.4f}' for v in p)]
 
 def cmd_predict(a):
-    from libkd.handover import load_student
+    from libkd.handover import load_saved
     files = list(_images(a.images))
     if not files: raise UserError(f"no images in {', '.join(map(str, a.images))}")
-    model, cfg = load_student(a.student)
-    classes, failed = cfg['label_names'], 0
+    saved, failed = load_saved(a.model, a.size), 0
     with csv_writer(a.out) as write:
-        write(['file', 'class', 'probability', 'error', *classes])
-        for f, p in _answers(model, cfg, files, a.bs):
-            write(_row(f, p, classes))
+        write(['file', 'class', 'probability', 'error', *saved.classes])
+        for f, p in _answers(saved, files, a.bs):
+            write(_row(f, p, saved.classes))
             failed += isinstance(p, Exception)
     if a.out: print(f'{len(files) - failed} of {len(files)} images answered in {a.out}')
     if failed == len(files): raise UserError('none of these files could be read as an image')
+
+# %% ../nbs/18_cli.ipynb #c61903dc
+def _some_pictures(where): # Files and folders; None: made-up ones
+    import numpy as np
+    from libkd.data import open_image
+    return [np.asarray(open_image(f)) for f in list(_images(where))[:64]] if where else None
+
+def cmd_export(a):
+    if not (a.onnx or a.pt2): raise UserError('What shall be written? libkd export MODEL --onnx, or --pt2, or both.')
+    from libkd.handover import export_onnx, export_pt2, load_saved
+    saved, pictures = load_saved(a.model, a.size), _some_pictures(a.images)
+    out = Path(a.out or saved.folder)
+    out.mkdir(parents=True, exist_ok=True)
+    h, w = saved.size
+    kind, classes = type(saved.model).__name__, len(saved.classes)
+    print(f'{saved.folder}: {kind}, {classes} classes, sees {h}×{w} pixels', flush=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')                      # of the exporters, about their own future
+        if a.onnx: print(f"{out/'pictures.onnx'}: {export_onnx(saved, out/'pictures.onnx', pictures)}")
+        if a.pt2: print(f"{out/'model.pt2'}: {export_pt2(saved, out/'model.pt2')}")
 
 # %% ../nbs/18_cli.ipynb #40b9164d
 def extras():
@@ -293,22 +302,32 @@ def _parser_cache(sub):
          ('--top-k', dict(type=int, help='keep so many logits and the sum of the rest; default: all logits')),
          *((f'--{n}', dict(type=int, default=v)) for n, v in dict(epochs=20, views=4, bs=64, seed=0).items()))
 
+# %% ../nbs/18_cli.ipynb #ff1ec22b
+def _parser_models(sub):
+    model = ('model', dict(help='folder of a student, of a teacher, or of a run, of which the best model is taken'))
+    size = ('--size', dict(type=int, metavar='PIXELS', help='for a teacher whose folder does not say it'))
+    _add(sub, 'predict', cmd_predict, 'what a model says about images, as CSV', model, size,
+         ('images', dict(nargs='+', help='image files or folders')),
+         ('--out -o', dict(help='file; default: the terminal')),
+         ('--bs', dict(type=int, default=64, help='images at a time')))
+    _add(sub, 'export', cmd_export, 'a model for programs without libkd', model, size,
+         ('--onnx', dict(action='store_true', help='pictures.onnx: uint8 pictures of any size in, logits out')),
+         ('--pt2', dict(action='store_true', help='model.pt2: normalised images in, for torch.export.load')),
+         ('--images', dict(nargs='+', metavar='PATH', help='pictures to try it on; default: made-up ones')),
+         ('--out -o', dict(help="folder; default: the model's own")))
+
 # %% ../nbs/18_cli.ipynb #2526bd68
 def parser():
     "The words of the command line"
     about = 'Several small teachers with different inductive biases advise one small vision student.'
     top = argparse.ArgumentParser(prog='libkd', description=about)
     top.add_argument('--version', action='version', version=f'libkd {__version__}')
-    sub = top.add_subparsers(metavar='run|new|grade|cache|predict|doctor')
+    sub = top.add_subparsers(metavar='run|new|grade|cache|predict|export|doctor')
     top.set_defaults(f=lambda a: top.print_help())
     _parser_run(sub)
     _parser_course(sub)
     _parser_cache(sub)
-    _add(sub, 'predict', cmd_predict, 'what a saved student says about images, as CSV',
-         ('student', dict(help='folder with model.safetensors and config.json')),
-         ('images', dict(nargs='+', help='image files or folders')),
-         ('--out -o', dict(help='file; default: the terminal')),
-         ('--bs', dict(type=int, default=64, help='images at a time')))
+    _parser_models(sub)
     _add(sub, 'doctor', cmd_doctor, 'versions, devices, and what is missing for what',
          ('--time', dict(action='store_true', help='also measure one thread against all')))
     return top

@@ -5,10 +5,11 @@
 # %% ../nbs/08a_handover.ipynb #2647961b
 from __future__ import annotations
 import json, random, shutil, tempfile
+from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 
-import numpy as np, timm, torch
+import numpy as np, PIL.Image, timm, torch
 from fastai.callback.core import Callback, CancelEpochException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
@@ -26,12 +27,14 @@ from .data import content_digest
 from .distill import MultiTeacherDistill, processes, unwrap
 from .files import digest_of, publish, publish_json
 from .identity import difference_lines, differences, identity, loss_identity, schedule_identity
-from .teachers import size_of, stats_of
+from .teachers import load_teacher, size_of, stats_of
+from .views import read_picture
 
 # %% auto #0
 __all__ = ['RESULT', 'pictures_identity', 'data_identity', 'rate_identity', 'made_with', 'steps_identity', 'student_identity',
            'training_identity', 'plain_state', 'generators', 'set_generators', 'settle', 'Resume', 'effective_state',
-           'save_student', 'load_student']
+           'save_student', 'load_student', 'Saved', 'load_saved', 'as_seen', 'sample_pictures', 'picture_onnx',
+           'onnx_agrees', 'export_onnx', 'export_pt2']
 
 # %% ../nbs/08a_handover.ipynb #b2c18fbe
 def pictures_identity(dl, # A loader
@@ -253,7 +256,8 @@ def _proved(model, dls, made): # The student; loaders; an empty folder
     config = dict(num_classes=len(classes), label_names=classes)
     save_for_hf(model, str(made), model_config=config, safe_serialization=True)
     save_file({k: v.detach().cpu().contiguous() for k, v in effective_state(model).items()}, made/'model.safetensors')
-    _write_input(made/'config.json', input_size=[3, *size], mean=mean, std=std, crop_pct=1.)
+    _write_input(made/'config.json', input_size=[3, *size], mean=mean, std=std, crop_pct=1., crop_mode='center',
+                 interpolation='bilinear')
     changed = f"This {model.pretrained_cfg['architecture']} was changed after it was made, and timm could not load it"
     advice = 'Undo the change, or keep the student with learn.export().'
     try: fresh = load_student(made)[0]
@@ -315,3 +319,159 @@ def load_student(folder, # Written by `save_student`
         f"{folder} holds no student: config.json is missing. save_student(learn, folder) writes one.")
     cfg = json.loads((folder/'config.json').read_text(encoding='utf-8'))
     return timm.create_model(f'local-dir:{folder}', pretrained=True).eval(), cfg
+
+# %% ../nbs/08a_handover.ipynb #29a7f88d
+@dataclass
+class Saved:
+    "A model that was kept, with all that is needed to show it a picture"
+    model: nn.Module # In eval mode, on the CPU; normalised (B, 3, H, W) to logits (B, C)
+    classes: list    # Names of the C classes
+    size: tuple      # (height, width) in pixels of what the model sees
+    mean: tuple      # What its input is normalised with, three floats between 0 and 1
+    std: tuple
+    folder: Path     # Where it lies
+
+def _saved_student(folder): # With a config.json
+    model, cfg = load_student(folder)
+    p = cfg['pretrained_cfg']
+    return Saved(model, cfg['label_names'], tuple(p['input_size'][1:]), tuple(p['mean']), tuple(p['std']), folder)
+
+def _saved_teacher(folder, size): # With a teacher.json; (height, width) or None
+    t = load_teacher(folder)
+    if not (size := t.size or size): raise UserError(
+        f'{folder}: {t.name} takes pictures of any size, and its folder does not say which ones it was trained on. '
+        'Say it: --size 32, or size=32.')
+    for m in t.model.modules(): vars(m).pop('train', None)       # a teacher's modules cannot be woken; exporters try to
+    return Saved(t.model.cpu(), t.own_classes, tuple(size), t.mean, t.std, folder)
+
+# %% ../nbs/08a_handover.ipynb #e59d0c8f
+def load_saved(folder, # Of a student, of a teacher, or of a run
+               size=None, # Pixels, or (height, width): for a teacher whose folder does not say it
+              )->Saved:
+    "The model that lies in a folder; of a run, its best one"
+    folder, size = Path(folder), (size, size) if isinstance(size, int) else size
+    for at in (folder, folder/'best', folder/'student'):
+        if (at/'config.json').is_file(): return _saved_student(at)
+        if (at/'teacher.json').is_file(): return _saved_teacher(at, size)
+    raise UserError(f'{folder} holds neither a student (config.json), nor a teacher (teacher.json), nor a finished run '
+                    '(best/). save_student, fit_teacher and libkd run write such folders.')
+
+# %% ../nbs/08a_handover.ipynb #730e7674
+def as_seen(source, # File, array (H, W, 3) uint8, or PIL image
+             saved:Saved, # Who will look at it
+            )->torch.Tensor: # (3, height, width), normalised
+    "A picture as the model saw those of validation"
+    pixels, (h, w) = read_picture(source, saved.size), saved.size
+    top, left = (pixels.shape[0] - h)//2, (pixels.shape[1] - w)//2
+    x = torch.from_numpy(np.array(pixels[top:top+h, left:left+w])).permute(2, 0, 1)/255
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (saved.mean, saved.std))
+    return (x - mean)/std
+
+def sample_pictures(n=8, # How many
+                    seed=0, # Of their colours
+                   )->list: # Arrays (H, W, 3) uint8
+    "Made-up pictures of many sizes: patches of colour that run into each other"
+    rng, out = np.random.default_rng(seed), []
+    for h, w in rng.integers(20, 400, (n, 2)):
+        patches = PIL.Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        out.append(np.asarray(patches.resize((int(w), int(h)), PIL.Image.Resampling.BICUBIC)))
+    return out
+
+# %% ../nbs/08a_handover.ipynb #989ccede
+_FITTED = '''
+prepare (uint8[N, H, W, 3] pictures) => (float[N, 3, {h}, {w}] images)
+<int64[2] size = {{{h}, {w}}}, int64[2] turned = {{{w}, {h}}}, int64[2] swap = {{1, 0}}, int64[2] sides = {{2, 3}},
+ int64[1] two = {{2}}, int64[1] three = {{3}}, float[1] white = {{255.0}},
+ float[3, 1, 1] mean = {{{mean}}}, float[3, 1, 1] std = {{{std}}}>
+{{
+  given = Shape <start=1, end=3> (pictures)
+  other = Gather (given, swap)
+  product = Mul (given, turned)
+  double = Mul (product, two)
+  above = Add (double, other)
+  below = Mul (other, two)
+  rounded = Div (above, below)
+  fitted = Max (rounded, size)
+'''
+
+# %% ../nbs/08a_handover.ipynb #852ee554
+_PIXELS = '''
+  planes = Transpose <perm=[0, 3, 1, 2]> (pictures)
+  many = Shape <start=0, end=1> (pictures)
+  wanted = Concat <axis=0> (many, three, fitted)
+  resized = Resize <antialias=1, exclude_outside=1, mode="linear"> (planes, "", "", wanted)
+  over = Sub (fitted, size)
+  start = Div (over, two)
+  end = Add (start, size)
+  middle = Slice (resized, start, end, sides)
+  numbers = Cast <to=1> (middle)
+  shares = Div (numbers, white)
+  centred = Sub (shares, mean)
+  images = Div (centred, std)
+}}
+'''
+
+# %% ../nbs/08a_handover.ipynb #46666e46
+def _front(saved, opset, ir): # Versions of ONNX's operators and format
+    "An ONNX model from pictures to normalised images"
+    import onnx.compose, onnx.parser
+    (h, w), numbers = saved.size, lambda values: ', '.join(f'{v:.8f}' for v in values)
+    text = (_FITTED + _PIXELS).format(h=h, w=w, mean=numbers(saved.mean), std=numbers(saved.std))
+    model = onnx.parser.parse_model(f'<ir_version: {ir}, opset_import: ["" : {opset}]>{text}')
+    return onnx.compose.add_prefix(model, 'prepare_', rename_inputs=False, rename_outputs=False)
+
+def picture_onnx(saved, # `Saved`
+                 file, # What is written
+                ):
+    "Write an ONNX graph: pictures uint8 (N, H, W, 3) in, logits (N, C) out; names of the classes in its metadata"
+    with tempfile.TemporaryDirectory() as made:
+        _save_onnx(saved.model, saved.size, Path(made)/'model.onnx')
+        import onnx, onnx.compose
+        model = onnx.load(Path(made)/'model.onnx')
+    opset = next(o.version for o in model.opset_import if o.domain in ('', 'ai.onnx'))
+    whole = onnx.compose.merge_models(_front(saved, opset, model.ir_version), model, io_map=[('images', 'images')])
+    facts = dict(classes=json.dumps(saved.classes, ensure_ascii=False), size='×'.join(map(str, saved.size)),
+                 mean=str(saved.mean), std=str(saved.std), interpolation='bilinear', producer=f'libkd {__version__}')
+    onnx.helper.set_model_props(whole, facts)
+    onnx.checker.check_model(whole)
+    publish(file, whole.SerializeToString())
+
+# %% ../nbs/08a_handover.ipynb #1ec2704f
+def onnx_agrees(saved, # `Saved`
+                file, # Of `picture_onnx`
+                pictures, # Arrays (H, W, 3) uint8, of any sizes
+               )->tuple: # (how many have torch's class, largest difference of a logit)
+    "What ONNX Runtime says about pictures, beside what torch says"
+    from onnxruntime import InferenceSession
+    session, same, far = InferenceSession(str(file), providers=['CPUExecutionProvider']), 0, 0.
+    for p in pictures:
+        with torch.inference_mode(): ours = saved.model(as_seen(p, saved)[None])[0].numpy()
+        theirs = session.run(None, {'pictures': p[None]})[0][0]
+        same, far = same + int(ours.argmax() == theirs.argmax()), max(far, float(np.abs(ours - theirs).max()))
+    return same, far
+
+def export_onnx(saved, # `Saved`
+                file, # What is written
+                pictures=None, # Arrays (H, W, 3) uint8 to try it on; None: `sample_pictures`
+               )->str: # What was proved, in a sentence
+    "Write the graph of `picture_onnx` and try it; one that names another class than torch is not kept"
+    pictures = pictures or sample_pictures()
+    picture_onnx(saved, file)
+    try: same, far = onnx_agrees(saved, file, pictures)
+    except ImportError: return 'not tried, since onnxruntime is missing: pip install onnxruntime'
+    if same == len(pictures):
+        return f'{same} of {same} pictures have the class that torch says, logits differ by up to {far:.2g}'
+    Path(file).unlink()
+    raise UserError(
+        f'In ONNX Runtime {len(pictures) - same} of {len(pictures)} pictures have another class than in torch '
+        f'(logits differ by up to {far:.2g}), so the graph was not kept.')
+
+# %% ../nbs/08a_handover.ipynb #2b7bf807
+def export_pt2(saved, # `Saved`
+               file, # What is written
+              )->str: # What was proved, in a sentence
+    "Write a `torch.export` program, normalised images (B, 3, H, W) in, and compare it"
+    _save_exported(saved.model, saved.size, file)
+    x = torch.randn(3, 3, *saved.size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(): far = (torch.export.load(file).module()(x) - saved.model(x)).abs().max().item()
+    return f'logits differ by up to {far:.2g}'

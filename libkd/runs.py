@@ -394,7 +394,9 @@ def _execute(nb, out, values, show): # nbformat node, path, parameters, whether 
     with _environment(**_QUIET), files.writing(out):
         try: papermill.execute_notebook(nb, _for_papermill(out), values, kernel_name='python3', progress_bar=look,
                                         stdout_file=_Printer(look) if show else None, extra_arguments=quiet)
-        except papermill.PapermillExecutionError as e: raise stopped(out, e.ename, str(e.evalue)) from None
+        except papermill.PapermillExecutionError as e:
+            if e.ename == 'KeyboardInterrupt': raise KeyboardInterrupt from None       # Ctrl-C reached the kernel first
+            raise stopped(out, e.ename, str(e.evalue)) from None
 
 # %% ../nbs/13_runs.ipynb #ca6940c8
 def default_folder(notebook, # Its path

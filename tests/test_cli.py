@@ -1,8 +1,8 @@
 """The command where machines and people misbehave: a full disk, a reader that goes away, names that are no text."""
-import os, re, signal, subprocess, sys
+import json, os, re, signal, subprocess, sys, time
 from pathlib import Path
-import pytest
-from libkd import __version__, cli
+import numpy as np, PIL.Image, pytest
+from libkd import UserError, __version__, cli
 
 PYTHON = [sys.executable, '-c', 'from libkd.cli import main; main()']
 linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='needs /dev/full, or names that are no text')
@@ -52,9 +52,17 @@ def test_a_name_that_is_no_text_is_a_sentence(tmp_path):
     assert done.returncode == 2 and 'caf' in sentence(done)
 
 
+@linux
+def test_what_a_terminal_cannot_show_stops_no_command(tmp_path):
+    done = libkd('new', os.fsencode(tmp_path/'mine') + b'\xe9', stdout=subprocess.PIPE, env={**os.environ, 'PYTHONIOENCODING': 'utf-8'})
+    assert done.returncode == 0 and b'mine\\udce9' in done.stdout and not done.stderr.strip(), done.stderr
+
+
 def test_ctrl_c_is_a_sentence(capsys):
     def stop(): raise KeyboardInterrupt
-    assert cli.guarded(stop) == 130
+    try: code = cli.guarded(stop)
+    except KeyboardInterrupt: pytest.fail('Ctrl-C passed the boundary')
+    assert code == 130
     assert re.fullmatch(r'libkd: stopped\. .*\n', capsys.readouterr().err)
 
 
@@ -63,3 +71,112 @@ def test_the_doctor_measures_only_when_asked():
     env = {k: v for k, v in os.environ.items() if k != 'LIBKD_HOME'}
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env).stdout
     assert out.splitlines()[-1] == 'heavy []' and 'data folder' in out and 'threads' not in out
+
+
+@linux
+@pytest.mark.slow
+def test_ctrl_c_in_a_run_is_one_sentence(tmp_path):
+    import nbformat
+    cell = nbformat.v4.new_code_cell
+    cells = [cell("folder = ''  # where", metadata=dict(tags=['parameters'])),
+             cell(f"import pathlib, time\npathlib.Path({str(tmp_path/'began')!r}).touch()\ntime.sleep(60)")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python'))), tmp_path/'nb.ipynb')
+    run = subprocess.Popen([*PYTHON, 'run', '--notebook', str(tmp_path/'nb.ipynb'), '--folder', str(tmp_path/'out')], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    for _ in range(600):
+        if (tmp_path/'began').exists() or run.poll() is not None: break
+        time.sleep(.1)
+    os.killpg(run.pid, signal.SIGINT)                       # as a terminal does: to the command and its kernel
+    out, err = run.communicate(timeout=60)
+    said = [line for line in err.decode().splitlines() if line.strip()]
+    assert run.returncode == 130 and len(said) == 1 and said[0].startswith('libkd: stopped.'), (run.returncode, err)
+
+
+# -- models that were kept ---------------------------------------------------------------------------------------------
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    "Six pictures of two classes, none of them square, none of another's size"
+    folder, rng = tmp_path_factory.mktemp('photos'), np.random.default_rng(0)
+    for i, (h, w) in enumerate([(40, 61), (57, 33), (90, 24), (31, 77), (64, 65), (21, 48)]):
+        (folder/('left', 'right')[i % 2]).mkdir(exist_ok=True)
+        small = PIL.Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        small.resize((w, h), PIL.Image.Resampling.BICUBIC).save(folder/('left', 'right')[i % 2]/f'{i}.png')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def loaders(photos):
+    from libkd.views import image_dls
+    return image_dls(photos, size=16, bs=4)
+
+
+@pytest.fixture(scope='module')
+def student(loaders, tmp_path_factory):
+    from libkd.handover import save_student
+    from libkd.learner import distill_learner
+    return save_student(distill_learner(loaders, 'resnet_mini', seed=0), tmp_path_factory.mktemp('run')/'best')
+
+
+def test_a_picture_is_shown_as_in_validation(loaders, student):
+    "Short side and middle of pictures that are not square: what the learner saw, to the bit"
+    from libkd.handover import load_saved, as_seen
+    saved, dl = load_saved(student), loaders.valid
+    assert len(dl.dataset) and saved.size == (16, 16)
+    seen = np.concatenate([b[0].cpu().numpy() for b in dl])
+    ours = np.stack([as_seen(item.source, saved).numpy() for item in dl.dataset.items])
+    assert np.abs(seen - ours).max() < 1e-5
+
+
+def test_a_saved_student_says_how_its_pictures_were_made(student):
+    said = json.loads((student/'config.json').read_text())['pretrained_cfg']
+    assert (said['interpolation'], said['crop_mode'], said['crop_pct']) == ('bilinear', 'center', 1)
+
+
+ASKS = '''
+import json, sys, numpy as np, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])
+rng = np.random.default_rng(0)
+shapes = [session.run(None, {'pictures': rng.integers(0, 256, s, dtype=np.uint8)})[0].shape for s in ((1, 16, 16, 3), (5, 40, 90, 3), (2, 7, 300, 3))]
+print(json.dumps([shapes, session.get_modelmeta().custom_metadata_map, 'torch' in sys.modules]))
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore')                      # of the exporter
+def test_an_exported_graph_takes_pictures_of_any_size_and_number(student, tmp_path):
+    pytest.importorskip('onnxruntime')
+    from libkd.handover import load_saved, onnx_agrees, sample_pictures
+    done = libkd('export', student.parent, '--onnx', '--pt2', '--out', tmp_path, stdout=subprocess.PIPE)       # a run: its best model
+    assert done.returncode == 0, done.stderr
+    assert re.search(rb'8 of 8 pictures have the class that torch says, logits differ by up to \d', done.stdout)
+    assert {p.name for p in tmp_path.iterdir()} == {'pictures.onnx', 'model.pt2'}
+    shapes, facts, torch = json.loads(subprocess.run([sys.executable, '-c', ASKS, str(tmp_path/'pictures.onnx')], capture_output=True, text=True, check=True).stdout)
+    assert shapes == [[1, 2], [5, 2], [2, 2]] and json.loads(facts['classes']) == ['left', 'right'] and facts['interpolation'] == 'bilinear' and not torch
+    same, far = onnx_agrees(load_saved(student), tmp_path/'pictures.onnx', sample_pictures(100, seed=1))
+    assert same == 100 and far < .02
+
+
+def test_a_graph_that_disagrees_is_not_kept(student, tmp_path, monkeypatch):
+    from libkd import handover
+    monkeypatch.setattr(handover, 'picture_onnx', lambda saved, file: file.touch())
+    monkeypatch.setattr(handover, 'onnx_agrees', lambda *a: (7, .5))
+    with pytest.raises(UserError, match='1 of 8 pictures have another class'): handover.export_onnx(None, tmp_path/'x.onnx')
+    assert not (tmp_path/'x.onnx').exists()
+
+
+def test_students_teachers_and_runs_are_asked_alike(student, loaders, photos, tmp_path, capsys):
+    from libkd.teachers import fit_teacher
+    fit_teacher('resnet_mini', loaders, epochs=1, folder=tmp_path, check=False)
+    teacher = next(p for p in tmp_path.iterdir() if p.is_dir())
+    capsys.readouterr()
+    def asked(*words):
+        with pytest.raises(SystemExit) as e: cli.main(['predict', *map(str, words)])
+        return e.value.code, capsys.readouterr()
+    for model, more in ((student, ()), (student.parent, ()), (teacher, ('--size', 16))):
+        code, said = asked(model, photos, *more)
+        assert code == 0 and said.out.startswith('file,class,probability,error,left,right') and said.out.count('\n') == 7, said
+    assert 'another folder' not in (found := asked(photos, photos))[1].err and found[0] == 2 and 'neither a student' in found[1].err
+    if not json.loads((teacher/'teacher.json').read_text())['size']:
+        code, said = asked(teacher, photos)
+        assert code == 2 and '--size' in said.err
+    code = cli.guarded(cli.parser().parse_args(['export', str(student)]).f, cli.parser().parse_args(['export', str(student)]))
+    assert code == 2 and '--onnx' in capsys.readouterr().err
