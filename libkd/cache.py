@@ -581,11 +581,14 @@ def begin(self:CacheBuilder)->bool: # Whether the cache is finished already
         if whole and there['schema'] == 1: self.plan['schema'], self.seen = 1, False      # it opens, with less proof
         here = {t.name: teacher_entry(t, there.get('teachers') or ()) for t in self.teachers}
         self.plan = self.plan | dict(teachers=[here.get(e['name'], e) for e in self.plan['teachers']])
+        self.plan['batch_rows'] = there.get('batch_rows', self.dl.bs)       # cut as it was begun, whatever batches are now
+        self.dl = self.dl.new(bs=self.plan['batch_rows'])
         _compare(there, self.plan, path, whole)
     elif path.is_dir() and any(p.name != '.lock' and p.suffix not in ('.tmp', '.sum') for p in path.iterdir()): raise CacheError(f"The folder {path} is not empty and not a cache. Give an empty or new folder.")
     if not whole: store_json(path/'plan.json', self.plan)
     return whole
 
+# %% ../nbs/04_cache.ipynb #eb03a064
 @patch
 def run(self:CacheBuilder, overwrite=False):
     "Alone in the folder, build what is missing, one shard after the other, and finish"

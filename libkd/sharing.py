@@ -191,6 +191,7 @@ def extend(self:LogitCache,
     plan = self.plan | dict(n_views=views.n)
     builder = CacheBuilder(self.path/NEXT, dl, teachers, plan)
     builder.shards = [(v, s) for v, s in builder.shards if v >= self.policy.n]
+    self.prove(dls.train.new(cls=LogitDL, cache=self, rows=None))
     return self._changed(plan, builder, {t.name: t for t in teachers}) if builder.shards else self
 
 # %% ../nbs/06_sharing.ipynb #def80d89

@@ -4,7 +4,7 @@
 
 # %% ../nbs/01_views.ipynb #a2d9ed58
 from __future__ import annotations
-import hashlib, inspect, json, os, random, re, shutil, tempfile, warnings, weakref
+import hashlib, inspect, random, re, shutil, tempfile, warnings, weakref
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import isqrt
@@ -27,8 +27,8 @@ from filelock import FileLock
 from torchvision.transforms import v2
 
 from . import UserError
-from .files import progress, publish, writing
-from .data import PARTS, Sample, Samples, array_id, open_image, sample_id
+from .files import digest_of, progress, publish, writing
+from .data import PARTS, Sample, Samples, array_id, digests_of, open_image, sample_id
 from .identity import identity
 
 # %% auto #0
@@ -638,12 +638,6 @@ def _hold(self:Pictures, pixels, starts):
     self.have[:] = True
 
 # %% ../nbs/01_views.ipynb #0c087ea6
-def _trait(o):
-    "What identifies a source"
-    if not isinstance(o, (str, Path)): return array_id(np.asarray(o)).hex()
-    stat = os.stat(o)
-    return f'{Path(o).absolute()} {stat.st_size} {stat.st_mtime_ns}'
-
 @patch
 def to_file(self:Pictures,
     folder,            # Where the file shall lie
@@ -651,8 +645,8 @@ def to_file(self:Pictures,
 ):
     "Have all pictures in one file, which is written unless it is there, and map it into memory. Raises `WriteError`"
     self.measure()
-    traits = [PIL.__version__, self.size, *(_trait(self.sources[i]) for i in range(len(self)))]
-    path = Path(folder)/f'pictures-{hashlib.sha256(json.dumps(traits).encode()).hexdigest()[:24]}.u8'
+    traits = [PIL.__version__, self.size, digests_of([self.sources[i] for i in range(len(self))]).tobytes().hex()]
+    path = Path(folder)/f'pictures-{digest_of(traits)[:24]}.u8'
     if not self._whole(path):
         with writing(path): path.parent.mkdir(parents=True, exist_ok=True)
         with writing(path), FileLock(f'{path}.lock'):

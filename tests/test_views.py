@@ -1,4 +1,5 @@
 "Views are pure functions of (seed, sample id, view): same pixels whatever the workers, the order, the process."
+from pathlib import Path
 import hashlib
 import pickle
 import random
@@ -608,6 +609,9 @@ def test_a_mapped_file_is_shared_and_written_over_when_damaged(tmp_path, monkeyp
     other = Pictures(source, (8, 8), keep)
     other.open()
     assert other.path != first.path and other.shapes[0].tolist() == [8, 9]
+    moved = Pictures([o.rename(o.with_suffix('.moved')) for o in map(Path, source)], (8, 8), keep)
+    moved.open()
+    assert moved.path == other.path                                                        # the same content under other names
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
