@@ -174,6 +174,12 @@ def cmd_predict(a):
     if a.out: print(f'{len(files) - failed} of {len(files)} images answered in {a.out}')
     if failed == len(files): raise UserError('none of these files could be read as an image')
 
+# %% ../nbs/18_cli.ipynb #7be1d0a4
+def cmd_demo(a):
+    from libkd.playground import demo
+    file = demo(a.folder, a.out, a.pictures)
+    print(f'{file}: {file.stat().st_size/1e6:.1f} MB, opens in any browser and asks for nothing')
+
 # %% ../nbs/18_cli.ipynb #c61903dc
 def _some_pictures(where): # Files and folders; None: made-up ones
     import numpy as np
@@ -322,12 +328,16 @@ def parser():
     about = 'Several small teachers with different inductive biases advise one small vision student.'
     top = argparse.ArgumentParser(prog='libkd', description=about)
     top.add_argument('--version', action='version', version=f'libkd {__version__}')
-    sub = top.add_subparsers(metavar='run|new|grade|cache|predict|export|doctor')
+    sub = top.add_subparsers(metavar='run|new|grade|cache|predict|demo|export|doctor')
     top.set_defaults(f=lambda a: top.print_help())
     _parser_run(sub)
     _parser_course(sub)
     _parser_cache(sub)
     _parser_models(sub)
+    _add(sub, 'demo', cmd_demo, 'one page in which the networks of a run answer while you change a picture',
+         ('folder', dict(help='of a run')),
+         ('--out -o', dict(help='file (default: demo.html in the folder)')),
+         ('--pictures', dict(type=int, default=8, help='pictures in the page (default: %(default)s)')))
     _add(sub, 'doctor', cmd_doctor, 'versions, devices, and what is missing for what',
          ('--time', dict(action='store_true', help='also measure one thread against all')))
     return top

@@ -413,3 +413,12 @@ def test_networks_too_heavy_for_a_page_are_refused(monkeypatch, nets):
     monkeypatch.setattr(P, 'HEAVIEST', 100_000)
     with pytest.raises(UserError, match='2 networks of 0.3 MB are too heavy for a page; up to 0.1 MB'):
         P.bias_playground([nets['resnet_mini']]*2, x, y)
+
+
+def test_the_command_makes_the_page_of_a_run(run_folder, tmp_path, capsys):
+    from libkd.cli import main
+    with pytest.raises(SystemExit) as e: main(['demo', str(run_folder), '-o', str(tmp_path/'page.html'), '--pictures', '3'])
+    assert e.value.code == 0 and 'page.html: 0.' in capsys.readouterr().out
+    assert 'Who changes their mind?' in (tmp_path/'page.html').read_text(encoding='utf-8')
+    with pytest.raises(SystemExit) as e: main(['demo', str(tmp_path)])
+    assert e.value.code == 2 and 'result.json is missing' in capsys.readouterr().err
