@@ -332,6 +332,16 @@ def test_values_out_of_their_range_stop_a_run_before_it_begins(tmp_path, given):
     assert ascii(value) in str(e.value) and str(e.value).isascii() and not (tmp_path/'out').exists()
 
 
+@pytest.mark.parametrize('name', ['distill', 'methods'])
+def test_the_runs_that_come_with_libkd_have_ranges(name):
+    known, missed = runs.parameters(name), []
+    for given in WRONG:
+        if not given.keys() <= known.keys(): continue
+        try: missed.append(runs.check_parameters(name, given))
+        except UserError as e: assert 'does not fit' in str(e)
+    assert not missed
+
+
 def test_values_at_the_ends_of_their_range_are_taken(tmp_path):
     nb = notebook(tmp_path/'nb.ipynb', parameters=RANGES)
     good = dict(steps=1, valid=.999, wd=0., mix=1., size=8, jobs=0, flip='no', T=1e-9)
