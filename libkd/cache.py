@@ -76,10 +76,11 @@ def teacher_entry(t,       # `Teacher`
     "What a plan says of a teacher; by the fingerprint of before, if the plan that is there knows it by that one"
     known = {e.get('fingerprint') for e in kept if isinstance(e, dict) and e.get('name') == t.name}
     old = getattr(t, 'old_fingerprint', None)                       # numbers in the place of a teacher have none
-    return dict(name=t.name, bias=t.bias, fingerprint=old if old in known else t.fingerprint, classes=list(map(str, t.classes)))
+    return dict(name=t.name, bias=t.bias, fingerprint=old if old in known else t.fingerprint,
+                classes=list(map(str, t.classes)))
 
 # %% ../nbs/04_cache.ipynb #fef34416
-SCHEMA = 2                  # 1 had no digests of views and no checksums while it was built; such caches open, with less proof
+SCHEMA = 2     # 1 had no digests of views and no checksums while it was built; such caches open, with less proof
 DTYPES = {'float16': torch.float16, 'float32': torch.float32}
 
 def make_plan(dl:ViewDL, # Training loader whose views are stored
@@ -94,11 +95,16 @@ def make_plan(dl:ViewDL, # Training loader whose views are stored
     ids, labels = ids_labels(dl)
     _check_unique(ids, dl)
     fewest = min((len(t.classes) for t in teachers), default=0)
-    if top_k is not None and not 0 < top_k < fewest: raise CacheError(f"top_k={top_k}: between 1 and {fewest-1} of {fewest} classes leave something to save. Without top_k all logits are stored.")
+    if top_k is not None and not 0 < top_k < fewest:
+        raise CacheError(f"top_k={top_k}: between 1 and {fewest-1} of {fewest} classes leave something to save. "
+                         "Without top_k all logits are stored.")
     return dict(schema=SCHEMA, classes=list(map(str, dl.vocab)), n=len(ids),
                 samples=hashlib.sha256(ids.tobytes() + labels.tobytes()).hexdigest(),
-                views=dl.describe(), policy=policy.name, n_views=policy.n, teachers=[teacher_entry(t) for t in teachers],
-                dtype=dtype, top_k=top_k, tail_T=float(T) if top_k else None, shard_rows=shard_rows, batch_rows=dl.bs, device=torch.device(dl.device or 'cpu').type, versions=pixel_versions())
+                views=dl.describe(), policy=policy.name, n_views=policy.n,
+                teachers=[teacher_entry(t) for t in teachers],
+                dtype=dtype, top_k=top_k, tail_T=float(T) if top_k else None,
+                shard_rows=shard_rows, batch_rows=dl.bs,
+                device=torch.device(dl.device or 'cpu').type, versions=pixel_versions())
 
 # %% ../nbs/04_cache.ipynb #afa813b3
 def ids_labels(dl):
@@ -109,7 +115,8 @@ def _check_unique(ids, dl):
     _, first, count = np.unique(ids, axis=0, return_index=True, return_counts=True)
     if (count > 1).any():
         same = np.flatnonzero((ids == ids[first[count > 1][0]]).all(1))
-        raise CacheError(f"{_name(dl, same[0])} and {_name(dl, same[1])} have one id: the same image, or two files of one name. Remove one of them.")
+        raise CacheError(f"{_name(dl, same[0])} and {_name(dl, same[1])} have one id: "
+                         "the same image, or two files of one name. Remove one of them.")
 
 # %% ../nbs/04_cache.ipynb #c74f68cf
 def _compare(stored, wanted, path, complete):
@@ -117,12 +124,15 @@ def _compare(stored, wanted, path, complete):
     diffs = differences(stored, wanted)
     versions = [d for d in diffs if d[0].startswith('versions') or d[0] == 'device']
     if complete and versions and len(versions) == len(diffs):
-        return warnings.warn(f"The cache {path} was built with other versions: " + ', '.join(f'{k} {a} (here {b})' for k, a, b in versions) +
-                             ". Check a few answers with cache.spot_check(dls, teachers).")
+        other = ', '.join(f'{k} {a} (here {b})' for k, a, b in versions)
+        return warnings.warn(f"The cache {path} was built with other versions: {other}. "
+                             "Check a few answers with cache.spot_check(dls, teachers).")
     if diffs:
         said = '\n'.join(f"  {k}: the cache has {shortened(a)}, asked for {shortened(b)}" for k, a, b in diffs)
-        raise CacheMismatch(f"The folder {path} holds another cache:\n{said}\nGive another folder, or overwrite=True to build it anew. "
-                            "Teachers and views are added to a finished cache by cache.add and cache.extend, and dropped by cache.drop (libkd.sharing).")
+        raise CacheMismatch(f"The folder {path} holds another cache:\n{said}\n"
+                            "Give another folder, or overwrite=True to build it anew. "
+                            "Teachers and views are added to a finished cache by cache.add and cache.extend, "
+                            "and dropped by cache.drop (libkd.sharing).")
 
 # %% ../nbs/04_cache.ipynb #e169b2db
 class _Indices:
@@ -131,7 +141,8 @@ class _Indices:
     def __call__(self): return self.idxs
 
 class CacheBuilder:
-    "Builds the shards of a plan, one by one; what `LogitCache.build` drives, and what a cluster can drive. Made by `LogitCache.builder`"
+    """Builds the shards of a plan, one by one; what `LogitCache.build` drives, and what a cluster can drive.
+    Made by `LogitCache.builder`"""
     def __init__(self, path, dl, teachers, plan):
         self.path, self.teachers, self.plan = Path(path), teachers, plan
         self.dl = dl.new(shuffle=False, drop_last=False, bs=plan['batch_rows'], rows=None, policy=online())
@@ -158,7 +169,8 @@ _NAME = re.compile(r'(?!.*\.\.)[a-z0-9._-]{1,64}')
 def _shard_name(teacher, view, shard):
     "Where a shard lies: derived, never read from a file"
     if not _NAME.fullmatch(teacher): 
-        raise CacheError(f"The teacher's name {teacher!r} cannot name a folder: use 1 to 64 of a-z, 0-9, '.', '_', '-', without '..'.")
+        raise CacheError(f"The teacher's name {teacher!r} cannot name a folder: "
+                         "use 1 to 64 of a-z, 0-9, '.', '_', '-', without '..'.")
     return f'logits/{teacher}/v{view:04d}-s{shard:05d}.safetensors'
 
 def _view_name(view, shard): return f'views/v{view:04d}-s{shard:05d}.safetensors'
@@ -240,7 +252,8 @@ def encode(self:CacheBuilder,
     if bad.any(): raise CacheError(_unstorable(name, logits, bad, row))
     if k is None: return {'logits': values}
     lost = _lost(logits, kept._replace(values=values))
-    return dict(values=values, indices=kept.indices.to(torch.uint16 if kept.classes <= 2**16 else torch.int32), tail=kept.tail, lost=lost[None])
+    kind = torch.uint16 if kept.classes <= 2**16 else torch.int32
+    return dict(values=values, indices=kept.indices.to(kind), tail=kept.tail, lost=lost[None])
 
 def _lost(logits, kept):
     "Sum over a batch of KL(dense‖read back), at the tail's temperature"
@@ -250,7 +263,9 @@ def _lost(logits, kept):
 def _unstorable(name, logits, bad, row):
     large = not logits.isnan().any() and logits.max() < torch.inf
     why = 'too large for float16: build with dtype="float32"' if large else 'NaN or infinite: the teacher is broken'
-    return f"Teacher {name} gave {int(bad.sum())} answers that cannot be stored, first for row {row + int(bad.nonzero()[0])}: {why}. No file was written for this shard."
+    first = row + int(bad.nonzero()[0])
+    return (f"Teacher {name} gave {int(bad.sum())} answers that cannot be stored, first for row {first}: {why}. "
+            "No file was written for this shard.")
 
 # %% ../nbs/04_cache.ipynb #667727c9
 @patch
@@ -270,7 +285,8 @@ def drop_damaged(self:CacheBuilder)->list: # names of the files that were remove
     bad = [f for f, h in zip(there, found) if h != known[f.relative_to(self.path).as_posix()]]
     for f in bad: f.unlink(); _sum_of(f).unlink(missing_ok=True)
     names = [f.relative_to(self.path).as_posix() for f in bad]
-    if bad: print(f"{len(bad)} files of {self.path} were not what had been written and are made again: {', '.join(names[:5])}")
+    if bad: print(f"{len(bad)} files of {self.path} were not what had been written and are made again: "
+                  f"{', '.join(names[:5])}")
     return names
 
 # %% ../nbs/04_cache.ipynb #e85d41f4
@@ -362,7 +378,7 @@ NEXT = 'next'
 def adopt_change(path):
     "Put a finished change in place. Interrupted at any point, it can be called again"
     new, plan = path/NEXT, read_plan(path/NEXT/'plan.json')
-    (path/'manifest.json').unlink(missing_ok=True)                  # from here on the folder is neither the old cache nor the new
+    (path/'manifest.json').unlink(missing_ok=True)      # from here on the folder is neither the old cache nor the new
     wanted = plan_files(plan)
     for rel in wanted:
         if (new/rel).is_file(): (path/rel).parent.mkdir(parents=True, exist_ok=True); os.replace(new/rel, path/rel)
@@ -391,8 +407,9 @@ def _stamp_of(path): s = os.stat(path); return s.st_ino, s.st_size, s.st_mtime_n
 
 def _damaged(path):
     "The sentence of a file that is not what was written"
-    return (f"{path} is damaged: its SHA-256 is not the one in manifest.json. Delete this one file and call build again with "
-            "the same arguments: it is made again, and every other file is checked. Without the teachers: fetch it again.")
+    return (f"{path} is damaged: its SHA-256 is not the one in manifest.json. "
+            "Delete this one file and call build again with the same arguments: it is made again, "
+            "and every other file is checked. Without the teachers: fetch it again.")
 
 # %% ../nbs/04_cache.ipynb #a8e17d3c
 class LogitCache:
@@ -413,15 +430,18 @@ class LogitCache:
     def __len__(self): return self.n
     def __repr__(self):
         who = ', '.join(f"{t['name']} ({t['bias']})" for t in self.teachers.values())
-        return f"LogitCache({str(self.path)!r}: {self.n:,} samples × {self.policy}, {len(self.classes)} classes, {'top ' + str(self.plan['top_k']) + ', ' if self.plan['top_k'] else ''}{self.plan['dtype']}, {self.nbytes/1e6:.2f} MB; teachers {who})"
+        top = f"top {self.plan['top_k']}, " if self.plan['top_k'] else ''
+        return (f"LogitCache({str(self.path)!r}: {self.n:,} samples × {self.policy}, {len(self.classes)} classes, "
+                f"{top}{self.plan['dtype']}, {self.nbytes/1e6:.2f} MB; teachers {who})")
 
 # %% ../nbs/04_cache.ipynb #cb87ecb0
 @patch
 def _proved(self:LogitCache, rel):
-    "Tensors of a file of the cache, which has its checksum and, if it holds answers, the shape that follows from the plan"
+    "Tensors of a file of the cache, which has its checksum and, if it holds answers, the shape that the plan says"
     path = self.path/rel
     if _stamp_of(self.path/'manifest.json') != self.stamp:
-        raise CacheMismatch(f"The cache {self.path} was changed since it was opened. Open it again: LogitCache.open(…).")
+        raise CacheMismatch(f"The cache {self.path} was changed since it was opened. "
+                            "Open it again: LogitCache.open(…).")
     if path.is_symlink() or not path.is_file():
         raise CacheCorrupt(f"{path} is missing or a link. Call build again with the same arguments: it is made again.")
     if self.how != 'never' and Seen().sha256s([path])[0][0] != self.manifest['files'][rel]['sha256']:
@@ -432,21 +452,27 @@ def _proved(self:LogitCache, rel):
 
 # %% ../nbs/04_cache.ipynb #fd86d3ad
 @patch
+def _promised(self:LogitCache, name, place, tensors):
+    "(number of classes, {tensor: (shape, type)}) of a shard, as the plan says"
+    rows = min(self.plan['shard_rows'], self.n - int(place[7:12])*self.plan['shard_rows'])
+    C, k, kind = len(self.teachers[name]['classes']), self.plan['top_k'], DTYPES[self.plan['dtype']]
+    if re.search(r'\.\d+x\d+$', name): C = tensors['logits'].shape[-1]     # a layer's features: as wide as they are
+    if k is None: return C, {'logits': ((rows, C), kind)}
+    return C, {'values': ((rows, k), kind), 'tail': ((rows,), torch.float32)}
+
+@patch
 def _check_shape(self:LogitCache, rel, tensors):
     "Refuse a shard of another type, shape or set of tensors than its plan says"
     if not rel.startswith('logits/'): return
-    name, place = rel.split('/')[1:]
-    rows = min(self.plan['shard_rows'], self.n - int(place[7:12])*self.plan['shard_rows'])
-    C, k, kind = len(self.teachers[name]['classes']), self.plan['top_k'], DTYPES[self.plan['dtype']]
-    if re.search(r'\.\d+x\d+$', name): C = tensors['logits'].shape[-1]          # a layer's features: as wide as they are
-    want = {'logits': ((rows, C), kind)} if k is None else {'values': ((rows, k), kind), 'tail': ((rows,), torch.float32)}
+    C, want = self._promised(*rel.split('/')[1:], tensors)
     for key, (shape, dtype) in want.items():
         t = tensors.get(key)
         if t is None or tuple(t.shape) != shape or t.dtype != dtype:
             has = 'nothing' if t is None else f'{tuple(t.shape)} {t.dtype}'
             raise CacheCorrupt(f"{self.path/rel}: {key} has to be {shape} {dtype} and is {has}.")
     if tensors[next(iter(want))].float().isnan().any(): raise CacheCorrupt(f"{self.path/rel} holds NaN.")
-    if k and int(tensors['indices'].to(torch.int64).max()) >= C: raise CacheCorrupt(f"{self.path/rel} names classes beyond {C}.")
+    if self.plan['top_k'] and int(tensors['indices'].to(torch.int64).max()) >= C:
+        raise CacheCorrupt(f"{self.path/rel} names classes beyond {C}.")
 
 # %% ../nbs/04_cache.ipynb #dbcf0a20
 def _whole_number(least, most=2**62): return lambda v: type(v) is int and least <= v <= most
@@ -464,7 +490,8 @@ PLAN = dict(schema=_one_of(1, SCHEMA), classes=_names, n=_whole_number(1), sampl
             teachers=lambda v: isinstance(v, list) and len(v) > 0 and all(map(_is_teacher, v)))
 TEACHER = dict(name=lambda v: _text(v) and _NAME.fullmatch(v), bias=_text, fingerprint=_hex, classes=_names)
 
-def _is_teacher(v): return isinstance(v, dict) and v.keys() == TEACHER.keys() and all(f(v[k]) for k, f in TEACHER.items())
+def _is_teacher(v):
+    return isinstance(v, dict) and v.keys() == TEACHER.keys() and all(f(v[k]) for k, f in TEACHER.items())
 
 # %% ../nbs/04_cache.ipynb #10c4637e
 def check_plan(
@@ -508,7 +535,7 @@ def open(cls:LogitCache,
     path:str|Path, # Folder of the cache
     verify='lazy', # 'lazy': each shard is proved when it is first read; 'all': all of them now; 'never'
 ): # `LogitCache`
-    """Open a finished cache. Costs milliseconds whatever its size: shards are mapped into memory when they are asked for.
+    """Open a finished cache. Costs milliseconds whatever its size: shards are mapped into memory when asked for.
     Raises `CacheError` where there is none, `CacheUnfinished`, and `CacheCorrupt` with file and field"""
     path = Path(path)
     if not path.is_dir():
@@ -544,18 +571,23 @@ def build(cls:LogitCache,
           top_k:int=None, # Keep so many logits and the log-sum-exp of the rest; None keeps all
           T:float=1., # With `top_k`: temperature of the losses that will use the answers
          ): # `LogitCache`
-    "Ask `teachers` about every view of every training sample. A second call opens what is whole, resumes what is not, and refuses what is something else"
+    """Ask `teachers` about every view of every training sample. A second call opens what is whole, resumes what is not,
+    and refuses what is something else"""
     builder = _prepared(path, dls, teachers, views, dtype, check, shard_rows, top_k, T)
     found = not overwrite and (Path(path)/'manifest.json').is_file()
     builder.run(overwrite)
     cache = cls.open(path)
-    if found: cache.prove(dls.train.new(cls=LogitDL, cache=cache, rows=None)); cache.ask_again(builder.dl, builder.teachers)
+    if found:
+        cache.prove(dls.train.new(cls=LogitDL, cache=cache, rows=None))
+        cache.ask_again(builder.dl, builder.teachers)
     cache.live = {t.name: t for t in builder.teachers}
     return cache
 
 @patch(cls_method=True)
-def builder(cls:LogitCache, path, dls, teachers, views=4, dtype='float16', check=True, shard_rows=65536, top_k=None, T=1.)->CacheBuilder:
-    "Write the plan, and return what builds its `.shards` by `.build_shard(i)` and ends with `.finish()`; arguments as for `build`"
+def builder(cls:LogitCache, path, dls, teachers, views=4, dtype='float16', check=True, shard_rows=65536,
+            top_k=None, T=1.)->CacheBuilder:
+    """Write the plan, and return what builds its `.shards` by `.build_shard(i)` and ends with `.finish()`;
+    arguments as for `build`"""
     builder = _prepared(path, dls, teachers, views, dtype, check, shard_rows, top_k, T)
     _settle(builder.path)
     builder.begin()
@@ -581,10 +613,11 @@ def begin(self:CacheBuilder)->bool: # Whether the cache is finished already
         if whole and there['schema'] == 1: self.plan['schema'], self.seen = 1, False      # it opens, with less proof
         here = {t.name: teacher_entry(t, there.get('teachers') or ()) for t in self.teachers}
         self.plan = self.plan | dict(teachers=[here.get(e['name'], e) for e in self.plan['teachers']])
-        self.plan['batch_rows'] = there.get('batch_rows', self.dl.bs)       # cut as it was begun, whatever batches are now
+        self.plan['batch_rows'] = there.get('batch_rows', self.dl.bs)    # cut as it was begun, whatever batches are now
         self.dl = self.dl.new(bs=self.plan['batch_rows'])
         _compare(there, self.plan, path, whole)
-    elif path.is_dir() and any(p.name != '.lock' and p.suffix not in ('.tmp', '.sum') for p in path.iterdir()): raise CacheError(f"The folder {path} is not empty and not a cache. Give an empty or new folder.")
+    elif path.is_dir() and any(p.name != '.lock' and p.suffix not in ('.tmp', '.sum') for p in path.iterdir()):
+        raise CacheError(f"The folder {path} is not empty and not a cache. Give an empty or new folder.")
     if not whole: store_json(path/'plan.json', self.plan)
     return whole
 
@@ -616,9 +649,11 @@ def build_shards(self:CacheBuilder):
         for i in todo: self.build_shard(i, bar.update)
 
 def _clear(path):
-    "Remove a cache, and only a cache, from its folder; the manifest goes first, so that no half-removed cache looks whole"
+    """Remove a cache, and only a cache, from its folder; the manifest goes first, so that no half-removed cache
+    looks whole"""
     forget_change(path/NEXT)
-    for f in ('manifest.json', 'plan.json', 'samples.safetensors', 'reference.safetensors'): (path/f).unlink(missing_ok=True)
+    for f in ('manifest.json', 'plan.json', 'samples.safetensors', 'reference.safetensors'):
+        (path/f).unlink(missing_ok=True)
     for d in ('logits', 'views'): shutil.rmtree(path/d, ignore_errors=True)
 
 # %% ../nbs/04_cache.ipynb #b3a96dc2
@@ -626,9 +661,11 @@ def as_list(o): return list(o) if isinstance(o, (list, tuple)) else [o]
 
 def checked_teachers(teachers):
     names = [t.name for t in teachers]
-    if not names: raise CacheError("No teacher was given. A cache needs at least one: LogitCache.build(path, dls, [teacher]).")
+    if not names:
+        raise CacheError("No teacher was given. A cache needs at least one: LogitCache.build(path, dls, [teacher]).")
     twice = sorted({n for n in names if names.count(n) > 1})
-    if twice: raise CacheError(f"Two teachers are called {', '.join(twice)}. Give one another name: teacher.name = '{twice[0]}_b'.")
+    if twice: raise CacheError(f"Two teachers are called {', '.join(twice)}. "
+                               f"Give one another name: teacher.name = '{twice[0]}_b'.")
     for n in names: _shard_name(n, 0, 0)
     return sorted(teachers, key=lambda t: t.name)         # the order in which teachers are given changes nothing
 
@@ -636,8 +673,12 @@ def stored_dl(dls, policy, dtype):
     "The loader whose views are stored"
     dl = dls.train
     if dtype not in DTYPES: raise CacheError(f"dtype={dtype!r}; choose from {', '.join(DTYPES)}.")
-    if policy.name == 'online': raise CacheError("views='online' stores nothing. Give a number of views, 'clean' or replay(E); for live teachers give distill_learner the list of teachers.")
-    if not isinstance(dl, ViewDL): raise CacheError(f"A cache needs loaders whose views can be replayed; these are ordinary {type(dl).__name__}. Make them with image_dls(folder or Samples).")
+    if policy.name == 'online':
+        raise CacheError("views='online' stores nothing. Give a number of views, 'clean' or replay(E); "
+                         "for live teachers give distill_learner the list of teachers.")
+    if not isinstance(dl, ViewDL):
+        raise CacheError(f"A cache needs loaders whose views can be replayed; these are ordinary {type(dl).__name__}. "
+                         "Make them with image_dls(folder or Samples).")
     return _clean(dl) if policy.name == 'clean' else dl
 
 def _clean(dl): return dl.new(test_set(dl.dataset, dl.items, rm_tfms=0, with_labels=True), cls=ViewDL, mix=None)
@@ -666,21 +707,26 @@ def gather(self:LogitCache,
     "The teachers' answers to these rows"
     rows = torch.as_tensor(rows, dtype=torch.int64)
     if len(rows) and not (0 <= int(rows.min()) and int(rows.max()) < self.n):
-        raise IndexError(f"Rows {int(rows.min())} to {int(rows.max())} were asked for; the cache {self.path} has rows 0 to {self.n-1}. A row of −1 is a sample that the cache lacks.")
+        raise IndexError(f"Rows {int(rows.min())} to {int(rows.max())} were asked for; "
+                         f"the cache {self.path} has rows 0 to {self.n-1}. "
+                         "A row of −1 is a sample that the cache lacks.")
     size, view = self.plan['shard_rows'], torch.as_tensor(view).expand(len(rows))
     shards = (self.n-1)//size + 1
     key = view*shards + rows//size
     order = key.argsort(stable=True)
     keys, counts = torch.unique_consecutive(key[order], return_counts=True)
-    parts = [(k//shards, k % shards, at) for k, at in zip(keys.tolist(), (rows % size)[order].split(counts.tolist()))]     # (view, shard, places)
+    places = (rows % size)[order].split(counts.tolist())
+    parts = [(k//shards, k % shards, at) for k, at in zip(keys.tolist(), places)]     # (view, shard, places)
     return {name: self._answers(name, parts, order.argsort()) for name in (names or self.teachers)}
 
 @patch
 def _answers(self:LogitCache, name, parts, back):
-    found = [{k: t.index_select(0, at) for k, t in self._shard(name, v, s).items()} for v, s, at in parts]     # three times as fast as t[at]
+    # index_select is three times as fast as t[at]
+    found = [{k: t.index_select(0, at) for k, t in self._shard(name, v, s).items()} for v, s, at in parts]
     got = {k: torch.cat([f[k] for f in found]).index_select(0, back) for k in found[0]}
     if 'logits' in got: return got['logits'].float()
-    return TopK(got['values'].float(), got['indices'].long(), got['tail'], len(self.teachers[name]['classes']), self.plan['tail_T'])
+    classes = len(self.teachers[name]['classes'])
+    return TopK(got['values'].float(), got['indices'].long(), got['tail'], classes, self.plan['tail_T'])
 
 # %% ../nbs/04_cache.ipynb #38afe1f8
 @patch
@@ -689,7 +735,9 @@ def only(self:LogitCache,
         ): # `LogitCache`
     "The same cache with the answers of these teachers alone; nothing is copied, and on disk nothing changes"
     unknown = [n for n in names if n not in self.teachers]
-    if unknown or not names: raise CacheMismatch(f"{self.path} has no answers of {', '.join(unknown) or 'nobody'}. Its teachers are {', '.join(self.teachers)}.")
+    if unknown or not names:
+        raise CacheMismatch(f"{self.path} has no answers of {', '.join(unknown) or 'nobody'}. "
+                            f"Its teachers are {', '.join(self.teachers)}.")
     some = copy.copy(self)
     some.teachers, some.live = {n: self.teachers[n] for n in names}, {n: t for n, t in self.live.items() if n in names}
     return some
@@ -724,8 +772,9 @@ def verify(self:LogitCache,
     bad = [f for f, h in zip(there, sha256s([self.path/f for f in there])) if h != files[f]['sha256']]
     if lost or bad:
         said = [f'{len(fs)} {word}: {", ".join(fs[:20])}' for fs, word in ((bad, 'damaged'), (lost, 'missing')) if fs]
-        raise CacheCorrupt(f"{self.path}: {'; '.join(said)}. Delete the damaged files, nothing else, and call build again "
-                           "with the same arguments: they are made again, and every other file is checked. "
+        raise CacheCorrupt(f"{self.path}: {'; '.join(said)}. "
+                           "Delete the damaged files, nothing else, and call build again with the same arguments: "
+                           "they are made again, and every other file is checked. "
                            "Without the teachers: fetch them again.")
     if dls is not None: self._verify_images(dls)
     return len(files)
@@ -738,7 +787,8 @@ def _verify_images(self:LogitCache, dls):
     rows, now = self.rows(ids_labels(dl)[0]), _contents(dl)
     known = np.flatnonzero(rows >= 0)
     if not len(known):
-        raise CacheMismatch(f"0 of {len(rows)} images are the cache's: this is another data set than that of {self.path}.")
+        raise CacheMismatch(f"0 of {len(rows)} images are the cache's: "
+                            f"this is another data set than that of {self.path}.")
     bad = known[(self.content[rows[known]] != now[known]).any(1)]
     if len(bad):
         raise CacheMismatch(f"{len(bad)} of {len(known)} images changed since the cache was built, "
@@ -809,13 +859,21 @@ def ask_again(self:LogitCache,
         same = self.plan['device'] == torch.device(dl.device or 'cpu').type
         gap = float((now - then)[known].abs().max()/then[known].abs().max().clamp(min=1e-6))
         if gap > (TOLERANCE if same else 10*TOLERANCE): raise CacheMismatch(
-            f"Teacher {t.name} answers differently now, by up to {gap:.1%} of its largest logit, though its weights are "
-            f"those of {self.path}. Something else than its tensors decides what it says (a mode, an attribute, a "
-            "library): set it as it was, or build the cache anew.")
+            f"Teacher {t.name} answers differently now, by up to {gap:.1%} of its largest logit, "
+            f"though its weights are those of {self.path}. Something else than its tensors decides what it says "
+            "(a mode, an attribute, a library): set it as it was, or build the cache anew.")
         done += len(then)
     return done
 
 # %% ../nbs/04_cache.ipynb #257628bb
+@patch
+def _apart(self:LogitCache, t, rows, views, x, stats):
+    "Largest difference of a teacher's answers to the batch `x` from those that are stored, relative to the largest"
+    kept = self.gather(torch.tensor(rows), torch.tensor(views), [t.name])[t.name]
+    now = t.logits(x, stats=stats).cpu()
+    if isinstance(kept, TopK): kept, now = kept.values, now.gather(1, kept.indices)
+    return float((kept-now).abs().max() / now.abs().max())
+
 @patch
 def spot_check(self:LogitCache,
                dls, # Loaders on the same data
@@ -832,10 +890,10 @@ def spot_check(self:LogitCache,
     x = torch.stack([dl.do_item(int(v*len(dl.dataset) + r))[0] for r, v in zip(rows, views)])
     x = dl.after_batch((x.to(dl.device or 'cpu'),))[0]
     for t in teachers:
-        kept, now = self.gather(torch.tensor(rows), torch.tensor(views), [t.name])[t.name], t.logits(x, stats=dl.stats).cpu()
-        if isinstance(kept, TopK): kept, now = kept.values, now.gather(1, kept.indices)
-        worst = max(worst, float((kept-now).abs().max() / now.abs().max()))
-        if worst > tol: raise CacheMismatch(f"Teacher {t.name} answers differently now: up to {worst:.3f} of its largest logit. It is another teacher, or the views are made differently here.")
+        worst = max(worst, self._apart(t, rows, views, x, dl.stats))
+        if worst > tol:
+            raise CacheMismatch(f"Teacher {t.name} answers differently now: up to {worst:.3f} of its largest logit. "
+                                "It is another teacher, or the views are made differently here.")
     return worst
 
 # %% ../nbs/04_cache.ipynb #3e0d749d
@@ -885,29 +943,36 @@ def _rows_for(dl, cache):
     ids, labels = ids_labels(dl)
     rows = cache.rows(ids)
     lost = np.flatnonzero(rows < 0)
-    if len(lost): raise CacheMismatch(f"{len(lost)} of {len(rows)} training samples are not in the cache {cache.path}, first {_name(dl, lost[0])}. "
-                                      "Train on samples that the cache has, or build a cache of these.")
+    if len(lost):
+        raise CacheMismatch(f"{len(lost)} of {len(rows)} training samples are not in the cache {cache.path}, "
+                            f"first {_name(dl, lost[0])}. "
+                            "Train on samples that the cache has, or build a cache of these.")
     other = np.flatnonzero((cache.labels[rows] != labels) & (labels >= 0))
-    if len(other): raise CacheMismatch(f"{len(other)} training samples have another label than in the cache {cache.path}, first {_name(dl, other[0])}: "
-                                       f"{labels[other[0]]} here, {cache.labels[rows[other[0]]]} there.")
+    if len(other):
+        here, there = labels[other[0]], cache.labels[rows[other[0]]]
+        raise CacheMismatch(f"{len(other)} training samples have another label than in the cache {cache.path}, "
+                            f"first {_name(dl, other[0])}: {here} here, {there} there.")
     return rows
 
 def _check_views(dl, cache):
     "Refuse a loader whose views are not those that were answered"
     there, now = cache.plan['views'], (_clean(dl) if cache.policy.name == 'clean' else dl).describe()
-    now |= {} if now['size'] else {'size': there['size']}           # a `DataBlock` of the user's knows no size; its transforms are compared
+    # a `DataBlock` of the user's knows no size; its transforms are compared
+    now |= {} if now['size'] else {'size': there['size']}
     if not (diffs := differences(there, now)): return
     said = '\n'.join(f"  views.{k}: the cache has {shortened(a)}, the data {shortened(b)}" for k, a, b in diffs)
-    raise CacheMismatch(f"The cache {cache.path} holds answers to other views:\n{said}\n{_other_way(there, now)}Make the loaders as the cache's were, "
-                        "or build a cache of these views.")
+    raise CacheMismatch(f"The cache {cache.path} holds answers to other views:\n{said}\n{_other_way(there, now)}"
+                        "Make the loaders as the cache's were, or build a cache of these views.")
 
 # %% ../nbs/04_cache.ipynb #888ca98c
 def _find_root(dl, cache):
-    "Ids name paths relative to the data's root: for plain path items, find the folder under which the cache knows the first one"
+    """Ids name paths relative to the data's root: for plain path items, find the folder under which the cache
+    knows the first one"""
     first = _source(dl.items[0])
     if isinstance(dl.items[0], Sample) or not isinstance(first, Path): return
     for root in first.parents:
-        if cache.rows(np.frombuffer(sample_id(first.relative_to(root).as_posix()), np.uint8)[None])[0] >= 0: dl.root = root; return
+        one = sample_id(first.relative_to(root).as_posix())
+        if cache.rows(np.frombuffer(one, np.uint8)[None])[0] >= 0: dl.root = root; return
 
 # %% ../nbs/04_cache.ipynb #c242044b
 @patch
@@ -956,15 +1021,17 @@ def reference_gap(self:LogitCache,
 def bind(self:LogitCache,
     dls:DataLoaders, # From `image_dls`, or a `DataBlock` with `LogitBlock`
 )->DataLoaders:
-    """Loaders like `dls` whose training batches carry this cache's rows and views. What is described is compared, and 64
-    views are made again, pixel by pixel. Raises `CacheMismatch` naming what differs"""
+    """Loaders like `dls` whose training batches carry this cache's rows and views. What is described is compared,
+    and 64 views are made again, pixel by pixel. Raises `CacheMismatch` naming what differs"""
     if (now := list(map(str, dls.vocab))) != self.classes:
-        raise CacheMismatch(f"The cache {self.path} has the classes {shortened(self.classes)}, the data {shortened(now)}.")
+        raise CacheMismatch(f"The cache {self.path} has the classes {shortened(self.classes)}, "
+                            f"the data {shortened(now)}.")
     stored_dl(dls, self.policy, self.plan['dtype'])
     train = dls.train.new(cls=LogitDL, cache=self, rows=None)
     if (other := getattr(dls.train, 'cache', None)) is not None and other.policy != self.policy:
-        raise CacheMismatch(f"{self.path} holds the views {self.policy} and {other.path}, to which these loaders are bound, "
-                            f"{other.policy}: a student sees one of the two. Build both caches with the same views.")
+        raise CacheMismatch(f"{self.path} holds the views {self.policy} and {other.path}, "
+                            f"to which these loaders are bound, {other.policy}: a student sees one of the two. "
+                            "Build both caches with the same views.")
     self.prove(train)
     res = DataLoaders(train, *dls.loaders[1:], path=dls.path, device=dls.device)
     if len(dls.loaders) > 2: res.test = dls[2]
@@ -975,9 +1042,13 @@ def LogitBlock(cache:LogitCache, # An open cache
               )->TransformBlock:
     "Target block of a `DataBlock`: labels on the cache's classes, and a loader whose batches carry the cache's rows"
     plan = cache.plan['views']
-    views = {} if cache.policy.name == 'clean' else dict(seed=plan['seed'], mix=Mix(**m) if (m := plan['mix']) else None)
-    if (m := plan.get('light')): views |= dict(light=LightViews(**{k: v for k, v in m.items() if k != 'algorithm'}), size=tuple(plan['size']))
-    return TransformBlock(type_tfms=SampleCategory(cache.classes), dl_type=LogitDL, dls_kwargs={'cache': cache, **views})
+    views = {}
+    if cache.policy.name != 'clean': views = dict(seed=plan['seed'], mix=Mix(**m) if (m := plan['mix']) else None)
+    if (m := plan.get('light')):
+        light = LightViews(**{k: v for k, v in m.items() if k != 'algorithm'})
+        views |= dict(light=light, size=tuple(plan['size']))
+    return TransformBlock(type_tfms=SampleCategory(cache.classes), dl_type=LogitDL,
+                          dls_kwargs={'cache': cache, **views})
 
 # %% ../nbs/04_cache.ipynb #c401e035
 def _top(logits, classes, k=1):
@@ -985,25 +1056,33 @@ def _top(logits, classes, k=1):
     return ', '.join(f'{classes[int(i)]} {v:.0%}' for v, i in zip(p.values, p.indices))
 
 @patch
-def show_batch(self:LogitDL, b=None, max_n=9, ctxs=None, show=True, unique=False, **kwargs):
-    "Show a batch with each teacher's top answer"
-    b = self.one_batch() if b is None else b
-    ride = getattr(b[-1], 'ride', None) if isinstance(b, (tuple, list)) else None
-    if not show or ride is None or self.cache is None: return super(LogitDL, self).show_batch(b, max_n=max_n, ctxs=ctxs, show=show, unique=unique, **kwargs)
-    from fastai.vision.data import get_grid
-    x, y, its = self.show_batch(b, max_n=max_n, show=False)
-    said = {n: z.dense() if isinstance(z, TopK) else z for n, z in self.cache.gather(ride.row[:max_n], ride.view[:max_n]).items()}
-    axs = ctxs or get_grid(len(its), figsize=kwargs.get('figsize'))
+def _titled(self:LogitDL, its, rows, views, axs):
+    "Show pictures, each below its label and what the teachers say of it"
+    said = {n: z.dense() if isinstance(z, TopK) else z for n, z in self.cache.gather(rows, views).items()}
     for i, ax in enumerate(axs):
         its[i][0].show(ctx=ax)
         lines = [f"{n}: {_top(z[i], self.cache.teachers[n]['classes'])}" for n, z in said.items()]
         ax.set_title('\n'.join([f'label {its[i][1]}'] + lines), fontsize=8)
+
+@patch
+def show_batch(self:LogitDL, b=None, max_n=9, ctxs=None, show=True, unique=False, **kwargs):
+    "Show a batch with each teacher's top answer"
+    b = self.one_batch() if b is None else b
+    ride = getattr(b[-1], 'ride', None) if isinstance(b, (tuple, list)) else None
+    if not show or ride is None or self.cache is None:
+        return super(LogitDL, self).show_batch(b, max_n=max_n, ctxs=ctxs, show=show, unique=unique, **kwargs)
+    from fastai.vision.data import get_grid
+    x, y, its = self.show_batch(b, max_n=max_n, show=False)
+    axs = ctxs or get_grid(len(its), figsize=kwargs.get('figsize'))
+    self._titled(its, ride.row[:max_n], ride.view[:max_n], axs)
     axs[0].figure.tight_layout()
 
 # %% ../nbs/04_cache.ipynb #215698c2
 @patch
 def info(self:LogitCache)->dict:
     "What the cache holds, as a small dict for people"
-    return dict(path=str(self.path), samples=self.n, classes=len(self.classes), policy=str(self.policy), dtype=self.plan['dtype'],
-                **({'top_k': self.plan['top_k'], 'lost': self.manifest['lost']} if self.plan['top_k'] else {}), MB=round(self.nbytes/1e6, 2),
-                teachers={n: f"{t['bias']}, {t['fingerprint'][:12]}" for n, t in self.teachers.items()}, shards=len(self.manifest['files'])-2, versions=self.plan['versions'])
+    top = {'top_k': self.plan['top_k'], 'lost': self.manifest['lost']} if self.plan['top_k'] else {}
+    who = {n: f"{t['bias']}, {t['fingerprint'][:12]}" for n, t in self.teachers.items()}
+    return dict(path=str(self.path), samples=self.n, classes=len(self.classes), policy=str(self.policy),
+                dtype=self.plan['dtype'], **top, MB=round(self.nbytes/1e6, 2), teachers=who,
+                shards=len(self.manifest['files'])-2, versions=self.plan['versions'])

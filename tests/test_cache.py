@@ -946,6 +946,7 @@ def test_the_advice_of_verify_is_safe(copied, made):
 
 
 def test_a_reader_notices_that_the_cache_was_changed(copied):
+    import libkd.sharing                    # which brings `drop`
     dls, teachers, path = copied
     cache = LogitCache.open(path)
     cache.drop('b')
