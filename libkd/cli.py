@@ -69,8 +69,9 @@ def cmd_run(a):
     data, folder = given.pop('data', a.data), given.pop('folder', a.folder)
     if data:
         from libkd.data import Samples
-        print(Samples.from_folder(data), flush=True)
-        given['data'] = str(Path(data).expanduser().absolute())
+        from libkd.sets import SETS, folder_of
+        print(Samples.from_folder(folder_of(data)), flush=True)
+        given['data'] = data if data in SETS else str(Path(data).expanduser().absolute())
     run(a.notebook, folder=folder, plan=a.plan, **given)
 
 # %% ../nbs/18_cli.ipynb #705084f8
@@ -269,7 +270,7 @@ def _add(sub, name, f, help, *args): # args: (names, keywords of add_argument) e
 
 def _parser_run(sub):
     _add(sub, 'run', cmd_run, 'run a notebook: by default the main run, on the embedded digits or on your images',
-         ('data', dict(nargs='?', help='a folder of <class>/<image> or train|valid|test/<class>/<image>; '
+         ('data', dict(nargs='?', help='a folder of <class>/<image> or train|valid|test/<class>/<image>, or clothes; '
                                        'default: cluttered digits')),
          ('--plan', dict(action='store_true', help='say what it would take, and stop')),
          ('-p', dict(nargs='+', action='append', metavar='NAME=VALUE', help='parameters of the notebook')),

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import numpy as np
-import torch
+import timm, torch
 from fastcore.basics import patch
 
 from .students import create_student
-from .teachers import model_for
+from .teachers import PACKAGED, model_for
 
 # %% ../nbs/14a_price.ipynb #b1002b4b
 def timed(f,   # Called without arguments
@@ -124,6 +124,12 @@ class Costs:
 @torch.no_grad()
 def _answer(model, x): return model(x)
 
+def asked_model(name, dls, x): # Of a teacher; loaders; batch (B, 3, H, W)
+    "An untrained network like this teacher's, and the batch at its size"
+    ready = PACKAGED.get(name)
+    if not ready: return model_for(name, dls).to(dls.device), x
+    return timm.create_model(ready.arch).to(dls.device), torch.nn.functional.interpolate(x, ready.size)
+
 def step_costs(dls,      # Loaders of labelled images
                students, # Names
                teachers, # Names
@@ -133,10 +139,11 @@ def step_costs(dls,      # Loaders of labelled images
     "Time a batch, a step of each model, and an answer of each teacher"
     x, y = (o.as_subclass(torch.Tensor).to(dls.device) for o in dls.train.one_batch())
     made = {n: create_student(n, len(dls.vocab), dls.size, **args).to(dls.device) for n in students}
-    taught = {n: model_for(n, dls).to(dls.device) for n in teachers}
+    asked = {n: asked_model(n, dls, x) for n in teachers}
+    taught = {n: m for n, (m, _) in asked.items() if n not in PACKAGED}
     with torch_threads(threads):
         steps = {n: timed(train_step(m, x, y)) for n, m in {**made, **taught}.items()}
-        answers = {n: timed(partial(_answer, m.eval(), x)) for n, m in taught.items()}
+        answers = {n: timed(partial(_answer, m.eval(), seen)) for n, (m, seen) in asked.items()}
         return Costs(timed(dls.train.one_batch), steps, answers)
 
 # %% ../nbs/14a_price.ipynb #f24073e9
@@ -152,6 +159,7 @@ class Work:
     teacher_steps: int # of each teacher
     views: int         # stored of each image
     seeds: int         # of each arm
+    labelled: int = 0  # training images with a label
     beside: tuple = ('untaught',) # arms that are trained beside the teachers
 
 def at_once(seconds, # Of each job
@@ -188,12 +196,18 @@ class Plan:
         return 2*self.work.views*self.work.images['train']*self.work.classes*len(self.work.teachers)
 
 # %% ../nbs/14a_price.ipynb #b57d9f43
+@patch
+def reading(self:Plan, teacher): # Name of one of which only the last layer is fitted
+    "Seconds to read its features of the labelled images, and its answers to the validation images"
+    n = self.work.labelled + self.work.images.get('valid', 0)
+    return -(-n//self.work.bs)*(self.costs.load + self.costs.answer[teacher])
+
 @patch(as_prop=True)
 def minutes(self:Plan)->dict:
     "Of each phase"
     w, c, n = self.work, self.costs.times(self.how.crowding), self.how.jobs
     shards, one = min(n, w.views), self.seconds_a_run                          # of one view each
-    teachers = [w.teacher_steps*(c.load + c.step[t]) for t in w.teachers]
+    teachers = [w.teacher_steps*(c.load + c.step[t]) if t in c.step else self.reading(t) for t in w.teachers]
     first, later = ([s for a, s in one.items() if (a in w.beside) == b]*w.seeds for b in (True, False))
     store = self.build*(self.how.crowding if shards > 1 else 1)/shards
     return {'teachers': at_once(teachers + first, n)/60, 'cache': store/60, 'arms': at_once(later, n)/60}
@@ -205,6 +219,13 @@ def facts(self:Plan)->dict: # Plain values, for `result.json`
     return {**{k: getattr(self, k) for k in names}, 'costs': asdict(self.costs), 'how': asdict(self.how)}
 
 # %% ../nbs/14a_price.ipynb #0f966470
+@patch(as_prop=True)
+def lengths(self:Plan)->str:
+    "The teachers, and how much of each is trained"
+    names, steps = self.work.teachers, f'{self.work.teacher_steps} steps'
+    if all(t in self.costs.step for t in names): return f"{' and '.join(names)}, {steps} each"
+    return ' and '.join(f"{t} ({steps if t in self.costs.step else 'its last layer'})" for t in names)
+
 @patch
 def __str__(self:Plan):
     w, m, each = self.work, self.minutes, ', '.join(f'{a} {s:.0f} s' for a, s in self.seconds_a_run.items())
@@ -215,7 +236,7 @@ def __str__(self:Plan):
     return '\n'.join([
         f"images    {images}; {w.classes} classes; verdict on {self.part}",
         f"size      {self.where}, {self.how}",
-        f"teachers  {' and '.join(w.teachers)}, {w.teacher_steps} steps each, and beside them {beside}: "
+        f"teachers  {self.lengths}, and beside them {beside}: "
         f"{m['teachers']:.1f} min",
         f"cache     {w.views} views, {self.cache_bytes/1e6:.1f} MB: {m['cache']:.1f} min; {pays}",
         f"arms      {models} × {w.seeds} seeds of {w.steps} steps ({each}): {m['arms']:.1f} min",

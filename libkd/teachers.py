@@ -820,6 +820,10 @@ class Packaged:
     arch: str    # timm's name of the network
     size: int    # Pixels to which pictures are brought for it
 
+    def there(self) -> bool:
+        "Is the package installed?"
+        return find_spec(self.package) is not None
+
     def path(self) -> Path:
         "The file, whole and the right one; the package's code is not run"
         spec = find_spec(self.package)

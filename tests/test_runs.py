@@ -441,6 +441,22 @@ def test_untaught_arms_see_labelled_images_only():
     assert arms.verdict_part(s) == 'test' and arms.verdict_part(s.train) == 'valid'
 
 
+def test_photographs_get_a_teacher_with_published_weights_where_it_is_installed(monkeypatch):
+    from libkd.teachers import PACKAGED, Packaged
+    samples, given = arms.run_samples('clothes', labels=10), {}
+    for there in (True, False):
+        monkeypatch.setattr(Packaged, 'there', lambda self: there)
+        given[there] = {k: arms.run_defaults(samples, photos=True)[k] for k in ('conv', 'inv', 'views')}
+    assert given[True] == dict(conv='efficientnet_lite0', inv='rednet_mini', views=2)
+    assert given[False] == dict(conv='resnet_mini', inv='rednet_mini', views=4)
+    monkeypatch.setattr(Packaged, 'there', lambda self: True)
+    assert arms.run_defaults(samples)['conv'] == 'resnet_mini'                  # not asked for: light teachers
+    work = price.Work({'a': ('s', False)}, ['efficientnet_lite0'], dict(train=640, valid=128), 10, 32, 50, 50, 2, 1, labelled=64)
+    plan = price.Plan(work, price.Costs(load=0., step=dict(s=0.), answer=dict(efficientnet_lite0=1.)), price.How(1))
+    assert plan.minutes['teachers'] == pytest.approx((64 + 128)/32/60)         # once through these, and no step
+    assert 'efficientnet_lite0 (its last layer)' in str(plan)
+
+
 def test_views_are_seen_in_turn():
     import torch
     from libkd.sets import cluttered_digits
