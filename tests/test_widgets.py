@@ -171,6 +171,26 @@ def test_many_classes_give_pairs_and_unlabelled_data_no_truth(show):
     page.click('.kd-pairs button >> nth=0'); assert count(page) >= 1
 
 
+ALIKE = {'numbers': [f'class {i}' for i in range(12)], 'synsets': [f'n{1440764 + 137*c:08d}' for c in range(30)],
+         'words': [f'n{2085620 + 137*c:08d}-{"Soft_coated_wheaten_terrier"[c % 9:]}_{"x"*(20 + c)}' for c in range(20)]}
+TEXTS = """() => [...document.querySelectorAll('.kd-bars text')].filter(t => t.textContent).map(t => { const r = t.getBoundingClientRect()
+  return { left: r.left, right: r.right, y: Math.round(r.y), name: t.firstChild.textContent, under: !!t.querySelector('title') } })"""
+
+@pytest.mark.parametrize('width', [1120, 390])
+@pytest.mark.parametrize('kind', ALIKE)
+def test_names_that_begin_alike_are_told_apart_and_fit(show, kind, width):
+    names = ALIKE[kind]; logits = {k: np.random.default_rng(i).normal(size=(60, len(names))).astype('f4') for i, k in enumerate('abc')}
+    w = W.explore_disagreement(IMGS[:60], logits, np.arange(60) % len(names), classes=names); page = show(w, viewport=dict(width=width, height=844))
+    assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')
+    texts = page.evaluate(TEXTS); box = page.eval_on_selector('.kd-bars', 'n => [n.getBoundingClientRect().left, n.getBoundingClientRect().right]')
+    assert all(box[0] <= t['left'] and t['right'] <= box[1] + .5 for t in texts)
+    under = [t for t in texts if t['under']]; assert len({t['name'].strip('▸') for t in under}) == len(under) == 10
+    for a, b in itertools.combinations(under, 2): assert a['y'] != b['y'] or a['right'] <= b['left'] + 1 or b['right'] <= a['left'] + 1, (a, b)
+    said = page.eval_on_selector_all('.kd-caption', "all => all.map(c => c.dataset.says.split('|'))")
+    z = [v.argmax(1) for v in logits.values()]; truth = {(names[k[i]]): s for i, at in zip(thumbs(page), said) for k, s in zip(z, at)}
+    assert len(set(truth.values())) == len(truth) > 5 and all(s.count('…') == 1 for s in truth.values())
+
+
 # -- without a browser -----------------------------------------------------------------------------------------------------
 
 def test_only_the_most_divergent_travel():

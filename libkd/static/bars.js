@@ -1,5 +1,5 @@
 // Softened answers as bars, and the distances between them: the same arithmetic as libkd.diagnose.
-import { fixed, make, middle } from './dom.js'
+import { fixed, labels, make, middle } from './dom.js'
 
 const TOP = 10                                       // classes with bars, the most probable of the image
 
@@ -35,7 +35,10 @@ export function kl(p, q) {
 export function bars(rows, { classes, short, truth = -1, what = 'Answers' }) {
   const most = classes.map((_, c) => Math.max(...rows.map(r => r.p[c])))
   const shown = [...most.keys()].sort((a, b) => most[b] - most[a]).slice(0, TOP).sort((a, b) => a - b)
-  const W = 520, left = 132, right = 104, row = 44, w = (W - left - right) / shown.length, H = row * rows.length + 22
+  const W = 544, left = 132, right = 128, row = 44, w = (W - left - right) / shown.length
+  const names = shown.map(c => classes[c]), fit = k => Math.max(3, Math.floor(k * w / 7.5)), one = labels(names, fit(1))
+  const lines = one.every(s => s.length <= fit(1)) ? 1 : 2, under = lines === 1 ? one : labels(names, fit(2))
+  const H = row * rows.length + 8 + 14 * lines
   const said = rows.map(r => `${r.name} says ${classes[r.says]} (${fixed(r.p[r.says])})`)
   const svg = make('svg', { viewBox: `0 0 ${W} ${H}`, role: 'img', class: 'kd-bars', 'aria-label': `${what}: ${said.join('; ')}` })
   rows.forEach((r, k) => {
@@ -49,7 +52,11 @@ export function bars(rows, { classes, short, truth = -1, what = 'Answers' }) {
     })
     svg.append(make('text', { x: W - right + 8, y: base - 10, class: 'kd-bold' }, `${middle(short[r.says], 8)}  ${fixed(r.p[r.says])}`))
   })
-  shown.forEach((c, j) => svg.append(make('text', { x: left + (j + .5) * w, y: H - 6, 'text-anchor': 'middle', class: c === truth ? 'kd-bold' : null },
-    (c === truth ? '▸' : '') + middle(short[c], Math.max(3, Math.floor(w / 7))))))
+  shown.forEach((c, j) => {                         // long names take turns on two lines
+    const y = row * rows.length + 16 + 14 * (j % lines), name = middle(under[j], fit(lines) - (c === truth))
+    const text = make('text', { x: left + (j + .5) * w, y, 'text-anchor': 'middle', class: c === truth ? 'kd-bold' : null })
+    text.append((c === truth ? '▸' : '') + name, make('title', {}, classes[c]))
+    svg.append(text)
+  })
   return svg
 }

@@ -24,12 +24,14 @@ export function labels(names, n) {                  // short names that still te
   const first = names[0] ?? ''
   let same = 0
   if (names.length > 1) while (same < first.length && names.every(s => s[same] === first[same])) same++
-  const bare = names.map(s => same >= 3 && s.length > n ? '…' + s.slice(same) : s), different = new Set(names).size
-  for (let k = n; k < n + 24; k++) {
-    const out = bare.map(s => middle(s, k))
-    if (new Set(out).size === different) return out
-  }
-  return bare.map(s => middle(s, n))
+  const cut = names.map(s => same >= 3 && s.length > n), bare = names.map((s, i) => cut[i] ? s.slice(same) : s)
+  const short = k => bare.map((s, i) => {           // one … is enough to say that something is left out
+    const t = middle(s, k - cut[i])
+    return cut[i] && !t.includes('…') ? '…' + t : t
+  })
+  const different = new Set(names).size
+  for (let k = n; k < n + 24; k++) if (new Set(short(k)).size === different) return short(k)
+  return short(n)
 }
 
 export function choice(label, options, value, onpick) {            // a labelled <select>
