@@ -1,0 +1,68 @@
+"""What Sphinx and furo leave open: words for link previews, edit links, labels and headers for screen readers, 404, sitemap."""
+import html, re
+from xml.sax.saxutils import escape
+
+SPOKEN = [                                                     # (pattern, replacement): each mends one kind of axe's findings
+    (r'<p class="caption" role="heading">', '<p class="caption" role="heading" aria-level="2">'),
+    (r'<th\b([^>]*)>(\s*(?:&nbsp;|&#160;|\xa0|<p>\s*</p>)?\s*)</th>', r'<td\1>\2</td>'),     # a corner heads nothing
+]
+
+
+def spoken(text):
+    "Headings have a level, corners of tables are no headers."
+    for pattern, new in SPOKEN: text = re.sub(pattern, new, text)
+    return text
+
+
+def plain(text):
+    "Words without tags, on one line."
+    return ' '.join(html.unescape(re.sub(r'<[^>]+>', '', text)).replace('¶', '').split())
+
+
+def shortened(text, width=200):
+    "Whole words up to `width` characters."
+    return text if len(text) <= width else text[:width].rsplit(' ', 1)[0].rstrip(' ,;:') + ' …'
+
+
+def title_and_promise(body, otherwise):
+    "The heading of a page and the promise below it: the quotation, or else the first paragraph, or `otherwise`."
+    title = re.search(r'<h1[^>]*>(.*?)</h1>', body, re.S)
+    rest = body[title.end():] if title else ''
+    promise = re.match(r'\s*<blockquote>(.*?)</blockquote>', rest, re.S) or re.search(r'<p>(.*?)</p>', rest, re.S)
+    return plain(title[1]) if title else '', shortened(plain(promise[1]) if promise else otherwise)
+
+
+def previews(title, promise, address, picture):
+    "What search engines and chats show of a page."
+    facts = {'og:title': title, 'og:description': promise, 'og:url': address, 'og:type': 'article',
+             'og:site_name': 'libkd', 'og:image': picture}
+    quoted = lambda s: html.escape(s, quote=True)
+    lines = [f'<meta name="description" content="{quoted(promise)}">', '<meta name="twitter:card" content="summary_large_image">']
+    return '\n'.join(lines + [f'<meta property="{k}" content="{quoted(v)}">' for k, v in facts.items() if v])
+
+
+def on_page(app, name, template, context, doctree):
+    "Before a page is written: its head, its edit link, its body and the sidebar mended."
+    site, cfg = app.config.html_baseurl, app.config.libkd
+    body = context.get('body') or ''
+    title, promise = title_and_promise(body, cfg['description'])
+    context['metatags'] = context.get('metatags', '').replace('<meta name="viewport" content="width=device-width, initial-scale=1" />', '')
+    if name == '404':      # served for any address: links start from the top of the site, on disk from this folder
+        top = cfg['doc_baseurl'].rstrip('/') + '/'
+        context['metatags'] += f'<script>if (location.protocol != "file:") document.write(\'<base href="{top}">\')</script>'
+        context['pageurl'] = None
+    elif body:
+        context['metatags'] += previews(title or cfg['title'], promise, site + name + '.html', f'{site}_static/main-run.png')
+    if source := cfg['sources'].get(name):
+        context['edit_url'] = f'{cfg["git_url"]}/edit/{cfg["branch"]}/{cfg["nbs_path"]}/{source}'
+    for key in ('body', 'furo_navigation_tree'):
+        if context.get(key): context[key] = spoken(context[key])
+
+
+def on_end(app, failure):
+    "A list of all pages for search engines; no Jekyll on GitHub, which would hide the folders that begin with _."
+    if failure: return
+    pages = '\n'.join(f'<url><loc>{escape(app.config.html_baseurl + name)}.html</loc></url>' for name in sorted(app.env.found_docs))
+    site = '<?xml version="1.0" encoding="utf-8"?>\n<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">\n%s\n</urlset>\n'
+    (app.outdir/'sitemap.xml').write_text(site % pages, encoding='utf-8')
+    (app.outdir/'.nojekyll').touch()
