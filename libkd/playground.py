@@ -445,26 +445,26 @@ class BiasPlayground(View):
     module, title = 'playground.js', 'Who changes their mind?'
     selected, T = Synced(0), Synced(1.)
 
-    def __init__(self, models, images, labels=None, classes=None, T=1., **more): # See `bias_playground`
+    def __init__(self, models, images, labels=None, classes=None, T=1., rows=None, **more): # See `bias_playground`
         super().__init__()
-        self.imgs, self.T = _as_pixels(images), float(T)
-        if not len(self.imgs): raise UserError('no pictures: give one or more, (n, H, W, 3)')
-        self.rows = np.arange(len(self.imgs))
+        self.pool, self.T = _as_pixels(images), float(T)
+        if not len(self.pool): raise UserError('no pictures: give one or more, (n, H, W, 3)')
         self._pack(named(models), more.pop('stats', None))
         C = next(iter(self.nets.values())).classes
         self.classes = [str(c) for c in (classes if classes is not None else range(C))]
-        self.y = np.full(len(self.imgs), -1) if labels is None else as_array(labels).astype(int)
+        self.truth = np.full(len(self.pool), -1) if labels is None else as_array(labels).astype(int)
         self._check(C)
         self._about(**more)
+        self._take(np.arange(len(self.pool)) if rows is None else rows)
 
 # %% ../nbs/12a_playground.ipynb #41445695
 HEAVIEST = 12_000_000     # bytes of weights: six million parameters, some tenths of a second for each move
 
 @patch
 def _pack(self:BiasPlayground, models, stats):
-    "Every network for the page, and what it says about the pictures as they are"
+    "Every network for the page"
     if not models: raise UserError('no networks: give a dict with names, or a list')
-    self.nets, self.kinds, size = {}, {}, self.imgs.shape[1:3]
+    self.nets, self.kinds, size = {}, {}, self.pool.shape[1:3]
     for name, m in models.items():
         net, own = _unwrapped(m, stats)
         try: self.nets[name] = pack_net(net, size, own or (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
@@ -474,7 +474,6 @@ def _pack(self:BiasPlayground, models, stats):
     if weight > HEAVIEST: raise UserError(f'{len(self.nets)} networks of {weight/1e6:.1f} MB are too heavy for a page; '
                                           f'up to {HEAVIEST/1e6:.1f} MB are quick enough. Take smaller or fewer ones.')
     self.answers = {n: partial(_ask, q) for n, q in self.nets.items()}
-    self.logits = {n: f(self.imgs/255) for n, f in self.answers.items()}
 
 def _ask(packed, imgs): return packed_logits(packed, torch.as_tensor(np.asarray(imgs), dtype=torch.float32)).numpy()
 
@@ -484,23 +483,46 @@ def _check(self:BiasPlayground, C):
     other = {n: q.classes for n, q in self.nets.items() if q.classes != C}
     if other: raise UserError(f'the networks answer in different numbers of classes: {C}, and {other}')
     if len(self.classes) != C: raise UserError(f'{len(self.classes)} class names for networks of {C} classes')
-    if len(self.y) != len(self.imgs): raise UserError(f'{len(self.y)} labels for {len(self.imgs)} pictures')
-    if self.y.max() >= C: raise UserError(f'label {self.y.max()} is beyond the {C} classes')
+    if len(self.truth) != len(self.pool): raise UserError(f'{len(self.truth)} labels for {len(self.pool)} pictures')
+    if self.truth.max() >= C: raise UserError(f'label {self.truth.max()} is beyond the {C} classes')
 
 # %% ../nbs/12a_playground.ipynb #e2c6e494
 @patch
 def _about(self:BiasPlayground, names=None, kinds=None, probe=None, evidence=None, note=''):
-    "Names, kinds, what was measured on other pictures, the sentence for those who see no page"
-    self.labels = [str(n) for n in names] if names is not None else [str(i + 1) for i in range(len(self.imgs))]
+    "Names, kinds, what was measured on other pictures"
+    n = len(self.pool)
+    self.names = [str(i + 1) for i in range(n)] if names is None else [str(name) for name in names]
+    if len(self.names) != n: raise UserError(f'{len(self.names)} names for {n} pictures')
     self.kinds |= kinds or {}
     self.evidence, self.note = evidence or {}, note
     self.table = None if probe is None else measured(self.answers, _as_pixels(probe[0])/255, as_array(probe[1]))
     self.probed = 0 if probe is None else int((as_array(probe[1]) >= 0).sum())
+
+# %% ../nbs/12a_playground.ipynb #7b1f0c5e
+@patch
+def _take(self:BiasPlayground, rows):
+    "Put these pictures of the pool on the page: what the networks say of them, a sentence for those who see no page"
+    n, rows = len(self.pool), as_array(rows).astype(int)
+    if not len(rows) or rows.min() < 0 or rows.max() >= n:
+        raise UserError(f'rows={rows.tolist()}: give positions among the {n} pictures, 0 to {n - 1}, one or more')
+    self.rows, self.imgs, self.y = rows, self.pool[rows], self.truth[rows]
+    self.labels = [self.names[r] for r in rows]
+    self.logits = {n: f(self.imgs/255) for n, f in self.answers.items()}
     says = np.stack([z.argmax(1) for z in self.logits.values()])
     split = int((says != says[0]).any(0).sum())
     self.alt = (f'Playground with {len(self.nets)} networks ({", ".join(self.nets)}) and {len(self.imgs)} pictures; '
                 f'they do not all say the same on {split} of them. Picture {self.labels[0]}: '
                 + ', '.join(f'{n} says {self.classes[s]}' for n, s in zip(self.logits, says[:, 0])) + '.')
+
+@patch
+def show(self:BiasPlayground, row): # Position of a picture in `images`
+    "Choose a picture; one that is not on the page takes the place of the one that has been there longest"
+    if row in self.rows or not 0 <= row < len(self.pool): return View.show(self, row)
+    model = self._release() if self._model else None
+    self._take([*self.rows[-max(7, len(self.rows) - 1):], row])
+    before, self.selected = self.selected, len(self.rows) - 1
+    if before == self.selected: self._heard(dict(name='selected'))       # another picture in the same place
+    if model: self._open(model)
 
 # %% ../nbs/12a_playground.ipynb #ceb6aebe
 @patch
@@ -524,7 +546,8 @@ def data(self:BiasPlayground)->dict:
         nets.append(dict(name=n, kind=self.kinds[n], colour=style[n][0], dash=_dash(style[n][3]), at=at, graph=graph,
                          bytes=len(q.weights), heads=list(q.heads) if len(q.heads) > 1 else []))
         at += len(q.weights)
-    meta = dict(size=list(self.imgs.shape[1:3]), classes=self.classes, labels=self.labels, nets=nets, note=self.note)
+    meta = dict(size=list(self.imgs.shape[1:3]), classes=self.classes, labels=self.labels, nets=nets, note=self.note,
+                rows=self.rows.tolist())
     meta |= self._presets()
     return dict(meta=meta, weights=b''.join(q.weights for q in self.nets.values()), pixels=self.imgs.tobytes(),
                 y=self.y.astype('<i4').tobytes())
@@ -539,7 +562,7 @@ def snapshot(self:BiasPlayground)->LibkdFigure:
 
 # %% ../nbs/12a_playground.ipynb #0bbfbeb4
 def bias_playground(models, # `Teacher`s, `Learner`s, modules: a list, or a dict with names of your own
-                    images, # (n, H, W, 3), uint8 or 0 to 1: a handful, at the size that all networks take
+                    images, # (n, H, W, 3), uint8 or 0 to 1, at the size that all networks take
                     labels=None, # (n,) class indices; -1: not known
                     classes=None, # Class names
                     T=1., # Temperature to start with, 0.5 to 8
@@ -549,9 +572,10 @@ def bias_playground(models, # `Teacher`s, `Learner`s, modules: a list, or a dict
                     probe=None, # (pictures, labels) on which accuracy after each preset is measured
                     evidence=None, # preset -> kind -> numbers, one for each seed, of networks of equal accuracy
                     note='', # A sentence at the end of the page
+                    rows=None, # Positions of a handful of `images` to begin with; None: all. `link` brings others
                     )->BiasPlayground: # Shows itself as the last line of a cell; has `.to_html(path)`
     "Change pictures and watch all networks answer at once, in a notebook or on a page of its own"
-    more = dict(stats=stats, names=names, kinds=kinds, probe=probe, evidence=evidence, note=note)
+    more = dict(stats=stats, names=names, kinds=kinds, probe=probe, evidence=evidence, note=note, rows=rows)
     return BiasPlayground(models, images, labels, classes, T, **more)
 
 # %% ../nbs/12a_playground.ipynb #adf3d2d0
@@ -567,8 +591,8 @@ def playground(self:Learner,
     imgs, y = clean_images(self.dls, part), _labels(self.dls, part)
     rows = telling(_say_all(models, imgs, kwargs.get('stats')), y, n)
     asked = _others(len(imgs), rows, 300)
-    more = dict(classes=list(self.dls.vocab), names=[str(r) for r in rows], probe=(imgs[asked], y[asked])) | kwargs
-    return bias_playground(models, imgs[rows], y[rows], **more)
+    more = dict(classes=list(self.dls.vocab), names=range(len(imgs)), rows=rows, probe=(imgs[asked], y[asked])) | kwargs
+    return bias_playground(models, imgs, y, **more)
 
 def _labels(dls, part): return np.concatenate([as_array(b[1]) for b in clean_dl(dls, part)])
 

@@ -485,7 +485,8 @@ def show(self:AttentionView, row): # Position of a picture in the data
     if row in self.rows or self.read is None: return View.show(self, row)
     keep = [*self.rows[-5:].tolist(), row]
     self.maps, self.rows, model = self.read(keep), np.asarray(keep), self._release() if self._model else None
-    self.selected = len(keep) - 1
+    before, self.selected = self.selected, len(keep) - 1
+    if before == self.selected: self._heard(dict(name='selected'))       # another picture in the same place
     if model: self._open(model)
 
 # %% ../nbs/12_widgets.ipynb #68dafe50

@@ -6,6 +6,7 @@ import libkd.diagnose as D
 import libkd.playground as P
 from libkd import UserError
 from libkd.students import create_student
+import libkd.widgets as W
 from libkd.widgets import bundle
 
 CHROMIUM = next((p for p in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if p), None)
@@ -344,6 +345,32 @@ def test_what_does_not_fit_is_said_in_a_sentence(nets):
                      (ask({'a': net}, x, y + 9), 'beyond the 5 classes'), (ask({'my net': nn.Sequential(nn.Hardswish())}, x), r'^my net: .* is a Hardswish'),
                      (ask({'a': net, 'b': timm.create_model('resnet_mini', num_classes=3)}, x), 'different numbers of classes')):
         with pytest.raises(UserError, match=words): f()
+
+
+def test_a_linked_playground_shows_the_picture_that_is_chosen_elsewhere(nets):
+    x, y = pictures(12, 0); w = P.bias_playground({'a': nets['resnet_mini']}, x, y, names=list('abcdefghijkl'), stats=STATS, rows=[5, 2, 9])
+    z = {k: np.random.default_rng(i).normal(size=(12, C)) for i, k in enumerate('ab')}; far = W.explore_disagreement(x, z, y)
+    assert w.labels == list('fcj') and w.rows.tolist() == [5, 2, 9] and len(w.state()['pixels']) == 3*16*16*3
+    W.link(far, w); far.show(2)
+    assert (w.selected, w.rows.tolist()) == (1, [5, 2, 9])                                # it was there
+    far.show(7)
+    assert (w.selected, w.rows.tolist()) == (3, [5, 2, 9, 7]) and w.labels[-1] == 'h' and (w.imgs[3] == w.pool[7]).all() and w.y[3] == y[7]
+    np.testing.assert_allclose(w.logits['a'][3], w.answers['a'](w.pool[7:8]/255)[0], atol=1e-5)
+    w.selected = 0; assert far.rows[far.selected] == 5
+    for row in (0, 1, 3, 4, 6): w.show(row)
+    assert w.rows.tolist() == [2, 9, 7, 0, 1, 3, 4, 6] and far.rows[far.selected] == 6     # no more than eight, the oldest goes
+    w.show(99); assert w.rows[w.selected] == 6
+    for rows in ([], [12], [-1]):
+        with pytest.raises(UserError, match='give positions among the 12 pictures'): P.bias_playground({'a': nets['resnet_mini']}, x, y, rows=rows)
+
+
+def test_a_live_playground_keeps_its_model_when_a_picture_comes(nets, monkeypatch):
+    pytest.importorskip('anywidget', reason='anywidget is not installed: pip install "libkd[widgets]"')
+    monkeypatch.setenv('LIBKD_WIDGETS', 'live'); x, y = pictures(6, 0)
+    w = P.bias_playground({'a': nets['resnet_mini']}, x, y, stats=STATS, rows=[0, 1]); model = w.widget; sent = []
+    model.observe(lambda c: sent.append(c['name'])); w.show(4)
+    assert w.widget is model and model.selected == 2 and len(model.pixels) == 3*16*16*3 and 'meta' in sent and 'weights' not in sent
+    w.close()
 
 
 def test_a_bias_is_named_only_with_evidence(nets, playground):

@@ -364,6 +364,7 @@ def test_linked_views_choose_the_same_picture():
     w.selected = int(np.flatnonzero(w.rows == 3)[0]); assert v.rows[v.selected] == 3 and not asked
     v.selected = 1; assert w.rows[w.selected] == 1
     w.selected = int(np.flatnonzero(w.rows == 77)[0]); assert asked == [[0, 1, 2, 3, 4, 77]] and v.rows[v.selected] == 77
+    v.show(78); assert w.rows[w.selected] == 78                               # another picture in the same place is heard, too
 
 
 # -- points, caches, trainings ---------------------------------------------------------------------------------------------
