@@ -122,7 +122,7 @@ def _clean_train(dls):
 
 def clean_dl(dls, # fastai `DataLoaders`
              part='valid', # 'train', 'valid' or 'test'
-             ):
+             ): # a `DataLoader` of (images, labels)
     "A loader of one part of the data without augmentation, in a fixed order"
     parts = dict(valid=lambda: dls.valid, test=lambda: getattr(dls, 'test', None),
                  train=lambda: _clean_train(dls))
@@ -132,7 +132,7 @@ def clean_dl(dls, # fastai `DataLoaders`
 
 # %% ../nbs/10_diagnose.ipynb #9c4dadf7
 @contextmanager
-def evaluating(model):
+def evaluating(model): # Any module
     "Inside, `model` is in eval mode; afterwards each of its modules is in the mode it was in"
     was = [(m, m.training) for m in model.modules()]
     try: yield model.eval()
@@ -140,7 +140,8 @@ def evaluating(model):
         for m, mode in was: m.training = mode
 
 # %% ../nbs/10_diagnose.ipynb #47502231
-def is_teacher(m): # Anything
+def is_teacher(m, # Anything
+              )->bool:
     "Does this answer like a `Teacher`: `logits` of a batch that it normalises again as it was trained?"
     return not isinstance(m, Learner) and callable(getattr(m, 'logits', None))
 
@@ -416,7 +417,7 @@ def head_agreement(heads:dict, # head -> logits (n, C), from `head_predictions`
 
 # %% ../nbs/10_diagnose.ipynb #ffb51816
 @contextmanager
-def unfused(model):
+def unfused(model): # With timm's attention (`fused_attn`); others stay as they are
     "Inside, every attention of `model` forms its map; afterwards each is fused or not as it was"
     was = [(m, m.fused_attn) for m in model.modules() if hasattr(m, 'fused_attn')]
     try:

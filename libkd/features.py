@@ -236,7 +236,8 @@ def _in_training(rule):
 # %% ../nbs/08_features.ipynb #4640b396
 class Align(nn.Module):
     "DearKD's aligner and hidden loss (our reading of arXiv 2204.12997)"
-    def __init__(self, s, t): # `Feature`s of an image
+    def __init__(self, s, # `Feature` of the student, of one image or more
+                 t): # `Feature` of the teacher, of the same images
         super().__init__()
         d, c = s.tokens.shape[-1], t.tokens.shape[-1]
         depthwise = nn.Conv2d(d, d, 3, padding=1, groups=d)
@@ -332,7 +333,9 @@ def patch_groups(grid, # (rows, columns)
 
 class GroupwiseLinear(nn.Module):
     "CAKD's GL projector (arXiv 2207.05273, eq. 5), dropout 0.1 (our reading)"
-    def __init__(self, dim, width, grid):
+    def __init__(self, dim, # Channels of the student's map
+                 width, # Channels of the teacher's
+                 grid): # (rows, columns) of the teacher's map
         super().__init__()
         groups = patch_groups(grid)
         self.places = [torch.where(groups == g)[0] for g in range(int(groups.max()) + 1)]
@@ -346,7 +349,8 @@ class GroupwiseLinear(nn.Module):
 # %% ../nbs/08_features.ipynb #de245ea4
 class Discriminator(nn.Module):
     "Is this a teacher's token? d → d/2 → d/4 → 1, one logit a token (arXiv 2207.05273, section 3.3)"
-    def __init__(self, width, lr=1e-5): # Adam's rate; a hundredth of the student's usual 1e-3, as in the released code
+    def __init__(self, width, # Channels of the features that it tells apart
+                 lr=1e-5): # Adam's rate; a hundredth of the student's usual 1e-3, as in the released code
         super().__init__()
         half, quarter = width//2, width//4
         self.net = nn.Sequential(nn.Linear(width, half), nn.LeakyReLU(.2), nn.Linear(half, quarter), nn.LeakyReLU(.2),
@@ -358,7 +362,8 @@ class Discriminator(nn.Module):
         weights = {k: v.detach() for k, v in self.net.named_parameters()}
         return F.softplus(-torch.func.functional_call(self.net, weights, (fake,))).mean()
 
-    def learn(self, real, fake):
+    def learn(self, real, # The teacher's tokens (B, N, D)
+              fake): # The student's, same shape; it gets no gradient from this
         "One step of its own"
         real, fake = real.detach(), fake.detach()
         with torch.enable_grad(): loss = F.softplus(-self.net(real)).mean() + F.softplus(self.net(fake)).mean()
@@ -408,12 +413,16 @@ def multi_view(size:int, # Pixels of a side
 # %% ../nbs/08_features.ipynb #2349de5f
 class LayerTeacher(Teacher):
     "A teacher whose answer is what one layer says, `(B, N·D)`: for `LogitCache.build`"
-    def __init__(self, teacher, layer, grid):
+    def __init__(self, teacher, # A `Teacher`
+                 layer, # Name of one of its layers, as in `model.named_modules()`
+                 grid): # (rows, columns) to which its map is averaged
         self.__dict__.update(vars(teacher))
         self.layer, self.grid = layer, tuple(grid)
         self.name = f'{teacher.name}.{layer.lower()}.{grid[0]}x{grid[1]}'
 
-    def logits(self, x, stats=None, amp=False):
+    def logits(self, x, # Images (B, 3, H, W)
+               stats=None, # (mean, std) of the batch; None: the teacher's own
+               amp=False): # Autocast to half precision
         "Tokens of the layer, row by row"
         with reading(self.model, [self.layer]) as said: super().logits(x, stats, amp)
         return to_grid(said[self.layer], self.grid).tokens.flatten(1).float().clone()
@@ -489,7 +498,9 @@ def make_rule(rule, # Name in `RULES`, 'cakd', or a function (student, teacher, 
         "that makes one.")
     return PairRule(rule, (_stored_pairs if stored else match_features)(student, teacher, x, layers), RULES[rule])
 
-def last_pair(student:nn.Module, teacher:Teacher, x # Images (B, 3, H, W)
+def last_pair(student:nn.Module, # Any model with maps or tokens
+              teacher:Teacher, # Its model is read in the same way
+              x # Images (B, 3, H, W)
              )->dict: # student layer -> teacher layer
     "The deepest layers of `student` and `teacher` whose grids are most alike, with more than one place"
     tables = feature_layers(student, x), feature_layers(teacher.model, teacher.adapt(x))
@@ -513,7 +524,8 @@ def advisor_of(sources:list, # From `sources_of`
                      + f": say whose layers advise, advisor='{next(iter(live))}' or another of {', '.join(live)}.")
 
 # %% ../nbs/08_features.ipynb #93e7a441
-def trained_parameters(rule:nn.Module)->list:
+def trained_parameters(rule:nn.Module # Such as `CAKD`
+                      )->list: # of parameters
     "The parameters of a `rule` that train with the student; a discriminator (`judge`) has an optimiser of its own"
     return [p for n, p in rule.named_parameters() if not n.startswith('judge.')]
 
@@ -524,7 +536,7 @@ def average_gradients(params): # Parameters after a backward
     dist.all_reduce(flat)
     torch.nn.utils.vector_to_parameters(flat/processes(), grads)
 
-def share_rule(rule:nn.Module):
+def share_rule(rule:nn.Module): # Changed in place
     "One `rule` in all processes, whatever each drew"
     if processes() > 1:
         for v in rule.state_dict().values(): dist.broadcast(v, 0)

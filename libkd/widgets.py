@@ -50,7 +50,7 @@ def bundle(name, # File in `libkd/static`, such as 'attention.js'
 # %% ../nbs/12_widgets.ipynb #9c08591a
 class Synced:
     "A value of a view; while the view is live it is the page's, so that Python and the page never differ"
-    def __init__(self, default): self.default = default
+    def __init__(self, default): self.default = default # What the value is before anybody chooses
     def __set_name__(self, owner, name): self.name = name
 
     def __get__(self, view, owner=None):
@@ -473,7 +473,10 @@ def data(self:AttentionView)->dict:
 
 # %% ../nbs/12_widgets.ipynb #27cd7401
 @patch
-def answer(self:AttentionView, kind, picture=0, layer=0, patch=0):
+def answer(self:AttentionView, kind, # What the page asks, see `ask.js`
+           picture=0, # Position among the pictures shown
+           layer=0, # Number of the block, from 0
+           patch=0): # Number of the patch, row by row
     "What patch `patch` of a picture looks at, head by head: [(H, P) half precision]"
     n = len(self.maps.tokens)
     rows = self.maps.attn[picture, layer, :, n + patch, n:]
