@@ -53,6 +53,7 @@ def on_page(app, name, template, context, doctree):
         context['pageurl'] = None
     elif body:
         context['metatags'] += previews(title or cfg['title'], promise, site + name + '.html', f'{site}_static/main-run.png')
+    context['edit_words'] = 'Edit this page' + ' (a placeholder: libkd is not published yet)' * (cfg['doc_published'] == 'no')
     if source := cfg['sources'].get(name):
         context['edit_url'] = f'{cfg["git_url"]}/edit/{cfg["branch"]}/{cfg["nbs_path"]}/{source}'
     for key in ('body', 'furo_navigation_tree'):

@@ -9,6 +9,8 @@ config.read(root/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
 SITE = cfg['doc_host'].rstrip('/') + '/' + cfg['doc_baseurl'].strip('/') + '/'
 IMAGES = root/'nbs'/'images'
+PLACEHOLDER = f'''> [!NOTE]
+> libkd is not published yet: the pages under {cfg['doc_host']} are placeholders. `make docs` builds the same pages in `_site/html`.'''
 MARK = '<!-- Made from nbs/index.ipynb by `make prepare`: do not edit -->'
 
 
@@ -61,6 +63,7 @@ def readme(nb):
         code = '\n'.join(line for line in text.split('\n') if not line.startswith('#|')).strip()
         if code and not re.search(r'^#\|\s*(echo:\s*false|hide_input)', text, re.M): parts.append(f'```python\n{code}\n```')
         parts += [shown for o in cell['outputs'] if (shown := output(o))]
+    if cfg['doc_published'] == 'no': parts.append(PLACEHOLDER)
     return '\n\n'.join(parts) + '\n', output.pictures
 
 
