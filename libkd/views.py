@@ -197,7 +197,8 @@ def shifted(
     return x.gather(2, rows[:, None, :, None].expand(B, C, H, W)).gather(3, cols[:, None, None, :].expand(B, C, H, W))
 
 # %% ../nbs/01_views.ipynb #15c268f0
-ORDERS = np.array([(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])   # of brightness, contrast, saturation
+# of brightness, contrast, saturation
+ORDERS = np.array([(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
 
 def _grey(x):
     "Pillow's grey of colours (B,3,N): (B,N)"
@@ -256,7 +257,8 @@ LIGHT, WINDOW, MIX, ERASE = 0, 7, 8, 16     # first draws of the parts of a view
 
 @dataclass(frozen=True)
 class LightViews:
-    "Light augmentation of whole batches in whole numbers: the same bits in any batch, process and system, on any device"
+    """Light augmentation of whole batches in whole numbers: the same bits in any batch, process and system, on any
+    device"""
     shift: float = 1/8      # Largest shift, as a share of the short side (at least one pixel); 0 for none
     flip: bool = False      # Mirror every other view: right for photographs, wrong for digits and text
     colour: float = .2      # Brightness, contrast and saturation times 1−colour to 1+colour; 0 for none
@@ -267,13 +269,17 @@ class LightViews:
             if not 0 <= getattr(self, name) <= high:
                 raise ViewError(f"LightViews({name}={getattr(self, name)!r}): a number from 0 to {high} is needed.")
 
+    def _pad(self, short): # Pixels of the short side
+        "Largest shift in pixels"
+        return min(max(1, int(short*self.shift)), short - 1) if self.shift else 0
+
     def __call__(self,
         x:torch.Tensor,  # Pictures (B,3,H,W) uint8, on any device
         keys:np.ndarray, # From `view_keys`, (B,) uint64
     )->torch.Tensor: # (B,3,H,W) uint8, on the same device
         "The view of each picture that belongs to its key"
         H, W = x.shape[2:]
-        u, pad = draws(keys, LIGHT, 7), min(max(1, int(min(H, W)*self.shift)), min(H, W) - 1) if self.shift else 0
+        u, pad = draws(keys, LIGHT, 7), self._pad(min(H, W))
         x = shifted(x, below(u[0], 2*pad + 1) - pad, below(u[1], 2*pad + 1) - pad, chance(u[2], .5*self.flip))
         if (n := int(self.colour*4096)): x = coloured(x, 4096 - n + below(u[3:6].T, 2*n + 1), ORDERS[below(u[6], 6)])
         if not self.erase: return x
@@ -321,17 +327,18 @@ def mix_pair(
     return out, 1 - (bt-t)*(r-l)/(a.shape[-1]*a.shape[-2])
 
 # %% ../nbs/01_views.ipynb #21add46c
-BETA = {.1: '0 0 0 0 0 0 0 0 0 0 1 1 3 7 15 29 55 102 180 308 513 832 1317 2035 3074 4535 6534 9182 12566 16720 21591 27024',
-        .2: '0 0 0 0 2 5 12 25 50 89 151 243 375 558 807 1135 1561 2101 2777 3607 4611 5809 7217 8847 10710 12808 15137 17686 '
-            '20435 23356 26414 29567',
-        .3: '0 0 4 17 45 95 175 292 455 672 953 1305 1738 2260 2878 3600 4432 5380 6447 7638 8954 10395 11959 13643 15441 17347 '
-            '19352 21445 23614 25846 28126 30439',
-        .4: '0 7 42 116 237 414 652 957 1333 1785 2314 2925 3618 4396 5260 6208 7242 8360 9559 10839 12196 13627 15128 16694 '
-            '18320 20001 21731 23504 25312 27150 29011 30886',
-        .5: '0 39 158 355 630 982 1411 1915 2494 3146 3869 4662 5522 6448 7438 8489 9598 10762 11980 13248 14563 15922 17321 '
-            '18758 20228 21729 23256 24806 26375 27960 29556 31160',
-        .8: '0 461 1095 1815 2597 3428 4298 5203 6138 7099 8084 9090 10114 11156 12214 13286 14372 15469 16577 17695 18822 '
-            '19957 21099 22248 23403 24562 25727 26895 28066 29239 30414 31591'}
+BETA = {.1: '0 0 0 0 0 0 0 0 0 0 1 1 3 7 15 29 55 102 180 308 513 832 1317 2035 3074 4535 6534 9182 12566 16720 '
+            '21591 27024',
+        .2: '0 0 0 0 2 5 12 25 50 89 151 243 375 558 807 1135 1561 2101 2777 3607 4611 5809 7217 8847 10710 12808 '
+            '15137 17686 20435 23356 26414 29567',
+        .3: '0 0 4 17 45 95 175 292 455 672 953 1305 1738 2260 2878 3600 4432 5380 6447 7638 8954 10395 11959 13643 '
+            '15441 17347 19352 21445 23614 25846 28126 30439',
+        .4: '0 7 42 116 237 414 652 957 1333 1785 2314 2925 3618 4396 5260 6208 7242 8360 9559 10839 12196 13627 '
+            '15128 16694 18320 20001 21731 23504 25312 27150 29011 30886',
+        .5: '0 39 158 355 630 982 1411 1915 2494 3146 3869 4662 5522 6448 7438 8489 9598 10762 11980 13248 14563 '
+            '15922 17321 18758 20228 21729 23256 24806 26375 27960 29556 31160',
+        .8: '0 461 1095 1815 2597 3428 4298 5203 6138 7099 8084 9090 10114 11156 12214 13286 14372 15469 16577 17695 '
+            '18822 19957 21099 22248 23403 24562 25727 26895 28066 29239 30414 31591'}
 
 def lam_table(
     alpha:float, # Of Beta(α, α)
@@ -354,7 +361,8 @@ def lams_boxes(self:Mix,
     "What is drawn for a batch"
     mix, cut = chance(u[0], self.prob), chance(u[1], self.cut_prob)
     kinds = [from_table(u[2], lam_table(a)) if a > 0 else 0 for a in (self.mixup_alpha, self.cutmix_alpha)]
-    lam, (h, w) = np.where(cut, kinds[1], kinds[0]), (_root((2**16 - np.where(cut, kinds[1], 2**16))*n**2 >> 16) for n in (H, W))
+    lam, keep = np.where(cut, kinds[1], kinds[0]), np.where(cut, kinds[1], 2**16)
+    h, w = (_root((2**16 - keep)*n**2 >> 16) for n in (H, W))
     row, col = below(u[3], H), below(u[4], W)
     boxes = np.stack([row - h//2, row + h//2, col - w//2, col + w//2], 1).clip(0, [H, H, W, W])
     return np.where(mix & ~cut, lam, 2**16), boxes*mix[:, None]
@@ -428,7 +436,10 @@ def weighted_loss(
     y = y.as_subclass(torch.Tensor)
     parts = [(w*(t >= 0), t.clamp(min=0)) for w, t in ((lam, y), (1-lam, partner))]
     total = sum(torch.where(w > 0, w*each_loss(base, pred, t), 0.) for w, t in parts)
-    if getattr(base, 'reduction', 'mean') == 'none': return total
+    return total if getattr(base, 'reduction', 'mean') == 'none' else _mean_of(base, total, parts)
+
+def _mean_of(base, total, parts): # A loss; sums (B,); (share (B,), class numbers (B,)) of either label
+    "The mean over all labels that exist, with the weights of their classes"
     n, classes = sum(w.sum() for w, _ in parts).clamp(min=1), _class_weights(base)
     if classes is None: return total.sum() / n
     shares = sum((w*classes.to(w.device)[t]).sum() for w, t in parts)
@@ -483,7 +494,8 @@ def item_id(
 )->bytes: # 16 bytes
     "The id of any item of a data set"
     if isinstance(o, Sample): return o.id
-    if isinstance(o, (str, Path)): return sample_id(Path(o).relative_to(root).as_posix() if root else Path(o).as_posix())
+    if isinstance(o, (str, Path)):
+        return sample_id(Path(o).relative_to(root).as_posix() if root else Path(o).as_posix())
     return array_id(np.asarray(o))
 
 # %% ../nbs/01_views.ipynb #3416635d
@@ -519,7 +531,8 @@ class TrainTfm(Transform):
         return TensorImage(self._to_255(x)) if isinstance(x, torch.Tensor) else PILImage.create(x)
     def _to_255(self, x):
         if not x.is_floating_point(): return x
-        for t in reversed(self.norms): x = x*torch.as_tensor(t.std).view(-1, 1, 1) + torch.as_tensor(t.mean).view(-1, 1, 1)
+        tensor = lambda v: torch.as_tensor(v).view(-1, 1, 1)
+        for t in reversed(self.norms): x = x*tensor(t.std) + tensor(t.mean)
         return x*255
 
 # %% ../nbs/01_views.ipynb #294ae97e
@@ -604,8 +617,9 @@ class Pictures:
         "Decode picture `i`; an error if it is no longer of its size"
         x = read_picture(self.sources[i], self.size)
         if x.shape[:2] == tuple(self.shapes[i]): return x
-        raise ViewError(f"{self.sources[i] if isinstance(self.sources[i], (str, Path)) else f'Picture {i}'} has another size than "
-                         "when this loader first saw it. Data must not change while they are used: make the loaders again.")
+        who = self.sources[i] if isinstance(self.sources[i], (str, Path)) else f'Picture {i}'
+        raise ViewError(f"{who} has another size than when this loader first saw it. "
+                        "Data must not change while they are used: make the loaders again.")
 
 # %% ../nbs/01_views.ipynb #292a0f3b
 def _one_block(sources, size):
@@ -624,14 +638,18 @@ def open(self:Pictures):
     "Find a place for the pixels: where they lie, a mapped file, memory; or none, with a warning"
     if self.flat is not None: return
     self.measure()
-    if self.path: self.flat = torch.from_numpy(np.memmap(self.path, np.uint8, 'c'))     # of the process that started this one
+    if self.path:                                               # of the process that started this one
+        self.flat = torch.from_numpy(np.memmap(self.path, np.uint8, 'c'))
     elif (block := _one_block(self.sources, self.size)): self._hold(*block)
     elif self.keep: self.to_file(self.keep)
     elif self.nbytes <= free_memory()/2: self.flat = torch.empty(self.nbytes, dtype=torch.uint8)
-    elif self.nbytes <= shutil.disk_usage(tempfile.gettempdir()).free/2: self.to_file(tempfile.gettempdir(), remove=True)
+    elif self.nbytes <= shutil.disk_usage(tempfile.gettempdir()).free/2:
+        self.to_file(tempfile.gettempdir(), remove=True)
     else: warnings.warn(f"{len(self):,} pictures take {self.nbytes/1e9:.1f} GB, for which neither memory nor "
-                        f"{tempfile.gettempdir()} has room: they are decoded for every view, which is slow. Give a smaller size=.")
+                        f"{tempfile.gettempdir()} has room: they are decoded for every view, which is slow. "
+                        "Give a smaller size=.")
 
+# %% ../nbs/01_views.ipynb #b31e7cc7
 @patch
 def _hold(self:Pictures, pixels, starts):
     self.flat, self.starts = torch.from_numpy(pixels), starts
@@ -660,11 +678,13 @@ def _whole(self:Pictures, path): return path.is_file() and path.stat().st_size =
 
 @patch
 def _write(self:Pictures, path):
-    for left in path.parent.glob(f'.{path.name[:40]}.*.tmp'): left.unlink()     # by a process that was killed: we hold the lock
+    # by a process that was killed: we hold the lock
+    for left in path.parent.glob(f'.{path.name[:40]}.*.tmp'): left.unlink()
     def write(f):
         with progress(len(self), 'decoding pictures') as bar:
             for i in range(len(self)): f.write(self.read(i).tobytes()); bar.update(1)
-    publish(path, write, kept=f'It would hold {len(self):,} decoded pictures, {self.nbytes/1e6:.0f} MB; keep= names another folder.')
+    publish(path, write, kept=f'It would hold {len(self):,} decoded pictures, {self.nbytes/1e6:.0f} MB; '
+                              'keep= names another folder.')
 
 # %% ../nbs/01_views.ipynb #b44f31ce
 @patch
@@ -696,7 +716,7 @@ def take(self:Pictures,
     (H, W), (h, w) = self.size, self.shapes[rows].T
     top, left = ((o//2 if at is None else below(at, o + 1)) for o in (h - H, w - W))
     lines = (starts + 3*(top*w + left))[:, None] + 3*w[:, None]*np.arange(H)        # where each line begins
-    every = flat.as_strided((len(flat) - 3*W + 1, 3*W), (1, 1))                     # a line from any place on, not copied
+    every = flat.as_strided((len(flat) - 3*W + 1, 3*W), (1, 1))                     # a line from any place on, no copy
     x = every.index_select(0, torch.from_numpy(lines.reshape(-1)).to(flat.device))
     return x.view(len(rows), H, W, 3).permute(0, 3, 1, 2)
 
@@ -716,8 +736,11 @@ def settle(self:Pictures,
     if workers:
         self.load()
         if self.flat is not None: self.flat = self.flat.cpu()
-    elif self.flat is not None and self.have.all() and self.flat.device.type != (kind := torch.device(device or 'cpu').type):
-        if kind == 'cuda' and self.nbytes <= torch.cuda.mem_get_info(device)[0]/2: self.flat = self.flat.to(device)
+        return
+    if self.flat is None or not self.have.all(): return
+    kind = torch.device(device or 'cpu').type
+    if self.flat.device.type == kind: return
+    if kind == 'cuda' and self.nbytes <= torch.cuda.mem_get_info(device)[0]/2: self.flat = self.flat.to(device)
 
 @patch
 def __getstate__(self:Pictures):
@@ -751,7 +774,8 @@ VIEW_ARGS = dict(
     pictures=None)  # `Pictures`, shared with the loader from which this one was made
 
 class ViewDL(TfmdDL):
-    "A fastai loader whose training samples are views; besides fastai's own arguments it takes, by name, those of `VIEW_ARGS`"
+    """A fastai loader whose training samples are views; besides fastai's own arguments it takes, by name,
+    those of `VIEW_ARGS`"""
     def __init__(self, dataset, **kwargs):
         for name, default in VIEW_ARGS.items(): setattr(self, name, kwargs.pop(name, default))
         self.policy = self.policy or online()
@@ -760,7 +784,7 @@ class ViewDL(TfmdDL):
         self.items = getattr(dataset, 'items', [])
         self._ids = self._pool = self._labels = None
         super().__init__(dataset, **({'n': len(dataset)*self.repeats} if self.repeats > 1 else {}) | kwargs)
-        self.after_item.split_idx = getattr(dataset, 'split_idx', None)     # not only when an epoch begins, as fastai does
+        self.after_item.split_idx = getattr(dataset, 'split_idx', None)     # not just when an epoch begins as in fastai
         self.plain = _opened_by_us(dataset, self.items)                     # see `_steps`
         if self.light is not None: self._prepare_light()
 
@@ -773,7 +797,7 @@ def seeded(self:ViewDL)->bool:
 @patch
 def new(self:ViewDL, dataset=None, cls=None, **kwargs):
     keep = {k: getattr(self, k) for k in ('seed', 'policy', 'mix', 'light', 'size', 'keep', 'stats')}
-    if dataset is None or len(dataset): keep['samples'] = self.samples              # nothing of the data in an exported learner
+    if dataset is None or len(dataset): keep['samples'] = self.samples      # nothing of the data in an exported learner
     if dataset is None: keep |= dict(rows=self.rows, repeats=self.repeats, wgts=self.wgts)
     if dataset is None or getattr(dataset, 'items', None) is self.items: keep['pictures'] = self.pictures
     res = super(ViewDL, self).new(dataset, cls, **(keep | kwargs))
@@ -804,7 +828,8 @@ def labels(self:ViewDL)->np.ndarray: # (n,) int64
         targets = self.dataset.tls[1]
         ours = _function(targets.tfms.fs[0]) is label_of
         if ours and isinstance(self.items, Samples): self._labels = self.items.labels.astype(np.int64)
-        else: self._labels = np.array([o.label if ours else int(targets[i]) for i, o in enumerate(self.items)], np.int64)
+        elif ours: self._labels = np.array([o.label for o in self.items], np.int64)
+        else: self._labels = np.array([int(targets[i]) for i in range(len(self.items))], np.int64)
     return self._labels
 
 @patch
@@ -850,7 +875,8 @@ class Sources:
         steps = [t for t in dataset.tls[0].tfms.fs if t.name != 'noop']
         self.before = steps[:-1]
         if steps and _function(steps[-1]) not in OPENERS: raise ViewError(
-            f"LightViews starts from RGB pictures as ImageBlock opens them, and {steps[-1].name} makes something else of these. "
+            "LightViews starts from RGB pictures as ImageBlock opens them, "
+            f"and {steps[-1].name} makes something else of these. "
             "Use ImageBlock() without a transform of your own, or loaders of image_dls(…, tfms=[…]).")
     def __len__(self): return len(self.items)
     def __getitem__(self, i):
@@ -863,7 +889,8 @@ class Sources:
 def _prepare_light(self:ViewDL):
     "Refuse what cannot work, and share the pictures of the loader from which this one was made"
     if self.mix: [lam_table(a) for a in (self.mix.mixup_alpha, self.mix.cutmix_alpha) if a > 0]
-    if self.size is None: raise ViewError("LightViews needs size=(height, width): all pictures of a batch have one size.")
+    if self.size is None:
+        raise ViewError("LightViews needs size=(height, width): all pictures of a batch have one size.")
     if self.pictures is None: self.pictures = Pictures(Sources(self.dataset), self.size, self.keep)
 
 # %% ../nbs/01_views.ipynb #f307ced3
@@ -917,7 +944,8 @@ def create_batches(self:ViewDL, samps):
 def _light_item(self:ViewDL, s):
     "A batch of one, with whatever transforms stand in `after_item`"
     x, *y = self.make_batch([s])
-    with rng_scope(view_seed(self.seed, self.id_of(s % len(self.items)), s//len(self.items))): item = self.after_item((x[0], *(o[0] for o in y)))
+    seed = view_seed(self.seed, self.id_of(s % len(self.items)), s//len(self.items))
+    with rng_scope(seed): item = self.after_item((x[0], *(o[0] for o in y)))
     if self.seeded: r = y[0].ride; item[1].ticket = int(r.view[0]), int(r.row[0]), int(r.partner[0]), float(r.lam[0])
     return item
 
@@ -934,7 +962,8 @@ def do_item(self:ViewDL, s):
 
 @patch
 def _make(self:ViewDL, s):
-    "View and label of encoded index `s`, with its ticket (view, row, partner's label, λ); None where the item was skipped"
+    """View and label of encoded index `s`, with its ticket (view, row, partner's label, λ); None where the item was
+    skipped"""
     v, i = divmod(s, len(self.dataset))
     item = self._view(i, v)
     if item is None: return None
@@ -998,7 +1027,9 @@ def pixels(self:ViewDL,
 # %% ../nbs/01_views.ipynb #3faf7ee0
 class ViewSet(torch.utils.data.Dataset):
     "The views of a loader, for torch's own `DataLoader`: item `view·n + i` is that view of sample `i`"
-    def __init__(self, dl:ViewDL): # Training loader; its `create_batch` is the `collate_fn`, its `after_batch` normalises
+    def __init__(self,
+        dl:ViewDL, # Training loader; its `create_batch` is the `collate_fn`, its `after_batch` normalises
+    ):
         self.dl = dl
     def __len__(self): return len(self.dl.items)
     def __getitem__(self, s): return self.dl.do_item(s)
@@ -1031,17 +1062,18 @@ def sample_block(
     classes:list, # Ordered class names
 )->DataBlock:
     "A `DataBlock` over `Samples`: split by their parts"
-    def parts(items): # fastai knows the first loader as `train` and the second as `valid`, so an empty one keeps its place
+    # fastai knows the first loader as `train` and the second as `valid`, so an empty one keeps its place
+    def parts(items):
         return [np.flatnonzero(items.parts == p) for p in PARTS if p != 'test' or items.has(p)]
     return DataBlock(blocks=(TransformBlock(type_tfms=open_sample, batch_tfms=IntToFloatTensor),
                              TransformBlock(type_tfms=SampleCategory(classes))),
                      dl_type=ViewDL, get_y=label_of, splitter=parts)
 
 # %% ../nbs/01_views.ipynb #dc4df799
-LIGHT_PIXELS = 96           # the longest side for which `LightViews` is the default; larger pictures want stronger views
+LIGHT_PIXELS = 96       # the longest side for which `LightViews` is the default; larger pictures want stronger views
 
 def _typical_size(samples, n=256):
-    "(height, width) and whether all of up to `n` pictures agree: their own size, or the median short side (at most 224)"
+    "(height, width) and whether up to `n` pictures agree: their own size, or the median short side (at most 224)"
     idx = np.random.default_rng(0).permutation(len(samples))[:n]
     sizes = {open_image(samples.source(int(i))).size[::-1] for i in idx}
     if len(sizes) == 1: return sizes.pop(), True
@@ -1060,8 +1092,10 @@ def _augmentation(tfms, size, agree, flip):
     if isinstance(tfms, LightViews): return tfms, []
     beside = [type(t).__name__ for t in tfms if not isinstance(t, LightViews)]
     if len(beside) < len(tfms): raise ViewError(
-        f"LightViews makes a view by itself, shift, mirror, colour and erasing, and {', '.join(beside)} stands beside it. "
-        "Give tfms=LightViews(…) alone, or tfms=[*light_tfms(size), …] with yours at the end: these run one picture at a time.")
+        "LightViews makes a view by itself, shift, mirror, colour and erasing, "
+        f"and {', '.join(beside)} stands beside it. "
+        "Give tfms=LightViews(…) alone, or tfms=[*light_tfms(size), …] with yours at the end: "
+        "these run one picture at a time.")
     ours = [t for t in tfms if not isinstance(t, (Transform, type))]    # a `DataBlock` keeps one transform of a class
     fastais = [t for t in tfms if isinstance(t, (Transform, type))]
     return None, ([] if agree else [Resize(size)]) + fastais + [TrainTfm(ours)]*bool(ours)
@@ -1069,7 +1103,8 @@ def _augmentation(tfms, size, agree, flip):
 # %% ../nbs/01_views.ipynb #295611c3
 def image_dls(
     data:str|Path|Samples, # A folder of `<class>/<image>` (or `train|valid|test/<class>/<image>`), or `Samples`
-    # Pixels, or (height, width); default: the pictures' own size if they agree, else their median short side, at most 224
+    # Pixels, or (height, width); default: the pictures' own size if they agree, else their median short side,
+    # at most 224
     size=None,
     # How views are made: `LightViews`, or a list of item transforms (torchvision, timm or fastai), `[]` for none;
     # default: `LightViews` up to 96 pixels, `light_tfms` above
@@ -1096,7 +1131,7 @@ def image_dls(
     return _finish(block.dataloaders(samples, seed=seed, mix=mix, light=light, samples=samples, size=size, **kwargs))
 
 def _finish(dls):
-    # fastai infers from the type of the first item where `predict` enters the pipeline: our first step opens all of these
+    # fastai infers from the type of the first item where `predict` enters the pipeline: our first step opens these
     for dl in dls.loaders: dl.dataset.tls[0].types[0] = (Sample, str, Path, bytes, np.ndarray, PIL.Image.Image)
     if len(dls.loaders) > 2: dls.test = dls[2]
     return dls
@@ -1129,8 +1164,9 @@ def describe(self:ViewDL)->dict:
         "Give them as item transforms instead: image_dls(…, tfms=[…]).")
     pool = hashlib.sha256(np.ascontiguousarray(self.ids()[self.pool()]).tobytes()).hexdigest() if self.mix else None
     last = list(self.dataset.tls[0].tfms.fs)[-1]
-    opener = 'RGB picture' if _function(last) in OPENERS else tfm_spec(last)      # ours and `ImageBlock`'s give the same pixels
-    return dict(seed=self.seed, size=list(self.size or ()), light=self.light and asdict(self.light) | {'algorithm': ALGORITHM},
+    opener = 'RGB picture' if _function(last) in OPENERS else tfm_spec(last)  # ours and `ImageBlock`'s give the same
+    light = self.light and asdict(self.light) | {'algorithm': ALGORITHM}
+    return dict(seed=self.seed, size=list(self.size or ()), light=light,
                 item_tfms=[opener] + [tfm_spec(t) for t in self.after_item.fs],
                 mix=asdict(self.mix) if self.mix else None, mix_pool=pool)
 
