@@ -32,7 +32,8 @@ def top_k(
 )->TopK:
     "The `k` largest logits of each row and the log-sum-exp of the rest at temperature `T`, exactly"
     z = teacher if teacher.dtype == torch.float64 else teacher.float()
-    if not 0 < k < z.shape[1]: raise ValueError(f'k={k}: between 1 and {z.shape[1]-1} of {z.shape[1]} classes leave a tail')
+    if not 0 < k < z.shape[1]:
+        raise ValueError(f'k={k}: between 1 and {z.shape[1]-1} of {z.shape[1]} classes leave a tail')
     values, indices = z.topk(k, -1)
     return TopK(values, indices, (z/T).scatter(1, indices, -torch.inf).logsumexp(-1), z.shape[1], T)
 
@@ -62,32 +63,44 @@ def to(self:TopK,
 # %% ../nbs/03a_losses.ipynb #66fb66c5
 def _check_logits(z, who):
     if not isinstance(z, Tensor): raise TypeError(f"The {who}'s logits must be a tensor (B, C), not {type(z).__name__}")
-    if z.ndim != 2 or z.shape[1] < 2: raise ValueError(f"The {who}'s logits must have shape (B, C) with at least two classes; got {tuple(z.shape)}")
-    if not z.is_floating_point(): raise TypeError(f"The {who}'s logits are {z.dtype}: logits are floating point numbers, before softmax and argmax")
+    if z.ndim != 2 or z.shape[1] < 2:
+        raise ValueError(f"The {who}'s logits must have shape (B, C) with at least two classes; got {tuple(z.shape)}")
+    if not z.is_floating_point():
+        raise TypeError(f"The {who}'s logits are {z.dtype}: "
+                        "logits are floating point numbers, before softmax and argmax")
     if not torch.compiler.is_compiling() and torch.isnan(z).any():
         rows = torch.isnan(z).any(1).nonzero().flatten().tolist()
-        raise ValueError(f"The {who}'s logits contain NaN, in {len(rows)} of {len(z)} rows (first: {rows[:5]}): " +
-            ('lower the learning rate or clip gradients' if who == 'student' else 'the teacher or its cache is damaged, `verify()` the cache'))
+        hint = 'lower the learning rate or clip gradients' if who == 'student' else \
+               'the teacher or its cache is damaged, `verify()` the cache'
+        raise ValueError(f"The {who}'s logits contain NaN, in {len(rows)} of {len(z)} rows (first: {rows[:5]}): {hint}")
     return z if z.dtype == torch.float64 else z.float()
 
 # %% ../nbs/03a_losses.ipynb #99603761
 def _check(student, teacher, T, reduction):
     "Student and teacher in float32 (float64 stays), the teacher without gradient"
-    if not T > 0: raise ValueError(f'T={T}: a temperature must be above 0 (1 leaves the logits as they are, 2 to 4 are usual)')
-    if reduction not in ('mean', 'none'): raise ValueError(f"reduction={reduction!r}: 'mean' gives a scalar, 'none' one number a sample (B,)")
+    if not T > 0:
+        raise ValueError(f'T={T}: a temperature must be above 0 '
+                         '(1 leaves the logits as they are, 2 to 4 are usual)')
+    if reduction not in ('mean', 'none'):
+        raise ValueError(f"reduction={reduction!r}: 'mean' gives a scalar, 'none' one number a sample (B,)")
     if isinstance(teacher, TopK): raise TypeError('This loss needs all C logits of the teacher and got the top k: '
         'use `kd_loss`, build the cache without top_k, or give `teacher.dense()`, which spreads the tail evenly')
     s, t = _check_logits(student, 'student'), _check_logits(teacher, 'teacher').detach()
-    if s.shape != t.shape: raise ValueError(f'The student answers {tuple(s.shape)} and the teacher {tuple(t.shape)}, as (B, C): '
+    if s.shape != t.shape: raise ValueError(
+        f'The student answers {tuple(s.shape)} and the teacher {tuple(t.shape)}, as (B, C): '
         'they must have the same samples and classes; give the teacher a class_map if its classes differ')
-    return s.masked_fill(t.isneginf(), -torch.inf), t   # a class of which the teacher says nothing (class_map) gives no term
+    # a class of which the teacher says nothing (class_map) gives no term
+    return s.masked_fill(t.isneginf(), -torch.inf), t
 
 # %% ../nbs/03a_losses.ipynb #9f6dda26
 def _check_target(target, s, name):
     "Class numbers `(B,)` as a column `(B, 1)`"
-    if target is None: raise ValueError(f'{name} treats the labelled class apart: give target=, class numbers of shape (B,). `kd_loss` works without')
+    if target is None:
+        raise ValueError(f'{name} treats the labelled class apart: give target=, class numbers of shape (B,). '
+                         '`kd_loss` works without')
     if target.ndim != 1 or target.is_floating_point() or len(target) != len(s): raise ValueError(
-        f'{name} needs class numbers of shape ({len(s)},); got {target.dtype} {tuple(target.shape)}. For soft labels give target.argmax(-1)')
+        f'{name} needs class numbers of shape ({len(s)},); got {target.dtype} {tuple(target.shape)}. '
+        'For soft labels give target.argmax(-1)')
     if not torch.compiler.is_compiling() and ((target < 0) | (target >= s.shape[1])).any():
         bad = sorted({*target[(target < 0) | (target >= s.shape[1])].tolist()})
         raise ValueError(f'{name} met the labels {bad[:5]}, but there are classes 0 to {s.shape[1]-1}. '
@@ -123,7 +136,8 @@ def hard_kd_loss(student, # Student logits (B, C)
                  *, T=1., # Must be 1: an argmax has no temperature
                  reduction='mean'): # 'mean' or 'none' (B,)
     "Cross-entropy with the teacher's argmax (DeiT, 2012.12877 eq. 3)"
-    if T != 1: raise ValueError(f'hard_kd_loss has no temperature (T={T}): the argmax is the same at every T. Leave T=1, or use `kd_loss`')
+    if T != 1: raise ValueError(f'hard_kd_loss has no temperature (T={T}): the argmax is the same at every T. '
+                                'Leave T=1, or use `kd_loss`')
     if isinstance(teacher, TopK): teacher = teacher.dense()
     s, t = _check(student, teacher, T, reduction)
     return F.cross_entropy(s, t.argmax(-1), reduction=reduction)
@@ -179,12 +193,16 @@ def dist_loss(student, # Student logits (B, C)
               gamma=1.): # Weight of the intra-class term (columns); 2 on CIFAR
     "DIST, `T²·(β·(1−ρ over classes) + γ·(1−ρ over samples))` (2205.10536 eq. 7 to 10)"
     s, t = _check(student, teacher, T, reduction)
-    if reduction == 'none' and gamma: raise ValueError('The intra-class term of DIST compares the samples of a batch, so it has no value for one sample: '
+    if reduction == 'none' and gamma: raise ValueError(
+        'The intra-class term of DIST compares the samples of a batch, so it has no value for one sample: '
         "use reduction='mean', or gamma=0 for the inter-class term alone")
-    if gamma and len(s) < 2: raise ValueError('The intra-class term of DIST needs at least two samples in a batch; got 1. Use drop_last, or gamma=0')
+    if gamma and len(s) < 2:
+        raise ValueError('The intra-class term of DIST needs at least two samples in a batch; got 1. '
+                         'Use drop_last, or gamma=0')
     p_s, p_t = (s/T).softmax(-1), (t/T).softmax(-1)
     loss = beta*T**2 * (1 - _pearson(p_s, p_t))   # (B,)
-    return loss if reduction == 'none' else loss.mean() + (gamma*T**2 * (1 - _pearson(p_s.T, p_t.T)).mean() if gamma else 0.)
+    if reduction == 'none': return loss
+    return loss.mean() + (gamma*T**2 * (1 - _pearson(p_s.T, p_t.T)).mean() if gamma else 0.)
 
 # %% ../nbs/03a_losses.ipynb #43445875
 def ofa_loss(student, # Student logits (B, C)
@@ -213,15 +231,19 @@ def get_loss(loss): # A name of `LOSSES`, or any function with their signature
 # %% ../nbs/03a_losses.ipynb #12195a58
 def _topk_kd(student, teacher, T, reduction):
     "KL over k+1 events: the kept classes, and one of the others"
-    if T != teacher.T: raise ValueError(f'The tail of this top-k target was summed at T={teacher.T:g} and the loss has T={T:g}: '
-        f'give T={teacher.T:g} to the learner, build the cache with T={T:g} or without top_k, or give `teacher.at({T:g})`, an approximation')
-    if teacher.classes != student.shape[-1]: raise ValueError(f'The student has {student.shape[-1]} classes and the top-k target {teacher.classes}')
+    if T != teacher.T: raise ValueError(
+        f'The tail of this top-k target was summed at T={teacher.T:g} and the loss has T={T:g}: '
+        f'give T={teacher.T:g} to the learner, build the cache with T={T:g} or without top_k, '
+        f'or give `teacher.at({T:g})`, an approximation')
+    if teacher.classes != student.shape[-1]:
+        raise ValueError(f'The student has {student.shape[-1]} classes and the top-k target {teacher.classes}')
     s, t = _check(student, teacher.dense(), T, reduction)
     kept = teacher.indices.long()
     log_t = torch.cat([teacher.values.float()/T, teacher.tail.float().unsqueeze(1)], 1).log_softmax(-1)   # (B, k+1)
     log_s = (s/T).log_softmax(-1)
     others = log_s.scatter(1, kept, -torch.inf)
-    none = others.isneginf().all(-1, keepdim=True)      # the teacher knows no class but these: no tail, and no gradient of it
+    # the teacher knows no class but these: no tail, and no gradient of it
+    none = others.isneginf().all(-1, keepdim=True)
     rest = others.masked_fill(none, 0.).logsumexp(-1, keepdim=True).masked_fill(none, -torch.inf)
     return _reduce(_kl(log_t.detach(), torch.cat([log_s.gather(1, kept), rest], 1)) * T**2, reduction)
 
@@ -230,18 +252,25 @@ def combine_losses(losses, # One loss a teacher, each (B,), or a tensor (K, B)
                    weights=None): # None: mean over teachers; (K,) or (K, B), normalised to sum 1 over teachers
     "Weighted mean over teachers, `(B,)`"
     losses = torch.stack(list(losses)) if not isinstance(losses, Tensor) else losses
-    if losses.ndim != 2: raise ValueError(f"Losses of {tuple(losses.shape)}: one number for each teacher and sample is needed, from reduction='none'")
+    if losses.ndim != 2:
+        raise ValueError(f"Losses of {tuple(losses.shape)}: one number for each teacher and sample is needed, "
+                         "from reduction='none'")
     w = torch.ones(len(losses)) if weights is None else torch.as_tensor(weights)
     w = w.to(losses).view(len(w), -1)   # (K, 1) or (K, B)
     if len(w) != len(losses) or (w < 0).any() or not (w.sum(0) > 0).all():
-        raise ValueError(f'{len(losses)} teachers need as many weights, none below 0 and not all 0; got {w.flatten().tolist()[:8]}')
+        raise ValueError(f'{len(losses)} teachers need as many weights, none below 0 and not all 0; '
+                         f'got {w.flatten().tolist()[:8]}')
     return (losses*w).sum(0)/w.sum(0)
 
 # %% ../nbs/03a_losses.ipynb #a2294765
 def confidence_weights(teachers, # Logits of K teachers, each (B, C)
                        target): # Labels (B,)
-    "Weights `(K, B)`: who is right about a sample counts more (CA-MKD, 2201.00007: `(1 − softmax of the teachers' cross-entropies)/(K−1)`)"
-    ce = torch.stack([F.cross_entropy(_check_logits(t, 'teacher').detach(), _check_target(target, t, 'confidence_weights').squeeze(1), reduction='none') for t in teachers])
+    """Weights `(K, B)`: who is right about a sample counts more
+    (CA-MKD, 2201.00007: `(1 − softmax of the teachers' cross-entropies)/(K−1)`)"""
+    def entropies(t):
+        z = _check_logits(t, 'teacher').detach()
+        return F.cross_entropy(z, _check_target(target, t, 'confidence_weights').squeeze(1), reduction='none')
+    ce = torch.stack([entropies(t) for t in teachers])
     if len(ce) < 2: raise ValueError('Confidence weights compare teachers: at least two are needed')
     ce = ce.clamp(max=1e4)          # a teacher that does not know the class (its logit is −∞) counts 0, not NaN
     return (1 - ce.softmax(0))/(len(ce) - 1)
@@ -251,5 +280,6 @@ def drop_easiest(loss, # (B,)
                  share=.2): # Part of the samples to leave out, 0 to below 1
     "Mean over the samples with the largest losses: what the student already does well no longer pulls"
     if not 0 <= share < 1: raise ValueError(f'share={share}: from 0 (keep all) to below 1')
-    if loss.ndim != 1: raise ValueError(f"drop_easiest needs one number a sample, from reduction='none'; got {tuple(loss.shape)}")
+    if loss.ndim != 1:
+        raise ValueError(f"drop_easiest needs one number a sample, from reduction='none'; got {tuple(loss.shape)}")
     return loss.topk(max(1, round(len(loss)*(1 - share))))[0].mean()
