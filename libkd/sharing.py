@@ -15,7 +15,8 @@ from fastai.data.core import DataLoaders, test_set
 from fastcore.basics import patch
 
 from .cache import (NEXT, CacheBuilder, CacheCorrupt, CacheError, CacheMismatch, LogitCache, LogitDL, adopt_change,
-                         alone_in, as_list, check_manifest, check_plan, checked_teachers, forget_change, ids_labels, load_tensors, make_manifest,
+                         alone_in, as_list, check_manifest, check_plan, checked_teachers, forget_change,
+                         ids_labels, load_tensors, make_manifest,
                          make_plan, plan_files, read_plan, store_bytes, store_json, stored_dl, teacher_entry)
 from .data import Samples
 from .files import sha256, write_once
@@ -53,7 +54,9 @@ class _ArrayBuilder(CacheBuilder):
 @patch(cls_method=True)
 def from_arrays(cls:LogitCache,
                 path:str|Path, # Folder of the cache
-                data, # `Samples`: the answers are about these pictures as they are. Loaders: about the training samples, `dls.train.items`
+                # `Samples`: the answers are about these pictures as they are.
+                # Loaders: about the training samples, `dls.train.items`
+                data,
                 answers:dict, # name -> logits (n, C), or (V, n, C) for views 0 to V−1 of the loaders
                 bias:dict, # name -> inductive bias: 'conv', 'inv', 'attn', …
                 classes:list=None, # Names of the C columns; default those of the data, in their order
@@ -73,24 +76,42 @@ def from_arrays(cls:LogitCache,
 def _asked(data, answers, dtype):
     "The loader whose samples, and the policy whose views were asked about"
     shapes = {np.ndim(z): len(z) for z in answers.values()}
-    if len(shapes) > 1 or not shapes.keys() <= {2, 3}: raise CacheError(f"Answers are arrays (n, C), or all (V, n, C); these are {', '.join(f'{k}: {np.shape(z)}' for k, z in answers.items())}.")
+    if len(shapes) > 1 or not shapes.keys() <= {2, 3}:
+        raise CacheError("Answers are arrays (n, C), or all (V, n, C); these are "
+                         f"{', '.join(f'{k}: {np.shape(z)}' for k, z in answers.items())}.")
     views = finite(shapes[3]) if 3 in shapes else as_policy('clean')
     if not isinstance(data, Samples): return stored_dl(data, views, dtype), views
-    if 3 in shapes: raise CacheError("Answers to views (V, n, C) need the loaders that made the views: from_arrays(path, dls, …).")
+    if 3 in shapes:
+        raise CacheError("Answers to views (V, n, C) need the loaders that made the views: from_arrays(path, dls, …).")
     dl = image_dls(data).train
-    return dl.new(test_set(dl.dataset, list(data), rm_tfms=0, with_labels=True), mix=None), views      # all of them, whatever their part
+    all_of_them = test_set(dl.dataset, list(data), rm_tfms=0, with_labels=True)     # whatever their part
+    return dl.new(all_of_them, mix=None), views
 
+# %% ../nbs/06_sharing.ipynb #dd3022c2
 def _checked_answers(answers, bias, classes, dl, V):
     "Arguments of `_Answers`, or the reason why these are no answers to these samples"
     n, wanted = len(dl.items), list(map(str, dl.vocab))
     classes = list(map(str, classes or wanted))
-    if sorted(classes) != sorted(wanted): raise CacheError(f"The columns are {shortened(classes)} and the data's classes {shortened(wanted)}: give logits of exactly these classes.")
+    if sorted(classes) != sorted(wanted):
+        raise CacheError(f"The columns are {shortened(classes)} and the data's classes {shortened(wanted)}: "
+                         "give logits of exactly these classes.")
     for name, z in answers.items():
-        if not bias.get(name): raise CacheError(f"What inductive bias has {name}? Nobody can tell from numbers: bias={{'{name}': 'conv'}}, or 'inv', 'attn', 'mlp', a word of your own.")
-        if z.shape[-2:] != (n, len(classes)): raise CacheError(f"{name} has answers {z.shape}; {n} samples and {len(classes)} classes need ({'V, ' if V > 1 else ''}{n}, {len(classes)}). Row i answers to dls.train.items[i], or to samples[i].")
+        if not bias.get(name):
+            raise CacheError(f"What inductive bias has {name}? Nobody can tell from numbers: "
+                             f"bias={{'{name}': 'conv'}}, or 'inv', 'attn', 'mlp', a word of your own.")
+        if z.shape[-2:] != (n, len(classes)):
+            raise CacheError(f"{name} has answers {z.shape}; {n} samples and {len(classes)} classes need "
+                             f"({'V, ' if V > 1 else ''}{n}, {len(classes)}). "
+                             "Row i answers to dls.train.items[i], or to samples[i].")
         yield name, z, bias[name], classes, wanted
 
 # %% ../nbs/06_sharing.ipynb #77f04f1a
+@patch
+def _knows(self:LogitCache, t):
+    "Whether the cache holds the answers of just this teacher, under its name"
+    there = self.teachers.get(t.name, {}).get('fingerprint')
+    return there == teacher_entry(t, self.plan['teachers'])['fingerprint']
+
 @patch
 def add(self:LogitCache,
         dls:DataLoaders, # Loaders on the same data, as the cache was built
@@ -100,13 +121,15 @@ def add(self:LogitCache,
        ): # The changed `LogitCache`
     "Ask further teachers about the views of this cache"
     dl, teachers = self._same_views(dls), checked_teachers([as_teacher(t, dls) for t in as_list(teachers)])
-    new = [t for t in teachers if self.teachers.get(t.name, {}).get('fingerprint') != teacher_entry(t, self.plan['teachers'])['fingerprint']]
+    new = [t for t in teachers if not self._knows(t)]
     taken = [t.name for t in new if t.name in self.teachers and not replace]
-    if taken: raise CacheMismatch(f"The cache {self.path} has another teacher called {taken[0]}. Give this one another name, or replace=True to put it in the other's place.")
+    if taken:
+        raise CacheMismatch(f"The cache {self.path} has another teacher called {taken[0]}. "
+                            "Give this one another name, or replace=True to put it in the other's place.")
     if check:
         for t in new: check_teacher(t, dls)
-    entries = [t for t in self.plan['teachers'] if t['name'] not in {t.name for t in new}] + [teacher_entry(t) for t in new]
-    plan = self.plan | dict(teachers=sorted(entries, key=lambda t: t['name']))
+    stay = [t for t in self.plan['teachers'] if t['name'] not in {t.name for t in new}]
+    plan = self.plan | dict(teachers=sorted(stay + [teacher_entry(t) for t in new], key=lambda t: t['name']))
     live = self.live | {t.name: t for t in teachers}
     builder = CacheBuilder(self.path/NEXT, dl, new, plan)
     builder.seen = False                                            # the views are known
@@ -119,26 +142,36 @@ def _same_views(self:LogitCache, dls):
     "The training loader of `dls`, if it makes the views of this cache; raises `CacheMismatch` naming what differs"
     dl = stored_dl(dls, self.policy, self.plan['dtype'])
     now = make_plan(dl, [], self.policy)
-    diffs = [d for k in ('classes', 'n', 'samples', 'views', 'versions', 'device') for d in differences(self.plan[k], now[k], k)]
+    fields = 'classes', 'n', 'samples', 'views', 'versions', 'device'
+    diffs = [d for k in fields for d in differences(self.plan[k], now[k], k)]
     if diffs:
         said = '\n'.join(f"  {k}: the cache has {shortened(a)}, here {shortened(b)}" for k, a, b in diffs)
-        raise CacheMismatch(f"These loaders are not those of the cache {self.path}:\n{said}\nBuild a second cache; a learner takes several: teachers=[cache, other].")
+        raise CacheMismatch(f"These loaders are not those of the cache {self.path}:\n{said}\n"
+                            "Build a second cache; a learner takes several: teachers=[cache, other].")
     return dl
 
 # %% ../nbs/06_sharing.ipynb #160c3b7f
 @patch
+def _make_new(self:LogitCache, new, plan, builder):
+    "Make the shards and reference views that the changed cache has and this one lacks; their names"
+    made = {'reference.safetensors'} if plan['schema'] > 1 else set()
+    if builder:
+        builder.check_company()
+        builder.build_shards()
+        made |= {f.relative_to(new).as_posix() for i in range(len(builder.shards)) for f in builder.files(i).values()}
+        if plan['n_views'] != self.plan['n_views']: made.add('reference.safetensors')
+    if 'reference.safetensors' in made:
+        store_bytes(new/'reference.safetensors', st.save(self._references(plan, builder)))
+    return made
+
+@patch
 def _changed(self:LogitCache, plan, builder=None, live=None):
-    "Turn this cache into that of `plan`, of which `builder` makes the new shards; the old one stays whole until the last step"
+    """Turn this cache into that of `plan`, of which `builder` makes the new shards; the old one stays whole until the
+    last step"""
     new, kept = self.path/NEXT, {f: e for f, e in self.manifest['files'].items() if f in plan_files(plan)}
     with alone_in(self.path):
         _begin_change(new, plan)
-        made = {'reference.safetensors'} if plan['schema'] > 1 else set()
-        if builder:
-            builder.check_company()
-            builder.build_shards()
-            made |= {f.relative_to(new).as_posix() for i in range(len(builder.shards)) for f in builder.files(i).values()}
-            if plan['n_views'] != self.plan['n_views']: made.add('reference.safetensors')
-        if 'reference.safetensors' in made: store_bytes(new/'reference.safetensors', st.save(self._references(plan, builder)))
+        made = self._make_new(new, plan, builder)
         kept = {f: e for f, e in kept.items() if f not in made}
         for f in new.rglob('*.sum'): f.unlink()
         where = lambda rel: self.path/rel if rel in kept else new/rel
@@ -151,7 +184,8 @@ def _changed(self:LogitCache, plan, builder=None, live=None):
 # %% ../nbs/06_sharing.ipynb #f1acc261
 @patch
 def _references(self:LogitCache, plan, builder):
-    "Reference views of the changed cache: new ones where there are more views, else the old ones with the answers of all"
+    """Reference views of the changed cache: new ones where there are more views, else the old ones with the answers
+    of all"""
     if plan['n_views'] != self.plan['n_views']: return builder.reference_views()
     old = load_tensors(self.path/'reference.safetensors') | (builder.reference_views() if builder else {})
     names = {f"answers.{t['name']}" for t in plan['teachers']}
@@ -161,7 +195,9 @@ def _references(self:LogitCache, plan, builder):
 def _begin_change(new, plan):
     "Announce a change, or find the announcement of the same one that was killed"
     if (new/'plan.json').is_file() and (diffs := differences(read_plan(new/'plan.json'), plan)):
-        raise CacheMismatch(f"Another change of this cache was begun and not finished ({diffs[0][0]}: {shortened(diffs[0][1])}, now {shortened(diffs[0][2])}). "
+        what, before, now = diffs[0]
+        raise CacheMismatch("Another change of this cache was begun and not finished "
+                            f"({what}: {shortened(before)}, now {shortened(now)}). "
                             f"Ask for the same change again to finish it, or delete {new} to forget it.")
     store_json(new/'plan.json', plan)
 
@@ -169,12 +205,23 @@ def _begin_change(new, plan):
 def drop(self:LogitCache, *names): # The changed `LogitCache`
     "Forget what these teachers said"
     strange = [n for n in names if n not in self.teachers]
-    if strange: raise CacheError(f"The cache {self.path} has no teacher {strange[0]!r}; it has {', '.join(self.teachers)}.")
+    if strange:
+        raise CacheError(f"The cache {self.path} has no teacher {strange[0]!r}; it has {', '.join(self.teachers)}.")
     left = [t for t in self.plan['teachers'] if t['name'] not in names]
-    if not left: raise CacheError(f"{', '.join(names)} are all teachers of the cache {self.path}: delete the folder instead.")
+    if not left:
+        raise CacheError(f"{', '.join(names)} are all teachers of the cache {self.path}: delete the folder instead.")
     return self._changed(self.plan | dict(teachers=left)) if names else self
 
 # %% ../nbs/06_sharing.ipynb #dbfe980c
+@patch
+def _refuse_others(self:LogitCache, teachers):
+    "Raise `CacheMismatch` if these are not just the teachers of the cache"
+    there = {t['name']: t['fingerprint'] for t in self.plan['teachers']}
+    given = {t.name: teacher_entry(t, self.plan['teachers'])['fingerprint'] for t in teachers}
+    for name, before, now in differences(there, given):
+        raise CacheMismatch("All teachers of the cache have to answer about the new views, and only they. "
+                            f"{name}: the cache has {shortened(before)}, given {shortened(now)}.")
+
 @patch
 def extend(self:LogitCache,
            dls:DataLoaders, # Loaders on the same data, as the cache was built
@@ -182,12 +229,12 @@ def extend(self:LogitCache,
            views, # More views than before, of the same policy: a number, finite(V), replay(E)
           ): # The changed `LogitCache`
     "Ask all teachers about further views"
-    dl, teachers, views = self._same_views(dls), checked_teachers([as_teacher(t, dls) for t in as_list(teachers)]), as_policy(views)
-    if views.name != self.policy.name or views.n < self.policy.n or views.name == 'clean': raise CacheError(f"The cache {self.path} holds {self.policy}; it can be extended to {self.policy.name} of more views, not to {views}.")
-    there = {t['name']: t['fingerprint'] for t in self.plan['teachers']}
-    given = {t.name: teacher_entry(t, self.plan['teachers'])['fingerprint'] for t in teachers}
-    diffs = differences(there, given)
-    if diffs: raise CacheMismatch(f"All teachers of the cache have to answer about the new views, and only they. {diffs[0][0]}: the cache has {shortened(diffs[0][1])}, given {shortened(diffs[0][2])}.")
+    dl, teachers = self._same_views(dls), checked_teachers([as_teacher(t, dls) for t in as_list(teachers)])
+    views = as_policy(views)
+    if views.name != self.policy.name or views.n < self.policy.n or views.name == 'clean':
+        raise CacheError(f"The cache {self.path} holds {self.policy}; "
+                         f"it can be extended to {self.policy.name} of more views, not to {views}.")
+    self._refuse_others(teachers)
     plan = self.plan | dict(n_views=views.n)
     builder = CacheBuilder(self.path/NEXT, dl, teachers, plan)
     builder.shards = [(v, s) for v, s in builder.shards if v >= self.policy.n]
@@ -201,10 +248,24 @@ def to_frame(self:LogitCache,
             )->pd.DataFrame: # A row for each sample; columns `label` and `<teacher>/<class>`
     "The answers about one view as a table; `.to_parquet(file)` and all that pandas writes"
     answers = self.gather(torch.arange(self.n), view)
-    columns = {f"{n}/{c}": z[:,i] for n, a in answers.items() for z in [(a.dense() if isinstance(a, TopK) else a).numpy()] for i, c in enumerate(self.teachers[n]['classes'])}
-    return pd.DataFrame({'label': self.labels} | columns, index=pd.Index([i.tobytes().hex() for i in self.ids], name='id'))
+    dense = {n: (z.dense() if isinstance(z, TopK) else z).numpy() for n, z in answers.items()}
+    columns = {f"{n}/{c}": z[:,i] for n, z in dense.items() for i, c in enumerate(self.teachers[n]['classes'])}
+    ids = pd.Index([i.tobytes().hex() for i in self.ids], name='id')
+    return pd.DataFrame({'label': self.labels} | columns, index=ids)
 
 # %% ../nbs/06_sharing.ipynb #7070f23f
+@patch
+def _facts(self:LogitCache, licence):
+    "What a card says of the cache as a whole, in its order"
+    kept = 'top ' + str(self.plan['top_k']) if self.plan['top_k'] else 'all'
+    sums = f"`{sha256(self.path/'manifest.json')}` (SHA-256 of manifest.json)"
+    data = f"{self.n:,} samples (digest `{self.plan['samples'][:16]}`), {len(self.classes)} classes: "
+    return {'data': data + shortened(self.classes),
+            'views': f"{self.policy}, seed {self.plan['views']['seed']}",
+            'stored': f"{kept} logits, {self.plan['dtype']}", 'licence': licence,
+            'size': f"{self.nbytes:,} bytes in {len(self.manifest['files'])} files", 'checksum': sums,
+            'made with': ', '.join(f'{k} {v}' for k, v in self.plan['versions'].items())}
+
 @patch
 def card(self:LogitCache,
          licence:str, # Of the answers: 'CC0-1.0', 'CC-BY-4.0', …
@@ -212,14 +273,14 @@ def card(self:LogitCache,
         )->str: # Markdown
     "What a receiver has to know"
     lost = self.manifest.get('lost', {})
-    rows = [f"| {n} | {t['bias']} | `{t['fingerprint'][:16]}` |{f' {lost[n]} |' if lost else ''}" for n, t in self.teachers.items()]
+    more = lambda n: f' {lost[n]} |' if lost else ''
+    rows = [f"| {n} | {t['bias']} | `{t['fingerprint'][:16]}` |{more(n)}" for n, t in self.teachers.items()]
     head = ['teacher', 'bias', 'fingerprint'] + ['lost by top-k (nats)']*bool(lost)
-    facts = {'data': f"{self.n:,} samples (digest `{self.plan['samples'][:16]}`), {len(self.classes)} classes: {shortened(self.classes)}", 'views': f"{self.policy}, seed {self.plan['views']['seed']}",
-             'stored': f"{'top ' + str(self.plan['top_k']) if self.plan['top_k'] else 'all'} logits, {self.plan['dtype']}", 'licence': licence,
-             'size': f"{self.nbytes:,} bytes in {len(self.manifest['files'])} files", 'checksum': f"`{sha256(self.path/'manifest.json')}` (SHA-256 of manifest.json)",
-             'made with': ', '.join(f'{k} {v}' for k, v in self.plan['versions'].items())}
-    return '\n'.join(['---', f'license: {licence.lower()}', '---', '# Stored answers of teachers', '', about, '', *(f'- {k}: {v}' for k, v in facts.items()), '',
-                      '| ' + ' | '.join(head) + ' |', '|---'*len(head) + '|', *rows, '', "Read with `LogitCache.unpack(file, folder)` of libkd, or with any safetensors reader.", ''])
+    facts = [f'- {k}: {v}' for k, v in self._facts(licence).items()]
+    return '\n'.join(['---', f'license: {licence.lower()}', '---',
+                      '# Stored answers of teachers', '', about, '', *facts, '',
+                      '| ' + ' | '.join(head) + ' |', '|---'*len(head) + '|', *rows, '',
+                      "Read with `LogitCache.unpack(file, folder)` of libkd, or with any safetensors reader.", ''])
 
 # %% ../nbs/06_sharing.ipynb #17baa9fd
 @patch
@@ -235,7 +296,8 @@ def pack(self:LogitCache,
     with zipfile.ZipFile(tmp, 'w') as z:
         z.writestr(_entry('README.md'), card)
         for rel in _zipped(self.plan):
-            with open(self.path/rel, 'rb') as src, z.open(_entry(rel, (self.path/rel).stat().st_size), 'w') as dst: shutil.copyfileobj(src, dst, 2**20)
+            entry = _entry(rel, (self.path/rel).stat().st_size)
+            with open(self.path/rel, 'rb') as src, z.open(entry, 'w') as dst: shutil.copyfileobj(src, dst, 2**20)
     os.replace(tmp, file)
     return file
 
@@ -286,7 +348,8 @@ def _extract(z, rel, path, checksum):
     with z.open(rel) as src, open(file, 'wb') as dst:
         while data := src.read(2**20): h.update(data); dst.write(data)
     if h.hexdigest() != checksum:
-        raise CacheCorrupt(f"{rel} in {z.filename} is damaged: its SHA-256 is not the one in the manifest. Fetch it again.")
+        raise CacheCorrupt(f"{rel} in {z.filename} is damaged: its SHA-256 is not the one in the manifest. "
+                           "Fetch it again.")
 
 # %% ../nbs/06_sharing.ipynb #c86dc251
 def _entries_of(z):
@@ -330,5 +393,6 @@ def check_views(self:LogitCache,
     "Make the reference views again and compare them, pixel by pixel; a warning beyond 1/255"
     bound = self.bind(dls)
     gap, done = self.reference_gap(stored_dl(bound, self.policy, self.plan['dtype']), bound.train.rows)
-    if not done: warnings.warn(f"None of the reference views of {self.path} is about a sample of these loaders: nothing was compared.")
+    if not done: warnings.warn(f"None of the reference views of {self.path} is about a sample of these loaders: "
+                               "nothing was compared.")
     return gap
