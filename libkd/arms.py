@@ -302,7 +302,8 @@ def run_teacher(places, job, looks=None): # As for `train_arm`; `TeacherJob`; a 
     epochs, kept = -(-job.steps//max(1, len(dls.train))), Path(places['out'])/'teachers'
     trained = dict(epochs=epochs, cbs=[InTurn(job.fresh), looks or Looks()])
     how = dict(seed=job.seed, check=job.check, folder=kept, verbose=False)
-    return fit_teacher(job.name, dls, **how, **({} if job.name in PACKAGED else trained))     # of those, the last layer is fitted
+    # of packaged ones, the last layer is fitted
+    return fit_teacher(job.name, dls, **how, **({} if job.name in PACKAGED else trained))
 
 def train_teacher(places, job): # As for `train_arm`; `TeacherJob`
     "Train one teacher; its seconds, and how it went"

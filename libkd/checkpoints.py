@@ -90,8 +90,9 @@ def unwrapped(
         checkpoint = inner
     sd = {plain_name(str(k), own): v for k, v in checkpoint.items()}
     if len(sd) == len(checkpoint): return sd
-    raise CheckpointError(f'{len(checkpoint) - len(sd)} names of this checkpoint are the same once prefixes such as module. '
-                          'are taken off: it holds more than one model. Give the part that you mean.')
+    raise CheckpointError(f'{len(checkpoint) - len(sd)} names of this checkpoint are the same '
+                          'once prefixes such as module. are taken off: it holds more than one model. '
+                          'Give the part that you mean.')
 
 # %% ../nbs/01a_checkpoints.ipynb #7c57af2f
 _NEWER = {'parametrizations.weight.original0': 'weight_g', 'parametrizations.weight.original1': 'weight_v'}

@@ -739,8 +739,9 @@ def _names_in(dataset, key):
 def _read_rows(dataset, part, items, labels, parts):
     "Append the rows of one part; the names of its classes, if it knows them"
     if not (hasattr(dataset, '__len__') and hasattr(dataset, '__getitem__')):
-        raise UserError(f'{type(dataset).__name__} can only be read from front to back; a student asks for rows in any '
-                        'order. Needed is a data set with a length and numbered rows, list(…) of a short one for instance.')
+        raise UserError(f'{type(dataset).__name__} can only be read from front to back; '
+                        'a student asks for rows in any order. '
+                        'Needed is a data set with a length and numbered rows, list(…) of a short one for instance.')
     picture, label = _keys(dataset[0])
     with progress(len(dataset), f'reading the {part} rows') as bar:
         for i in range(len(dataset)):

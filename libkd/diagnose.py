@@ -886,7 +886,8 @@ def shuffle_patches(imgs, # (n, H, W, 3); rows and columns that fill no patch st
 
 def silhouettes(imgs, # (n, H, W, 3)
                 )->np.ndarray: # As `imgs`
-    "Two colours: what is more than half as far from the ground as the farthest pixel, in its mean colour, and the ground"
+    """Two colours: what is more than half as far from the ground as the farthest pixel, in its mean colour,
+    and the ground"""
     imgs = np.asarray(imgs); g = ground(imgs)[:, None, None]
     far = np.sqrt(((imgs - g)**2).sum(-1, keepdims=True))
     figure = far > far.max((1, 2), keepdims=True)/2

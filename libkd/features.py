@@ -438,7 +438,8 @@ def store_features(path, # Folder of the cache
                    views=4, # As for `LogitCache.build`
                    **kw, # To `LogitCache.build`: dtype, shard_rows, overwrite
                   )->LogitCache: # One 'teacher' a layer
-    "Store what layers say about every view of every training image, for `features=`, said first how big; `kw` as `build`"
+    """Store what layers say about every view of every training image, for `features=`, said first how big;
+    `kw` as `build`"""
     policy, said = as_policy(views), probe(teacher.model, teacher.adapt(torch.zeros(1, 3, *size_of(dls))), layers)
     many = {n: (tuple(grid or f.grid), f.tokens.shape[-1]) for n, f in said.items()}
     size = sum(h*w*d for (h, w), d in many.values())

@@ -297,8 +297,8 @@ class DistillLearner(Learner):
         refuse_no_batches(self.dls)
         bare = sum(getattr(o, 'label', 0) < 0 for o in getattr(self.dls.valid, 'items', []))
         if bare: raise ValueError(
-            f"{bare} validation images have no label, and neither loss nor accuracy can be told there. Label them, leave "
-            "them out, or put them into the training part, where teachers can use them.")
+            f"{bare} validation images have no label, and neither loss nor accuracy can be told there. "
+            "Label them, leave them out, or put them into the training part, where teachers can use them.")
         super()._do_fit()
 
     def _do_one_batch(self):

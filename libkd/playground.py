@@ -22,8 +22,8 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 from . import UserError
 from .data import Samples
-from .diagnose import (accuracy, as_array, changed_accuracy, clean_dl, clean_images, evaluating, ground, is_teacher,
-                            js_divergence, named, shift_images, shuffle_patches, silhouettes, tells_apart)
+from .diagnose import (accuracy, as_array, changed_accuracy, clean_dl, clean_images, evaluating, ground,
+                            is_teacher, js_divergence, named, shift_images, shuffle_patches, silhouettes, tells_apart)
 from .handover import load_student
 from .involution import Involution2d, InvolutionBlock, RedNet
 from .plots import LibkdFigure, looks, plot_softened
@@ -362,8 +362,10 @@ def pack_net(model, # A network that answers with logits
 
 # %% ../nbs/12a_playground.ipynb #0c256f9b
 PRESETS = dict(
-    shift=('Shift', 'Shift, pixel by pixel', 'The same thing, a little further to the right: for us nothing has changed.'),
-    shuffle=('Shuffle', 'Shuffle patches', 'Sixteen pieces in another order: the shape is gone, the texture is still there.'),
+    shift=('Shift', 'Shift, pixel by pixel',
+           'The same thing, a little further to the right: for us nothing has changed.'),
+    shuffle=('Shuffle', 'Shuffle patches',
+             'Sixteen pieces in another order: the shape is gone, the texture is still there.'),
     silhouette=('Silhouette', 'Silhouette', 'Two colours and no more: the texture is gone, the shape is still there.'),
     grey=('Grey', 'Take the colours away', 'Light and dark stay: who has learned that colour means nothing?'),
     noise=('Noise', 'Noise', 'Every pixel is a little wrong: the eye averages, does the network?'),
@@ -673,5 +675,5 @@ def demo(folder, # Of a run: `libkd run` has made it
                            probe=(imgs[others], y[others]), note=note)
     return view.to_html(Path(path or folder/'demo.html'))
 
-NOT_A_VERDICT = ('Each network here is one seed; the verdict of the run is in its report. The answers are computed in this '
-                 'page from weights in half precision.')
+NOT_A_VERDICT = ('Each network here is one seed; the verdict of the run is in its report. '
+                 'The answers are computed in this page from weights in half precision.')

@@ -24,14 +24,14 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from PIL import Image
 from .cache import LogitCache, plan_files
-from .diagnose import TokenMaps, as_array, clean_images, ece, head_predictions, last_features, mean_attention_distance
-from .diagnose import per_uniform, plane, predictions, read_maps, roles_of, sample_disagreement, to_pixels
-from .diagnose import uniform_distance
+from .diagnose import TokenMaps, as_array, clean_images, ece, head_predictions, last_features
+from .diagnose import mean_attention_distance, per_uniform, plane, predictions, read_maps, roles_of
+from .diagnose import sample_disagreement, to_pixels, uniform_distance
 from .distill import MultiTeacherDistill
 from .files import frontend, is_live, sha256
 from .losses import TopK
-from .plots import (LibkdFigure, as_rgb, attention_alt, contact_sheet, disagreement_alt, figure_html, looks, middle,
-                         plot_disagreement, plot_points, plot_softened, plot_token_maps, plot_training, training_parts)
+from .plots import (LibkdFigure, as_rgb, attention_alt, contact_sheet, disagreement_alt, figure_html, looks,
+                         middle, plot_disagreement, plot_points, plot_softened, plot_token_maps, plot_training, training_parts)
 from .teachers import stats_of
 
 # %% ../nbs/12_widgets.ipynb #6c2e07cd
