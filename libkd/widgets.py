@@ -31,7 +31,8 @@ from .distill import MultiTeacherDistill
 from .files import frontend, is_live, sha256
 from .losses import TopK
 from .plots import (LibkdFigure, as_rgb, attention_alt, contact_sheet, disagreement_alt, figure_html, looks,
-                         middle, plot_disagreement, plot_points, plot_softened, plot_token_maps, plot_training, training_parts)
+                         middle, plot_disagreement, plot_points, plot_softened, plot_token_maps, plot_training,
+                         training_parts)
 from .teachers import stats_of
 
 # %% ../nbs/12_widgets.ipynb #6c2e07cd
