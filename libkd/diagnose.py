@@ -929,8 +929,8 @@ def macs(model, # `Teacher`, `Learner` or module
          x, # (B, 3, H, W); the first image is used
          )->int:
     "Multiply-adds for one image: matrix products, convolutions, involutions"
-    ours = getattr(torch.ops.libkd, 'involution2d', None)
-    counter = FlopCounterMode(display=False, custom_mapping={ours: _involution_flops} if ours else {})
+    ours = [getattr(torch.ops.libkd, name, None) for name in ('involution2d', 'involution2d_fast')]
+    counter = FlopCounterMode(display=False, custom_mapping={o: _involution_flops for o in ours if o})
     net = _net(model)
     with unfused(net), evaluating(net), torch.no_grad(), counter: _answers(model, None)(x[:1])
     return counter.get_total_flops()//2

@@ -8,6 +8,8 @@ __all__ = ['BACKENDS', 'involution2d', 'Involution2d', 'InvolutionBlock', 'RedNe
 
 # %% ../nbs/02_involution.ipynb #21cf65fa
 import functools, math, re
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from timm.layers import ClassifierHead, ConvNormAct, DropPath
@@ -111,6 +113,206 @@ def _remember(ctx, inputs, output):
 def _backward(op): return lambda ctx, grad: (*op(grad, *ctx.saved_tensors, ctx.stride), None)
 
 _lean.register_autograd(_backward(_lean_backward), setup_context=_remember)
+
+# %% ../nbs/02_involution.ipynb #820abd9e
+def _lanes_of_cpu(L):
+    "numba's `load`, `store`, `fma` and `zero` for rows of `L` float32 in a register"
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import models, register_model
+    class Row(types.Type): pass
+    row, lanes = Row(f'row{L}'), ir.VectorType(ir.FloatType(), L)
+    register_model(Row)(lambda manager, kind: models.PrimitiveModel(manager, kind, lanes))
+    return _memory(row, lanes, types) + _arithmetic(row, lanes, L)
+
+# %% ../nbs/02_involution.ipynb #7f178024
+def _memory(row, lanes, types): # numba's type of a row, LLVM's, the module `numba.types`
+    "`load(array, i)` and `store(array, i, row)` of any place, aligned or not"
+    from numba.extending import intrinsic
+    def place(context, builder, kind, array, i):
+        data = context.make_array(kind)(context, builder, array).data
+        return builder.bitcast(builder.gep(data, [i]), lanes.as_pointer())
+    def loads(context, builder, sig, args): return builder.load(place(context, builder, sig.args[0], *args), align=4)
+    def stores(context, builder, sig, args):
+        builder.store(args[2], place(context, builder, sig.args[0], *args[:2]), align=4)
+        return context.get_dummy_value()
+    load = intrinsic(lambda typing, array, i: (row(array, types.intp), loads))
+    return load, intrinsic(lambda typing, array, i, a: (types.void(array, types.intp, row), stores))
+
+# %% ../nbs/02_involution.ipynb #1e39b016
+def _arithmetic(row, lanes, L): # numba's type of a row, LLVM's, its length
+    "`fma(a, b, c)`, which is `a*b + c`, and `zero()`"
+    from llvmlite import ir
+    from numba.core import cgutils
+    from numba.extending import intrinsic
+    def multiply_add(context, builder, sig, args):
+        kind = ir.FunctionType(lanes, [lanes]*3)
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f'llvm.fmuladd.v{L}f32'), args)
+    fma = intrinsic(lambda typing, a, b, c: (row(row, row, row), multiply_add))
+    return fma, intrinsic(lambda typing: (row(), lambda *_: ir.Constant(lanes, None)))
+
+# %% ../nbs/02_involution.ipynb #43557f00
+def _cpu_forward(jit, load, store, fma, zero, L): # numba's compiler, the four instructions, lanes
+    "y[c, u, v] = sum_k w[k, u, v] x[c, u*s + i, v*s + j]"
+    def forward(x, w, y, off, taps, N, Cg, H, Ho, Wo, K, s, plane, width, band):
+        M, T = K*K, (Wo + L - 1)//L
+        for n in range(N):
+            for first in range(0, Ho, band):
+                last = min(first + band, Ho)
+                for k in range(M):
+                    for u in range(first, last):
+                        for t in range(T):
+                            tap = load(w, ((n*M + k)*Ho + u)*Wo + min(t*L, Wo - L))
+                            store(taps, (((u - first)*T + t)*M + k)*L, tap)
+                for c in range(0, Cg, 4):
+                    c0, c1, c2, c3 = n*Cg + c, n*Cg + min(c+1, Cg-1), n*Cg + min(c+2, Cg-1), n*Cg + min(c+3, Cg-1)
+                    for r in range((last - first)*T):
+                        u, v = first + r//T, min(r % T*L, Wo - L)
+                        a0 = a1 = a2 = a3 = zero()
+                        for k in range(max(0, K//2 - u*s)*K, min(K, H + K//2 - u*s)*K):
+                            tap, o = load(taps, (r*M + k)*L), off[k] + u*width + v
+                            a0, a1 = fma(tap, load(x, c0*plane + o), a0), fma(tap, load(x, c1*plane + o), a1)
+                            a2, a3 = fma(tap, load(x, c2*plane + o), a2), fma(tap, load(x, c3*plane + o), a3)
+                        o = u*Wo + v
+                        store(y, c0*Ho*Wo + o, a0); store(y, c1*Ho*Wo + o, a1)
+                        store(y, c2*Ho*Wo + o, a2); store(y, c3*Ho*Wo + o, a3)
+    return jit(forward)
+
+# %% ../nbs/02_involution.ipynb #aa941bc8
+def _cpu_grad_x(jit, load, store, fma, zero, L): # As for `_cpu_forward`
+    "gx[c, p] = sum_k w[k, o] g[c, o] over the outputs o that have read p"
+    def grad_x(g, w, gx, off, taps, N, Cg, H, Ho, Wo, K, s, plane, width, band, mask):
+        M, T, Y = K*K, (Wo + L - 1)//L, Ho*Wo
+        for n in range(N):
+            for f in range(min(s, K)):                       # row r of phase f: outputs r - m, by the taps f + s*m
+                end, count = (K//2 + H - f + s - 1)//s, (K - f + s - 1)//s
+                for first in range((K//2 - f + s - 1)//s, end, band):
+                    last = min(first + band, end)
+                    for k in range(count*K):
+                        m, plane_of_k = k//K, (n*M + k//K*s*K + f*K + k % K)*Y
+                        for r in range(max(first, m), min(last, Ho + m)):
+                            for t in range(T):
+                                v = min(t*L, Wo - L)
+                                new = load(mask, L + v - t*L)
+                                tap = fma(load(w, plane_of_k + (r - m)*Wo + v), new, zero())
+                                store(taps, (((r - first)*T + t)*M + k)*L, tap)
+                    for c in range(n*Cg, n*Cg + Cg, 4):
+                        for r in range(first*T, last*T):
+                            rows = max(0, r//T - Ho + 1), min(count, r//T + 1)
+                            column(g, gx, off, taps, c, n*Cg + Cg - 1, r//T, min(r % T*L, Wo - L), rows,
+                                   (r - first*T)*M, Y, Wo, K, f, plane, width)
+    column = _cpu_column(jit, load, store, fma, zero, L)
+    return jit(grad_x)
+
+# %% ../nbs/02_involution.ipynb #63217e1c
+def _cpu_column(jit, load, store, fma, zero, L): # As for `_cpu_forward`
+    "What four channels of one row give to the places under them"
+    def column(g, gx, off, taps, c, last, r, v, rows, tile, Y, Wo, K, f, plane, width):
+        c1, c2, c3 = min(c+1, last), min(c+2, last), min(c+3, last)
+        for j in range(K):
+            to = off[f*K + j] + r*width + v
+            a0, a1 = load(gx, c*plane + to), load(gx, c1*plane + to)
+            a2, a3 = load(gx, c2*plane + to), load(gx, c3*plane + to)
+            for m in range(rows[0], rows[1]):
+                tap, o = load(taps, (tile + m*K + j)*L), (r - m)*Wo + v
+                a0, a1 = fma(tap, load(g, c*Y + o), a0), fma(tap, load(g, c1*Y + o), a1)
+                a2, a3 = fma(tap, load(g, c2*Y + o), a2), fma(tap, load(g, c3*Y + o), a3)
+            store(gx, c*plane + to, a0); store(gx, c1*plane + to, a1)
+            store(gx, c2*plane + to, a2); store(gx, c3*plane + to, a3)
+    return jit(column)
+
+# %% ../nbs/02_involution.ipynb #817c4b03
+def _cpu_grad_w(jit, load, store, fma, zero, L): # As for `_cpu_forward`
+    "gw[k, p] = sum_c g[c, p] x[c, p*s + k]"
+    def grad_w(g, x, gw, off, N, Cg, Ho, Wo, K, plane, width):
+        M, T, Y = K*K, (Wo + L - 1)//L, Ho*Wo
+        for n in range(N):
+            for k in range(0, M, 4):
+                k1, k2, k3 = min(k+1, M-1), min(k+2, M-1), min(k+3, M-1)
+                for r in range(Ho*T):
+                    u, v = r//T, min(r % T*L, Wo - L)
+                    a0 = a1 = a2 = a3 = zero()
+                    for c in range(n*Cg, n*Cg + Cg):
+                        d, o = load(g, c*Y + u*Wo + v), c*plane + u*width + v
+                        a0, a1 = fma(d, load(x, o + off[k]), a0), fma(d, load(x, o + off[k1]), a1)
+                        a2, a3 = fma(d, load(x, o + off[k2]), a2), fma(d, load(x, o + off[k3]), a3)
+                    o = u*Wo + v
+                    store(gw, (n*M + k)*Y + o, a0); store(gw, (n*M + k1)*Y + o, a1)
+                    store(gw, (n*M + k2)*Y + o, a2); store(gw, (n*M + k3)*Y + o, a3)
+    return jit(grad_w)
+
+# %% ../nbs/02_involution.ipynb #163b7314
+@functools.cache
+def _compiled(kernel, L): # One of the three above; lanes
+    "Its machine code, made when it is first called; `nogil` lets threads of ours run side by side"
+    import numba
+    jit = numba.njit(nogil=True, fastmath=True, cache=False, error_model='numpy')
+    return kernel(jit, *_lanes_of_cpu(L), L)
+
+# %% ../nbs/02_involution.ipynb #a9de6846
+def _lanes_for(width): return next((L for L in (16, 4) if L <= width), 1)
+
+def _flat(x): return x.contiguous().flatten().numpy()
+
+def _float32(part): return part if part.dtype == torch.float32 else torch.empty(part.shape)
+
+def _where(phases, K):
+    "Number of maps, channels, numbers a channel and a row, and how far each tap is from the first"
+    (s, _, n, G, Cg, h, w), k = phases.shape, torch.arange(K)
+    off = (k[:, None] % s*s + k % s)*(n*G*Cg*h*w) + k[:, None]//s*w + k//s
+    return n*G, Cg, h*w, w, off.flatten().numpy()
+
+def _each_chunk(work, x):
+    "`work` on each slice of the batch, on as many threads as torch may use"
+    def quietly(b):
+        with torch.inference_mode(): work(b)
+    chunks = list(_chunks(x))
+    threads = min(torch.get_num_threads(), len(chunks))
+    if threads < 2: return [quietly(b) for b in chunks]
+    with ThreadPoolExecutor(threads) as pool: return list(pool.map(quietly, chunks))
+
+# %% ../nbs/02_involution.ipynb #10d64c74
+def _room(K, width, L): # Taps a side, columns of the output, lanes
+    "Rows of a band, 256 places or so, and memory for their taps"
+    band, tiles = max(1, 256//max(1, width)), -(-width//L)
+    return band, torch.empty(band*tiles*K*K*L).numpy()
+
+@torch.library.custom_op('libkd::involution2d_fast', mutates_args=())
+def _fast(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    "Involution by machine code of numba, float32 inside"
+    K, G, (Ho, Wo), H = math.isqrt(weight.shape[2]), weight.shape[1], weight.shape[-2:], x.shape[2]
+    x, weight, out, L = x.detach(), weight.detach(), _output(x, weight, stride), _lanes_for(weight.shape[-1])
+    def work(b):
+        phases, y, (band, taps) = _split(x[b], G, K, stride), _float32(out[b]), _room(K, Wo, L)
+        N, Cg, plane, width, off = _where(phases, K)
+        _compiled(_cpu_forward, L)(_flat(phases), _flat(weight[b].float()), _flat(y), off, taps, N, Cg, H, Ho, Wo, K,
+                                   stride, plane, width, band)
+        if y.dtype != out.dtype: out[b] = y
+    _each_chunk(work, x)
+    return out
+
+# %% ../nbs/02_involution.ipynb #dcd8c51e
+@torch.library.custom_op('libkd::involution2d_fast_backward', mutates_args=())
+def _fast_backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    "Gradients of `_fast` for `x` and `weight`"
+    K, G, (Ho, Wo), H = math.isqrt(weight.shape[2]), weight.shape[1], weight.shape[-2:], x.shape[2]
+    grad, x, weight, L = grad.detach(), x.detach(), weight.detach(), _lanes_for(weight.shape[-1])
+    gx, gw = _gradients(grad, x, weight, stride)
+    def work(b):
+        phases, g, (band, taps) = _split(x[b], G, K, stride), _flat(grad[b].float()), _room(K, Wo, L)
+        N, Cg, plane, width, off = _where(phases, K)
+        w = _float32(gw[b])
+        _compiled(_cpu_grad_w, L)(g, _flat(phases), _flat(w), off, N, Cg, Ho, Wo, K, plane, width)
+        if w.dtype != gw.dtype: gw[b] = w
+        mask = torch.arange(2*L).ge(L).float().numpy()
+        _compiled(_cpu_grad_x, L)(g, _flat(weight[b].float()), _flat(phases.zero_()), off, taps, N, Cg, H, Ho, Wo, K,
+                                  stride, plane, width, band, mask)
+        gx[b] = _join(phases, K, *x.shape[-2:])
+    _each_chunk(work, x)
+    return gx, gw
+
+_fast.register_fake(_output); _fast_backward.register_fake(_gradients)
+_fast.register_autograd(_backward(_fast_backward), setup_context=_remember)
 
 # %% ../nbs/02_involution.ipynb #44eb2ec7
 try:
@@ -231,7 +433,7 @@ def _by_triton(x, weight, stride):
     return y.contiguous(memory_format=torch.channels_last) if channels_last else y
 
 # %% ../nbs/02_involution.ipynb #683a0924
-BACKENDS = 'auto', 'reference', 'lean', 'triton'
+BACKENDS = 'auto', 'reference', 'lean', 'triton', 'fast'
 
 def _check_shapes(x, weight, stride):
     "Refuse what `x` and `weight` cannot mean together"
@@ -263,8 +465,19 @@ def _choose(backend, x):
     if backend not in BACKENDS: raise UserError(f'Unknown backend {backend!r}.' + did_you_mean(backend, BACKENDS))
     if backend == 'triton': _check_triton(x)
     exporting = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
-    if backend == 'auto': backend = 'reference' if exporting else 'triton' if x.is_cuda and triton else 'lean'
+    if backend == 'fast' and not exporting and not torch.compiler.is_compiling() and _may_be_fast(x): return _fast
+    if backend in ('auto', 'fast'):
+        backend = 'reference' if exporting else 'triton' if x.is_cuda and triton else 'lean'
     return dict(reference=_unfolded, lean=_lean, triton=_by_triton)[backend]
+
+def _may_be_fast(x):
+    "Plain numbers of a CPU that nobody traces or transforms; numba must be there"
+    if not find_spec('numba'):
+        raise UserError("backend='fast' needs the package numba: pip install 'libkd[fast]'; "
+                        "backend='auto' runs everywhere.")
+    traced = torch.jit.is_tracing() or torch._C._functorch.is_functorch_wrapped_tensor(x)
+    plain = x.device.type == 'cpu' and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return plain and not traced and not torch.is_autocast_enabled('cpu')
 
 def _check_triton(x):
     if not triton:
@@ -278,13 +491,13 @@ def _check_triton(x):
 def involution2d(x:Tensor, # Input, (B, C, H, W)
     weight:Tensor, # Kernels, one for each image, group and output place, (B, G, K*K, H/stride, W/stride)
     stride:int=1, # Distance of the output's places; H and W must divide by it
-    backend:str='auto' # 'auto', 'reference' (unfold, K*K copies), 'lean' (sum over shifts, no copies) or 'triton' (GPU)
+    backend:str='auto' # 'auto', 'reference' (unfold, K*K copies), 'lean' (shifts), 'fast' (numba, CPU), 'triton' (GPU)
 )->Tensor: # (B, C, H/stride, W/stride), in the wider dtype of the two
     """Each place's neighbourhood, weighted by that place's own kernel (arXiv 2103.06255, section 2).
 
     The `C/G` channels of a group share a kernel; the border is padded with zeros. fp16 and bf16 accumulate in
     float32, except in the reference. Differentiable once. Raises `UserError` for shapes that do not fit, for a stride
-    that does not divide the map, and for an unknown backend."""
+    that does not divide the map, for an unknown backend, and for one whose package or device is missing."""
     _check_shapes(x, weight, stride)
     dtype = torch.promote_types(x.dtype, weight.dtype)
     return _choose(backend, x)(x.to(dtype), weight.to(dtype), stride)

@@ -1,5 +1,7 @@
 """What the notebook cannot show well: all shapes and types, foreign weights, compiled and exported modules, memory."""
-import math, os, subprocess, sys, textwrap
+import math, os, pickle, subprocess, sys, textwrap
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
 import pytest, timm, torch, torch.nn.functional as F
 from hypothesis import given, strategies as st
@@ -222,6 +224,135 @@ def test_triton_kernels_compile_for_gpus_and_stay_in_registers(capability, s, Wo
 def test_triton_without_a_gpu_says_so():
     pytest.importorskip('triton')
     with pytest.raises(ValueError, match="needs x on a GPU"): involution2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 9, 3, 3), backend='triton')
+
+
+# -- numba on a CPU --------------------------------------------------------------------------------------------------------
+
+needs_numba = pytest.mark.skipif(not find_spec('numba'), reason="numba is not installed: pip install 'libkd[fast]'")
+SHAPES = [(2, 2, 5, 5, 7, 7, 1), (2, 1, 16, 16, 16, 7, 1), (1, 2, 3, 3, 2, 3, 2), (2, 1, 4, 8, 24, 5, 2), (1, 1, 1, 1, 1, 1, 1), (2, 1, 6, 9, 19, 9, 1),
+          (1, 1, 16, 4, 4, 3, 2), (1, 2, 4, 2, 5, 1, 2), (1, 1, 2, 3, 3, 7, 3), (1, 1, 2, 40, 17, 3, 1), (3, 2, 7, 6, 21, 9, 2)]   # B, G, C/G, H', W', K, stride
+
+
+def problem(B, G, Cg, h, w, K, s):
+    gen = torch.Generator().manual_seed(0)
+    return [torch.randn(size, generator=gen) for size in ((B, G*Cg, h*s, w*s), (B, G, K*K, h, w), (B, G*Cg, h, w))]
+
+
+def all_three(x, w, g, s, backend='fast'):
+    "Output and both gradients"
+    x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
+    y = involution2d(x, w, s, backend)
+    return y.detach(), *torch.autograd.grad(y, (x, w), g)
+
+
+def near(got, expected, tolerance=1e-5):
+    for a, b in zip(got, expected, strict=True):
+        assert a.shape == b.shape and (a.double() - b).abs().max() <= tolerance*b.abs().max().clamp(min=1)
+
+
+@needs_numba
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+def test_fast_path_is_the_reference_in_float64(shape):
+    "Odd widths, groups that four does not divide, all strides and kernels"
+    x, w, g = problem(*shape)
+    near(all_three(x, w, g, shape[-1]), all_three(x.double(), w.double(), g.double(), shape[-1], 'reference'))
+
+
+@needs_numba
+@pytest.mark.parametrize('shape', [(2, 2, 4, 8, 8, 3, 1), (2, 1, 8, 4, 6, 5, 2)], ids=str)
+def test_fast_path_takes_any_memory_layout(shape):
+    x, w, g = problem(*shape)
+    last = [o.contiguous(memory_format=torch.channels_last) for o in (x, g)]
+    every = torch.stack([x, x], -1)[..., 0], torch.stack([w, w], -1)[..., 0], torch.stack([g, g], -1)[..., 0]
+    assert not any(o.is_contiguous() for o in (*last, *every))
+    plain = all_three(x, w, g, shape[-1])
+    for other in (all_three(last[0], w, last[1], shape[-1]), all_three(*every, shape[-1])):
+        assert all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
+
+
+@needs_numba
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_fast_path_rounds_once(dtype):
+    half = [o.to(dtype) for o in problem(2, 2, 4, 8, 8, 3, 1)]
+    for a, b in zip(all_three(*half, 1), all_three(*(o.float() for o in half), 1), strict=True): assert torch.equal(a, b.to(dtype))
+
+
+@needs_numba
+def test_fast_path_is_taken_where_it_can_be():
+    "And the lean one, which has the same values, where it cannot"
+    x, w, _ = problem(2, 2, 4, 8, 8, 3, 1)
+    assert inv._choose('fast', x) is inv._fast and inv._choose('fast', x.bfloat16()) is inv._fast
+    assert inv._choose('fast', x.double()) is inv._lean and inv._choose('fast', x.to('meta')) is inv._lean
+    assert inv._choose('auto', x) is inv._lean
+    with torch.autocast('cpu', torch.bfloat16): assert inv._choose('fast', x) is inv._lean
+    seen = []
+    torch.func.vmap(lambda a: (seen.append(inv._choose('fast', a)), a)[1])(x)
+    assert seen == [inv._lean]
+
+
+@needs_numba
+def test_fast_layer_compiles_and_exports_without_numba():
+    layer, x = Involution2d(16, 3, backend='fast').eval(), torch.randn(2, 16, 8, 8)
+    seen = []
+    def look(graph, inputs): seen.extend(str(n.target) for n in graph.graph.nodes); return graph.forward
+    torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend=look)(x), layer(x), rtol=1e-4, atol=1e-5)
+    program = torch.export.export(layer, (x,))
+    names = [str(n.target) for n in program.graph.nodes]
+    assert any('libkd.involution2d' in n or 'libkd_involution2d' in n for n in seen) and not any('fast' in n for n in seen)
+    assert not any('libkd' in n for n in names)
+
+
+@needs_numba
+def test_fast_operator_keeps_the_rules_of_torch():
+    x, w = torch.randn(2, 4, 4, 4, requires_grad=True), torch.randn(2, 2, 9, 2, 2, requires_grad=True)
+    assert set(torch.library.opcheck(inv._fast, (x, w, 2)).values()) == {'SUCCESS'}
+
+
+@needs_numba
+def test_fast_layer_is_pickled_and_copied():
+    layer, x = Involution2d(16, 3, backend='fast').eval(), torch.randn(2, 16, 8, 8)
+    y = layer(x)
+    again = pickle.loads(pickle.dumps(layer))
+    assert again.backend == 'fast' and torch.equal(again(x), y)
+
+
+@needs_numba
+def test_fast_path_in_several_threads_at_once(monkeypatch):
+    "Callers side by side, and threads of its own over several chunks: the same bits"
+    monkeypatch.setattr(inv, '_chunks', lambda x: [slice(i, i + 1) for i in range(len(x))])
+    problems = [problem(4, 2, 4, 8, 8, 3, 1), problem(4, 1, 8, 6, 11, 5, 1), problem(3, 2, 4, 4, 4, 3, 1)]
+    alone = [all_three(*p, 1) for p in problems]
+    inv._compiled.cache_clear()                        # so that callers compile at once, too
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 3)
+    with ThreadPoolExecutor(3) as pool: together = list(pool.map(lambda p: all_three(*p, 1), problems))
+    for a, b in zip(alone, together, strict=True): assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+
+
+FORKED = """
+    import os, torch
+    import libkd.involution as inv
+    torch.set_num_threads(1)
+    x, w = torch.randn(4, 8, 8, 8), torch.randn(4, 1, 9, 8, 8)
+    inv._chunks, torch.get_num_threads = (lambda x: [slice(i, i + 1) for i in range(len(x))]), (lambda: 2)
+    y = inv.involution2d(x, w, backend='fast')
+    child = os.fork()
+    if child == 0: os._exit(0 if torch.equal(inv.involution2d(x, w, backend='fast'), y) else 1)
+    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@needs_numba
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system has no fork')
+def test_fast_path_survives_a_fork():
+    done = subprocess.run([sys.executable, '-c', textwrap.dedent(FORKED)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_numba_waits_for_its_first_use_and_is_missed_in_words(monkeypatch):
+    code = "import sys, libkd.involution as i, torch; i.Involution2d(16)(torch.ones(2, 16, 8, 8)); sys.exit('numba' in sys.modules)"
+    subprocess.run([sys.executable, '-c', code], check=True)
+    monkeypatch.setattr(inv, 'find_spec', lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'libkd\[fast\]'"): involution2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 9, 3, 3), backend='fast')
 
 
 # -- a second implementation with the official module names, to read official checkpoints ---------------------------------
