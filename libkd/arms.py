@@ -360,6 +360,7 @@ class Ready:
     seconds: dict      # name -> seconds of its training, all tries together
     rows: pd.DataFrame # of the arms that were trained beside them
     warnings: list     # sentences
+    untaught: list     # validation accuracy of the untaught student, one a seed
 
 def _tried(places, asked, how, beside=()): # As for `prepare_teachers`
     "Teachers, a row of each, and rows of the arms beside them"
@@ -394,7 +395,7 @@ def prepare_teachers(places, # As for `train_arm`
     rising = [t.name for t, r in zip(teachers, rows) if still_rising(r.get('curve') or [], r.get('images') or 0)]
     found = teacher_advice({t.name: t.accuracy for t in teachers}, untaught, rising)
     said += found + ([_going_on(last, rows, how)] if found else [])
-    return Ready(teachers, asked, spent, alone, said)
+    return Ready(teachers, asked, spent, alone, said, untaught)
 
 # %% ../nbs/15_arms.ipynb #48ec7b75
 def prepare_cache(places, teachers, job, how): # As for `build_cache`
@@ -418,12 +419,26 @@ def yes_no(text, auto): # 'yes', 'no' or 'auto'; what auto means
     if text not in known: raise UserError(f"{text!r} is none of {', '.join(known)}")
     return known[text]
 
-def left_out(text, names, weight=1.): # 'rednet_mini'; names of the teachers; weight of the others
-    "dict: teacher -> weight, 0 for those that are not to be heard"
-    out = text.replace(',', ' ').split()
-    if set(out) - set(names): raise UserError(f"leave_out={text!r}: the teachers are {' and '.join(names)}")
-    if len(out) == len(names): raise UserError(f"leave_out={text!r}: nobody would be left to teach")
-    return {n: 0. if n in out else weight for n in names}
+# %% ../nbs/15_arms.ipynb #47a96202
+def knows_less(known, untaught): # Teacher -> validation accuracy; the same of the untaught student, one a seed
+    "Teachers below the untaught student, where another one is above it"
+    own = np.mean(untaught) if len(untaught) else 0.
+    below = [n for n, a in known.items() if a is not None and a < own]
+    return below if len(below) < len(known) else []
+
+def left_out(text, known, untaught=()): # 'auto', 'none', or names as 'rednet_mini'; as for `knows_less`
+    "Names of the teachers that are not heard"
+    out = dict(auto=knows_less(known, untaught), none=[]).get(text, text.replace(',', ' ').split())
+    if set(out) - set(known): raise UserError(
+        f"leave_out={text!r}: needed is auto, none, or names; the teachers are {' and '.join(known)}")
+    if len(out) == len(known): raise UserError(f"leave_out={text!r}: nobody would be left to teach")
+    return out
+
+def silenced(out, known, untaught): # From `left_out`; as for `knows_less`
+    "A sentence about each teacher that is not heard because it knows less than the student"
+    own = np.mean(untaught) if len(untaught) else 0.
+    return [f"{n} ({known[n]:.1%} on the validation images) knows less than the untaught student ({own:.1%}), "
+            "so it does not teach: -p leave_out none lets it." for n in out if known[n] < own]
 
 # %% ../nbs/15_arms.ipynb #5f8a3d82
 def run_table(results,  # From `run_jobs`: arm, seed, accuracy, macro_accuracy, ece, seconds
