@@ -27,7 +27,7 @@ from .diagnose import (accuracy, as_array, changed_accuracy, clean_dl, clean_ima
 from .handover import load_student
 from .involution import Involution2d, InvolutionBlock, RedNet
 from .plots import LibkdFigure, looks, plot_softened
-from .sets import cluttered_digits
+from .sets import cluttered_digits, folder_of
 from .students import MultiHeadConvAttention, PatchProj, Stem, TokenViT
 from .teachers import ResNetMini, bias_of, load_teacher, stats_of
 from .views import image_dls
@@ -639,18 +639,20 @@ def _run_facts(folder):
 def _run_pictures(params, size, stats):
     "The pictures and labels of the part that the verdict of a run is on"
     drawn = dict(size=params['size']) if params.get('size') else {}
-    samples = Samples.from_folder(params.get('data') or cluttered_digits(**drawn))
+    data = params.get('data')
+    samples = Samples.from_folder(folder_of(data) if data else cluttered_digits(**drawn))
     if not samples.has('valid'): samples = samples.split(valid=params['valid'], seed=params['seed'])
     dls, part = image_dls(samples, size=size, check=False), 'test' if samples.has('test') else 'valid'
     return clean_images(dls, part), _labels(dls, part), samples.classes
 
-def _run_networks(folder):
-    "name -> student, name -> teacher, the students' `config.json`"
-    found = sorted(p for p in (folder/'students').glob('*') if p.is_dir()) or [folder/'student']
-    loaded = {p.name: load_student(p) for p in found}
-    bare = [n.rpartition('-')[0] or n for n in loaded]                  # without the seed, where that tells them apart
-    names = bare if len(set(bare)) == len(bare) else list(loaded)
-    students = {n.replace('_', ' '): m for n, (m, _) in zip(names, loaded.values())}
+def _run_networks(folder, facts):
+    "name -> student of the first seed, name -> teacher, the students' `config.json`"
+    files = {}
+    for row in facts.get('runs', []):
+        if row.get('files'): files.setdefault(row['arm'], row['files'])
+    found = {arm: folder/'students'/f for arm, f in files.items()} or {'student': folder/'student'}
+    loaded = {arm: load_student(p) for arm, p in found.items()}
+    students = {arm: m for arm, (m, _) in loaded.items()}
     teachers = [load_teacher(p) for p in sorted((folder/'teachers').glob('*')) if p.is_dir()]
     teachers = named(sorted(teachers, key=lambda t: t.bias))
     return students, teachers, next(iter(loaded.values()))[1]
@@ -663,7 +665,7 @@ def demo(folder, # Of a run: `libkd run` has made it
          )->Path:
     "One offline page in which the networks of a run answer while you change a picture"
     folder = Path(folder); facts = _run_facts(folder)
-    students, teachers, cfg = _run_networks(folder)
+    students, teachers, cfg = _run_networks(folder, facts)
     p = cfg['pretrained_cfg']
     stats, size = (tuple(p['mean']), tuple(p['std'])), tuple(p['input_size'][1:])
     imgs, y, classes = _run_pictures(facts['params'], size, stats)

@@ -414,9 +414,10 @@ def run_folder(tmp_path_factory):
     fit_teacher('resnet_mini', dls, epochs=1, folder=folder/'teachers', check=False)
     torch.manual_seed(0)
     learn = Learner(dls, create_student('civt_nano', 10, (8, 8), depth=1), loss_func=CrossEntropyLossFlat())
-    save_student(learn, folder/'students'/'taught-0')
-    params = dict(data=str(digits()), size=0, valid=.2, seed=0)
-    (folder/'result.json').write_text(json.dumps(dict(title='A <small> run', params=params)))
+    for seed in (0, 1): save_student(learn, folder/'students'/f'taught-{seed}-key')              # the first seed is shown
+    params = dict(data='digits', size=0, valid=.2, seed=0)
+    rows = [dict(arm='taught', seed=seed, files=f'taught-{seed}-key') for seed in (0, 1)]
+    (folder/'result.json').write_text(json.dumps(dict(title='A <small> run', params=params, runs=rows)))
     return folder
 
 
