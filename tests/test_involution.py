@@ -329,13 +329,14 @@ def test_fast_path_in_several_threads_at_once(monkeypatch):
 
 
 FORKED = """
-    import os, torch
+    import os, signal, torch
     import libkd.involution as inv
     torch.set_num_threads(1)
     x, w = torch.randn(4, 8, 8, 8), torch.randn(4, 1, 9, 8, 8)
     inv._chunks, torch.get_num_threads = (lambda x: [slice(i, i + 1) for i in range(len(x))]), (lambda: 2)
     y = inv.involution2d(x, w, backend='fast')
     child = os.fork()
+    if child == 0: signal.alarm(30)                    # a lost thread would be waited for without end
     if child == 0: os._exit(0 if torch.equal(inv.involution2d(x, w, backend='fast'), y) else 1)
     raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
