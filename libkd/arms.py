@@ -29,6 +29,7 @@ from .handover import save_student
 from .identity import difference_lines, differences
 from .learner import METHODS, distill_learner
 from .plots import plot_arms
+from .students import student_name
 from .runs import job_key, peak_memory, run_jobs
 from .teachers import PACKAGED, fit_teacher, quick_adam
 from .views import Mix, finite, image_dls, rng_scope
@@ -206,8 +207,9 @@ def scores(logits, y): # (n, C), (n,)
     return {f.__name__: f(logits, y) for f in (accuracy, macro_accuracy, ece, nll)}
 
 def arm_learner(dls, job, advice): # Loaders; `Job`; a LogitCache or a Teacher, None for no teachers
-    "A learner of one arm"
-    kw = dict(seed=job.seed, student_kw=job.args, verbose=False, **quick_adam(job.wd))
+    "A learner of one arm; a CivT has all its heads in every arm, whoever teaches it"
+    heads = dict(heads=None) if 'civt' in student_name(job.model) else {}
+    kw = dict(seed=job.seed, student_kw=heads | job.args, verbose=False, **quick_adam(job.wd))
     if job.distill is not None: kw |= dict(teachers=advice, check=False, **job.distill)     # they were checked before
     return distill_learner(dls, job.model, **kw)
 
@@ -313,7 +315,7 @@ def train_teacher(places, job): # As for `train_arm`; `TeacherJob`
     return dict(seconds=time.perf_counter() - start, **seen)
 
 # %% ../nbs/15_arms.ipynb #ac7311de
-RESULT = 2       # raised by hand when the jobs of before would give other results now
+RESULT = 3       # raised by hand when the jobs of before would give other results now
 
 def do_job(places, threads=1, **said): # As for `train_arm`; of this process; a job's values
     "What a worker process does"

@@ -457,6 +457,18 @@ def test_photographs_get_a_teacher_with_published_weights_where_it_is_installed(
     assert 'efficientnet_lite0 (its last layer)' in str(plan)
 
 
+@pytest.mark.parametrize('biases', [['conv'], ['conv', 'inv']])
+def test_a_taught_student_has_the_heads_of_the_one_it_is_compared_with(biases):
+    import tiny
+    setting, args = dict(samples={}, dls={}), dict(depth=1, embed_dim=32, num_heads=2)
+    job = arms.Job('taught', 0, 'civt_nano', args, setting, {}, 1, .001, 0., 1)
+    teachers = [tiny.teacher(b, bias=b) for b in biases]
+    untaught = arms.arm_learner(tiny.loaders(), job, None).model
+    taught = arms.arm_learner(tiny.loaders(), replace(job, distill=dict(label_weight=.5)), teachers).model
+    assert taught.heads == untaught.heads == ('cls', 'conv', 'inv')
+    assert all(a.equal(b) for a, b in zip(taught.state_dict().values(), untaught.state_dict().values()))      # one seed, one start
+
+
 def test_views_are_seen_in_turn():
     import torch
     from libkd.sets import cluttered_digits
