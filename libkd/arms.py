@@ -508,6 +508,11 @@ def best_model(found,  # From `candidates`
     valid = float(first['right'].mean())
     return dict(name=name, **about, part=part, valid_accuracy=valid, folder='best', why=why), chosen
 
+def as_seen_by(teacher, dls): # `Teacher`; loaders of the run
+    "Loaders that give pictures as this teacher takes them: its size, its mean and deviation"
+    stats, size = (teacher.mean, teacher.std), teacher.size or dls.size
+    return image_dls(dls.samples, size=size, tfms=[], stats=stats, bs=2, check=False, device='cpu')
+
 def keep_best(best,     # From `best_model`
               places, teachers, dls, # As for `candidates`
               said=(),  # Sentences for its model card
@@ -516,7 +521,9 @@ def keep_best(best,     # From `best_model`
     folder = Path(places['out'])/best['folder']
     if folder.exists(): shutil.rmtree(folder)
     if best['files']: shutil.copytree(Path(places['out'])/'students'/best['files'], folder)
-    else: save_student(Learner(dls, next(t.model for t in teachers if t.name == best['name'])), folder)
+    else:
+        own = next(t for t in teachers if t.name == best['name'])
+        save_student(Learner(as_seen_by(own, dls), own.model), folder)
     lines = '\n'.join(f'- {s}' for s in (best['why'], *said))
     with open(folder/'README.md', 'a', encoding='utf-8') as f: f.write(f'\n## Why this model\n\n{lines}\n')
     return folder

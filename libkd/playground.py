@@ -669,13 +669,23 @@ def demo(folder, # Of a run: `libkd run` has made it
     p = cfg['pretrained_cfg']
     stats, size = (tuple(p['mean']), tuple(p['std'])), tuple(p['input_size'][1:])
     imgs, y, classes = _run_pictures(facts['params'], size, stats)
-    models = {**teachers, **students}
+    models, out = _packable({**teachers, **students}, size, stats)
     rows = telling(_say_all(models, imgs, stats), y, n)
     others = _others(len(imgs), rows, probe)
-    note = f"{facts.get('title', '')}. {NOT_A_VERDICT}"
+    note = ' '.join([f"{facts.get('title', '')}. {NOT_A_VERDICT}", *out])
     view = bias_playground(models, imgs[rows], y[rows], classes, stats=stats, names=[str(r) for r in rows],
                            probe=(imgs[others], y[others]), note=note)
     return view.to_html(Path(path or folder/'demo.html'))
+
+def _packable(models, size, stats): # name -> network; height and width; (mean, std) of plain modules
+    "The networks that the page can run, and a sentence about those that it cannot"
+    kept, out = {}, []
+    for name, model in models.items():
+        try: pack_net(_unwrapped(model, stats)[0], size)
+        except UserError: out.append(f'{name} is not here: this page cannot run such a network.')
+        else: kept[name] = model
+    if not kept: raise UserError('none of these networks can run in a page: ' + ' '.join(out))
+    return kept, out
 
 NOT_A_VERDICT = ('Each network here is one seed; the verdict of the run is in its report. '
                  'The answers are computed in this page from weights in half precision.')

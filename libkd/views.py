@@ -1125,8 +1125,8 @@ def image_dls(
     if check or (check is None and len(samples) < 100_000): samples.check()
     size, agree = _size(size, samples)
     light, items = _augmentation(tfms, size, agree, flip)
-    block = sample_block(samples.classes).new(items, [Normalize.from_stats(*imagenet_stats, cuda=False)])
     kwargs = dict(bs=64, num_workers=0, device=default_device(), stats=tuple(map(tuple, imagenet_stats))) | kwargs
+    block = sample_block(samples.classes).new(items, [Normalize.from_stats(*kwargs['stats'], cuda=False)])
     kwargs = dict(val_bs=2*kwargs['bs'], drop_last=len(samples.train) > kwargs['bs']) | kwargs
     return _finish(block.dataloaders(samples, seed=seed, mix=mix, light=light, samples=samples, size=size, **kwargs))
 

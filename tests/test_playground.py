@@ -450,3 +450,10 @@ def test_the_command_makes_the_page_of_a_run(run_folder, tmp_path, capsys):
     assert 'Who changes their mind?' in (tmp_path/'page.html').read_text(encoding='utf-8')
     with pytest.raises(SystemExit) as e: main(['demo', str(tmp_path)])
     assert e.value.code == 2 and 'result.json is missing' in capsys.readouterr().err
+
+
+def test_a_network_that_the_page_cannot_run_is_named_and_left_out(nets):
+    heavy = timm.create_model('tf_efficientnet_lite0', num_classes=10)
+    kept, out = P._packable({'a': nets['resnet_mini'], 'heavy': heavy}, (16, 16), None)
+    assert list(kept) == ['a'] and out == ['heavy is not here: this page cannot run such a network.']
+    with pytest.raises(UserError, match='none of these networks'): P._packable({'heavy': heavy}, (16, 16), None)
