@@ -55,6 +55,7 @@ def look(tab, path, axe):
     tab.on('pageerror', lambda e: asked.append(f'error: {e}'))
     tab.goto(path.resolve().as_uri())
     tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true); dispatchEvent(new Event('resize'))")
+    tab.wait_for_function("document.getAnimations().every(a => a.playState != 'running')")      # folds fade in: half-way they are pale
     tab.add_script_tag(path=str(axe))
     found = tab.evaluate(AXE)
     over = tab.evaluate('document.documentElement.scrollWidth - innerWidth')
