@@ -8,7 +8,10 @@ PYTHON = [sys.executable, '-c', 'from libkd.cli import main; main()']
 linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='needs /dev/full, or names that are no text')
 
 
-def libkd(*words, **kw): return subprocess.run([*PYTHON, *map(os.fsdecode, words)], stderr=subprocess.PIPE, **kw)
+def libkd(*words, env=os.environ, **kw):
+    "The command in a process of its own, whose output waits in a buffer, whatever surrounds these tests"
+    env = {k: v for k, v in env.items() if k != 'PYTHONUNBUFFERED'}
+    return subprocess.run([*PYTHON, *map(os.fsdecode, words)], stderr=subprocess.PIPE, env=env, **kw)
 
 
 def sentence(done):
@@ -27,17 +30,27 @@ def test_it_says_its_version():
     assert libkd('--version', stdout=subprocess.PIPE).stdout.decode().split() == ['libkd', __version__]
 
 
+def small_notebook(folder):
+    "A notebook with one parameter; what is said of it is so short that it waits in a buffer"
+    import nbformat
+    cell = nbformat.v4.new_code_cell("n = 1  # how many", metadata=dict(tags=['parameters']))
+    meta = dict(kernelspec=dict(name='python3', display_name='python3', language='python'))
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=meta), folder/'small.ipynb')
+    return str(folder/'small.ipynb')
+
+
 @linux
-def test_a_full_disk_is_a_sentence():
-    with open('/dev/full', 'wb') as full: done = libkd('run', '--params', stdout=full)
+def test_a_full_disk_is_a_sentence(tmp_path):
+    words = 'run', '--params', '--notebook', small_notebook(tmp_path)
+    with open('/dev/full', 'wb') as full: done = libkd(*words, stdout=full)
     assert done.returncode == 2 and 'disk is full' in sentence(done)
 
 
 @linux
-def test_a_reader_that_goes_away_is_a_sentence():
+def test_a_reader_that_goes_away_is_a_sentence(tmp_path):
     ours, theirs = os.pipe()
     os.close(ours)
-    done = libkd('run', '--params', stdout=theirs)
+    done = libkd('run', '--params', '--notebook', small_notebook(tmp_path), stdout=theirs)
     os.close(theirs)
     assert done.returncode == 1 and 'stopped reading' in sentence(done)
 
