@@ -90,16 +90,17 @@ def short_side(source): # A file or an array (H, W[, 3])
 def run_defaults(samples,      # Samples
                  device='cpu', # 'cpu' or 'cuda'
                  photos=False, # Photographs: a teacher with published weights is taken, where its package is installed
-)->dict:                       # size in pixels, names of student, plain, conv, inv, and args of the first two; views
+)->dict:                       # size in pixels, student, plain, conv, inv: names; args of the first two; views, steps
     "Size and models for these pictures, from the median of their short sides"
     some = np.random.default_rng(0).permutation(len(samples))[:256]
     median = int(np.median([short_side(samples.source(int(i))) for i in some]))
     size = min(median, 224 if str(device).startswith('cuda') else 32)
     size = size if size < 16 else size//8*8
-    found = dict(size=size, views=4, args=f'patch_size:4 {NANO}' if size == 16 else NANO, **SMALL)
+    found = dict(size=size, views=4, steps=700, args=f'patch_size:4 {NANO}' if size == 16 else NANO, **SMALL)
     if size > 64: found |= LARGE
     ready = photos and size >= 24 and PACKAGED[READY].there()       # it has not seen smaller ones
-    return found | (dict(conv=READY, views=2) if ready else {})
+    passes = int(np.clip(20*len(samples.train)/32, 700, 2000))      # what a student needs to follow such a teacher
+    return found | (dict(conv=READY, views=2, steps=passes) if ready else {})
 
 # %% ../nbs/15_arms.ipynb #4dc51a06
 KEPT = 2**31     # bytes of decoded pictures that may lie in the folder of a run

@@ -319,7 +319,7 @@ size = 0      # pixels, 0 follows from the pictures; 0 or 8 to 512
 flip = 'auto' # mirror at random; yes, no or auto
 weights = 1.0 # of each teacher; at least 0"""
 
-WRONG = [dict(steps=-1), dict(steps=0), dict(seeds=0), dict(seeds=-3), dict(valid=1.5), dict(valid=0), dict(valid=1.), dict(T=0), dict(T=-1.), dict(T='nan'),
+WRONG = [dict(steps=-1), dict(seeds=0), dict(seeds=-3), dict(valid=1.5), dict(valid=0), dict(valid=1.), dict(T=0), dict(T=-1.), dict(T='nan'),
          dict(lr=0.), dict(lr=-.1), dict(lr='inf'), dict(wd=-1), dict(mix=1.01), dict(mix=-.1), dict(bs=0), dict(margin=-1), dict(jobs=-1), dict(labels=-1),
          dict(size=3), dict(size=100_000), dict(size=-8), dict(flip='maybe'), dict(weights='-inf'), dict(flip='caf\udce9')]
 
@@ -446,9 +446,9 @@ def test_photographs_get_a_teacher_with_published_weights_where_it_is_installed(
     samples, given = arms.run_samples('clothes', labels=10), {}
     for there in (True, False):
         monkeypatch.setattr(Packaged, 'there', lambda self: there)
-        given[there] = {k: arms.run_defaults(samples, photos=True)[k] for k in ('conv', 'inv', 'views')}
-    assert given[True] == dict(conv='efficientnet_lite0', inv='rednet_mini', views=2)
-    assert given[False] == dict(conv='resnet_mini', inv='rednet_mini', views=4)
+        given[there] = {k: arms.run_defaults(samples, photos=True)[k] for k in ('conv', 'inv', 'views', 'steps')}
+    assert given[True] == dict(conv='efficientnet_lite0', inv='rednet_mini', views=2, steps=1917)
+    assert given[False] == dict(conv='resnet_mini', inv='rednet_mini', views=4, steps=700)
     monkeypatch.setattr(Packaged, 'there', lambda self: True)
     assert arms.run_defaults(samples)['conv'] == 'resnet_mini'                  # not asked for: light teachers
     work = price.Work({'a': ('s', False)}, ['efficientnet_lite0'], dict(train=640, valid=128), 10, 32, 50, 50, 2, 1, labelled=64)
