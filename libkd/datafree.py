@@ -41,11 +41,18 @@ def bn_layers(
     named = [(k, m) for k, m in teacher.model.named_modules() if isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm))]
     if not named:
         norms = sorted({type(m).__name__ for m in teacher.model.modules() if 'norm' in type(m).__name__.lower()})
-        raise ValueError(f'teacher {teacher.name} has no BatchNorm2d layer (its norms: {", ".join(norms) or "none"}), so nothing in it remembers mean and variance of its training images, '
-                         'and these are what images are made from. Needed: a network with batch normalisation, such as fit_teacher("resnet_mini", dls) or "rednet_mini"; the student may be any.')
-    if (new := [k for k, m in named if m.running_mean is None or not m.running_mean.any() and (m.running_var == 1).all()]):
-        raise ValueError(f'teacher {teacher.name}: {len(new)} of {len(named)} BatchNorm layers have never seen an image (first: {new[0]}; no running statistics, or mean 0 and variance 1 as on the first day). '
-                         'Train it with track_running_stats=True and without frozen statistics, or load the weights together with their buffers.')
+        raise ValueError(f'teacher {teacher.name} has no BatchNorm2d layer (its norms: '
+                         f'{", ".join(norms) or "none"}), so nothing in it remembers mean and variance of its '
+                         f'training images, '
+                         'and these are what images are made from. Needed: a network with batch normalisation, such '
+                         'as fit_teacher("resnet_mini", dls) or "rednet_mini"; the student may be any.')
+    if (new := [k for k, m in named
+                if m.running_mean is None or not m.running_mean.any() and (m.running_var == 1).all()]):
+        raise ValueError(f'teacher {teacher.name}: {len(new)} of {len(named)} BatchNorm layers have never seen an '
+                         f'image (first: {new[0]}; no running statistics, or mean 0 and variance 1 as on the first '
+                         f'day). '
+                         'Train it with track_running_stats=True and without frozen statistics, or load the weights '
+                         'together with their buffers.')
     return [m for _, m in named]
 
 # %% ../nbs/09_datafree.ipynb #d0d07ec2
@@ -54,15 +61,17 @@ def bn_loss(
     layers,     # The layers, see `bn_layers`
     first=10.,  # Weight of the first one; the others have 1
 ):
-    "`Σ w(‖var(x) − running_var‖₂ + ‖mean(x) − running_mean‖₂)`: biased variance, norms not squared, summed over layers (DeepInversion)"
+    "`Σ w(‖var(x) − running_var‖₂ + ‖mean(x) − running_mean‖₂)`: biased variance, plain norms, summed (DeepInversion)"
     w = [first] + [1.]*(len(layers) - 1)
-    return sum(a*((x.var((0, 2, 3), unbiased=False) - m.running_var).norm() + (x.mean((0, 2, 3)) - m.running_mean).norm())
+    return sum(a*((x.var((0, 2, 3), unbiased=False) - m.running_var).norm()
+                  + (x.mean((0, 2, 3)) - m.running_mean).norm())
                for a, x, m in zip(w, inputs, layers, strict=True))
 
 # %% ../nbs/09_datafree.ipynb #6a47fd0f
 def _differences(x):
     "`x` minus its neighbour to the right, below, and along both diagonals"
-    return (x[..., :-1] - x[..., 1:], x[..., :-1, :] - x[..., 1:, :], x[..., 1:, :-1] - x[..., :-1, 1:], x[..., :-1, :-1] - x[..., 1:, 1:])
+    return (x[..., :-1] - x[..., 1:], x[..., :-1, :] - x[..., 1:, :],
+            x[..., 1:, :-1] - x[..., :-1, 1:], x[..., :-1, :-1] - x[..., 1:, 1:])
 
 def tv_loss(
     x,    # Images `(B, 3, H, W)`
@@ -87,7 +96,8 @@ def competition_loss(
     "`1 − JS(student, teacher)`, the textbook's divergence in nats, mean over the batch (Adaptive DeepInversion)"
     p, q = ((z/T).log_softmax(-1) for z in (student, teacher))
     m = torch.logaddexp(p, q) - math.log(2)
-    return 1 - .5*(F.kl_div(m, p, reduction='batchmean', log_target=True) + F.kl_div(m, q, reduction='batchmean', log_target=True))
+    return 1 - .5*(F.kl_div(m, p, reduction='batchmean', log_target=True)
+                   + F.kl_div(m, q, reduction='batchmean', log_target=True))
 
 # %% ../nbs/09_datafree.ipynb #483c9f34
 def intra_divergence_loss(
@@ -96,7 +106,9 @@ def intra_divergence_loss(
     margin=.1,   # Distance to keep from the nearest image of another class
     d_max=1.,    # Enough
 ):
-    "Mean of `max(0, min(d_max, d_other − margin) − d_same)` over nearest neighbours: our reading of DearKD's boundary-preserving term, whose formula could not be read"
+    """Mean of `max(0, min(d_max, d_other − margin) − d_same)` over nearest neighbours.
+
+    Our reading of DearKD's boundary-preserving term, whose formula could not be read"""
     f, same = F.normalize(features, dim=1), y[:, None] == y
     d = torch.cdist(f, f, compute_mode='donot_use_mm_for_euclid_dist')
     partner = same & ~torch.eye(len(y), dtype=torch.bool, device=y.device)
@@ -106,24 +118,28 @@ def intra_divergence_loss(
     return (bound - near)[partner.any(1)].clamp(min=0).mean()
 
 # %% ../nbs/09_datafree.ipynb #408f91a8
-STATS = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD      # pixels are changed in these units, whatever the teachers' own are
+# Pixels are changed in these units, whatever the teachers' own are
+STATS = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 def _classifier(t):
     "The last linear layer; what enters it are the features"
     head = t.model.get_classifier() if hasattr(t.model, 'get_classifier') else None
     linear = [m for m in t.model.modules() if isinstance(m, nn.Linear)]
     if isinstance(head, (nn.Linear, nn.Conv2d)): return head
-    if not linear: raise ValueError(f'teacher {t.name} has no linear last layer, so its features cannot be told from its answers.')
+    if not linear:
+        raise ValueError(f'teacher {t.name} has no linear last layer, so its features cannot be told from its answers.')
     return linear[-1]
 
-def _asked(t, x): return t._mapped(_only_tensor(t.model(t.adapt(x, STATS)))).float()        # `Teacher.logits`, with gradients
+def _asked(t, x): # A `Teacher`; pixels (B, 3, H, W): its `logits`, with gradients
+    return t._mapped(_only_tensor(t.model(t.adapt(x, STATS)))).float()
 
+# %% ../nbs/09_datafree.ipynb #3757ec55
 @contextmanager
 def inside(
     t: Teacher,   # Who is asked
     layers=(),    # Whose inputs are wanted
 ):
-    "Inside: `f(x)` gives logits `(B, C)`, inputs of the layers and features `(B, D)`, with gradients; afterwards no hook is left."
+    "Inside: `f(x)` gives logits `(B, C)`, inputs of the layers, features `(B, D)`; afterwards no hook is left."
     with Hooks([*layers, _classifier(t)], lambda m, i, o: i[0], detach=False) as hooks:
         def read(x):
             z, (*seen, features) = _asked(t, x), hooks.stored
@@ -131,7 +147,8 @@ def inside(
         yield read
 
 # %% ../nbs/09_datafree.ipynb #29e92c96
-TERMS = dict(ce=1., bn=.05, tv=1e-4, tv_l1=0., l2=1e-5, compete=0., spread=0.)      # coefficients; the released code's defaults
+# Coefficients; the released code's defaults
+TERMS = dict(ce=1., bn=.05, tv=1e-4, tv_l1=0., l2=1e-5, compete=0., spread=0.)
 
 def _seen(x, pool, flip, g):
     "Pooled, rolled by up to an eighth of the side, mirrored every second time"
@@ -145,7 +162,8 @@ def _parts(x, y, reads, layers, rival, terms):
     out = [r(x) for r in reads]
     mean = lambda f: sum(f(*o) for o in zip(out, layers))/len(out)
     f = dict(ce=lambda: mean(lambda o, l: F.cross_entropy(o[0], y)), bn=lambda: mean(lambda o, l: bn_loss(o[1], l)),
-             tv=lambda: tv_loss(x), tv_l1=lambda: tv_loss(x, 1), l2=lambda: l2_loss(x), spread=lambda: mean(lambda o, l: intra_divergence_loss(o[2], y)))
+             tv=lambda: tv_loss(x), tv_l1=lambda: tv_loss(x, 1), l2=lambda: l2_loss(x),
+             spread=lambda: mean(lambda o, l: intra_divergence_loss(o[2], y)))
     if rival: f['compete'] = lambda: mean(lambda o, l, z=_asked(rival, x): competition_loss(z, o[0]))
     return {k: f[k]() for k, a in terms.items() if a}
 
@@ -162,7 +180,8 @@ def _dream(plan, k, y, reads, layers, rival, device, watch):
     x = torch.randn(len(y), 3, plan['size'], plan['size'], generator=g).to(device).requires_grad_()
     half = round(plan['steps']*plan['low'])
     for pool, steps in ((2, half), (1, plan['steps'] - half)):
-        opt, lr = torch.optim.Adam([x], betas=(.5, .9)), combine_scheds([.05, .95], [SchedLin(0, plan['lr']), SchedCos(plan['lr'], 0)])
+        opt = torch.optim.Adam([x], betas=(.5, .9))
+        lr = combine_scheds([.05, .95], [SchedLin(0, plan['lr']), SchedCos(plan['lr'], 0)])
         for i in range(steps):
             opt.param_groups[0]['lr'] = lr((i + 1)/(steps + 1))
             parts = _parts(_seen(x, pool, plan['flip'], g), y, reads, layers, rival, plan['terms'])
@@ -170,7 +189,8 @@ def _dream(plan, k, y, reads, layers, rival, device, watch):
             opt.step()
             with torch.no_grad(): x.copy_(_pixels(x, clip=True))
             watch(x.detach(), {n: v.detach() for n, v in parts.items()})
-    if not x.isfinite().all(): raise ValueError(f'batch {k} became NaN: a teacher answers NaN, or lr={plan["lr"]:g} is too high.')
+    if not x.isfinite().all():
+        raise ValueError(f'batch {k} became NaN: a teacher answers NaN, or lr={plan["lr"]:g} is too high.')
     return _pixels(x.detach()).cpu()
 
 # %% ../nbs/09_datafree.ipynb #7039cfe1
@@ -179,30 +199,47 @@ def _checked_teachers(teachers):
     teachers = list(teachers) if isinstance(teachers, (list, tuple)) else [teachers]
     if not teachers: raise ValueError('no teacher was given: images are made from at least one.')
     for t in teachers:
-        if not isinstance(t, Teacher): raise TypeError(f'a {type(t).__name__} was given as teacher: as_teacher(…) makes a Teacher of it, with classes and normalisation.')
-        if t.classes != teachers[0].classes: raise ValueError(f'teacher {t.name} speaks of {t.classes[:5]}, {teachers[0].name} of {teachers[0].classes[:5]}: the classes must be the same, in one order.')
+        if not isinstance(t, Teacher):
+            raise TypeError(f'a {type(t).__name__} was given as teacher: as_teacher(…) makes a Teacher of it, with '
+                            f'classes and normalisation.')
+        if t.classes != teachers[0].classes:
+            raise ValueError(f'teacher {t.name} speaks of {t.classes[:5]}, {teachers[0].name} of '
+                             f'{teachers[0].classes[:5]}: the classes must be the same, in one order.')
         unknown = [c for c in t.classes if t.class_map and c not in t.class_map.values()]
-        if unknown: raise ValueError(f'teacher {t.name} does not know {unknown[:5]}: images of a class are made by teachers that know it. Leave it out of answers=.')
+        if unknown:
+            raise ValueError(f'teacher {t.name} does not know {unknown[:5]}: images of a class are made by teachers '
+                             f'that know it. Leave it out of answers=.')
         bn_layers(t)
-    bad = [c for c in teachers[0].classes if Path(c).name != c or '\\' in c or c.startswith(('.', '__')) or c in (*PART_NAMES, 'unlabelled')]
-    if bad: raise ValueError(f'classes {bad[:5]} cannot be names of folders: give others, Teacher(t.model, classes=[…]).')
+    taken = (*PART_NAMES, 'unlabelled')
+    bad = [c for c in teachers[0].classes
+           if Path(c).name != c or '\\' in c or c.startswith(('.', '__')) or c in taken]
+    if bad:
+        raise ValueError(f'classes {bad[:5]} cannot be names of folders: give others, Teacher(t.model, classes=[…]).')
     return sorted(teachers, key=lambda t: t.fingerprint)       # their order changes nothing
 
+# %% ../nbs/09_datafree.ipynb #5601c8d5
 def _checked_terms(terms, student):
     "`TERMS`, with what was given in its place"
     for k in terms or {}:
         if k not in TERMS: raise ValueError(f'terms: there is no {k!r}.' + did_you_mean(k, TERMS))
     out = {k: float(v) for k, v in (TERMS | (terms or {})).items()}
-    if (bad := {k: v for k, v in out.items() if not 0 <= v < math.inf}): raise ValueError(f'terms: {bad}: a coefficient is a number from 0 up; 0 leaves the term out.')
-    if out['compete'] and student is None: raise ValueError('terms: compete asks where a student still errs: give student=…, a module or a Learner; or compete=0.')
-    if student is not None and not out['compete']: raise ValueError('student= is for the term compete, whose coefficient is 0: give terms=dict(compete=1.), or no student.')
+    if (bad := {k: v for k, v in out.items() if not 0 <= v < math.inf}):
+        raise ValueError(f'terms: {bad}: a coefficient is a number from 0 up; 0 leaves the term out.')
+    if out['compete'] and student is None:
+        raise ValueError('terms: compete asks where a student still errs: give student=…, a module or a Learner; or '
+                         'compete=0.')
+    if student is not None and not out['compete']:
+        raise ValueError('student= is for the term compete, whose coefficient is 0: give terms=dict(compete=1.), or '
+                         'no student.')
     return out
 
 # %% ../nbs/09_datafree.ipynb #d93305dc
 def _checked_size(size, teachers):
     "Pixels a side"
     size = size or next((t.size for t in teachers if t.size), None)
-    if size is None: raise ValueError(f'size: how many pixels a side had the training images? Teacher {teachers[0].name} takes any and does not know: give size=32, or whatever it was.')
+    if size is None:
+        raise ValueError(f'size: how many pixels a side had the training images? Teacher {teachers[0].name} takes '
+                         f'any and does not know: give size=32, or whatever it was.')
     h, w = (size, size) if isinstance(size, int) else size
     if h != w or h < 8: raise ValueError(f'size={size}: a square of at least 8 pixels a side is needed.')
     return h
@@ -210,22 +247,30 @@ def _checked_size(size, teachers):
 def _check_numbers(plan):
     least = dict(per_class=1, steps=0, bs=2, lr=0., low=0.)
     for k, v in least.items():
-        if not plan[k] >= v: raise ValueError(f'{k}={plan[k]}: at least {v} is needed' + (', a class without images is none' if k == 'per_class' else ', a batch has statistics from two images on' if k == 'bs' else '') + '.')
+        if not plan[k] >= v:
+            why = dict(per_class=', a class without images is none', bs=', a batch has statistics from two images on')
+            raise ValueError(f'{k}={plan[k]}: at least {v} is needed' + why.get(k, '') + '.')
     if plan['low'] > 1: raise ValueError(f"low={plan['low']}: a share of the steps, from 0 to 1, is needed.")
 
 # %% ../nbs/09_datafree.ipynb #09d7b948
 def _flat(d, at=''):
-    return {n: o for k, v in d.items() for n, o in (_flat(v, f'{at}{k}.').items() if isinstance(v, dict) else [(at + k, v)])}
+    return {n: o for k, v in d.items()
+            for n, o in (_flat(v, f'{at}{k}.').items() if isinstance(v, dict) else [(at + k, v)])}
 
 def _found(folder, plan):
     "Is this folder's card there, and does it say the same? `ValueError` where it says something else"
-    if not folder.exists() or folder.is_dir() and all(p.name in ('.lock', '.card.json') for p in folder.iterdir()): return False
+    if not folder.exists(): return False
+    if folder.is_dir() and all(p.name in ('.lock', '.card.json') for p in folder.iterdir()): return False
     try:
         card = json.loads((folder/'card.json').read_text(encoding='utf-8'))
         old = _flat(card['plan'] if card['about'].startswith('Synthetic images') else None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError): raise FileExistsError(f'{folder} exists and is not a folder of synthetic images (no readable card.json). Give another folder; this one is not touched.') from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise FileExistsError(f'{folder} exists and is not a folder of synthetic images (no readable card.json). '
+                              f'Give another folder; this one is not touched.') from None
     for k, new in _flat(plan).items():
-        if old.get(k) != new: raise ValueError(f'{folder} was made with {k} = {old.get(k)}; asked for is {k} = {new}. Give the same arguments, another folder, or overwrite=True.')
+        if old.get(k) != new:
+            raise ValueError(f'{folder} was made with {k} = {old.get(k)}; asked for is {k} = {new}. Give the same '
+                             f'arguments, another folder, or overwrite=True.')
     return True
 
 def _clear(folder, plan):
@@ -241,7 +286,8 @@ def _alone(folder):
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder/'.lock', timeout=0)
     try: lock.acquire()
-    except Timeout: raise ValueError(f'Another process is making {folder}. Wait for it to end, or give another folder.') from None
+    except Timeout:
+        raise ValueError(f'Another process is making {folder}. Wait for it to end, or give another folder.') from None
     try: yield
     finally: lock.release()
 
@@ -252,7 +298,10 @@ def _replace(path, write):
     write(tmp)
     os.replace(tmp, path)
 
-def _save(im, path): _replace(path, lambda tmp: Image.fromarray((im*255).round().byte().permute(1, 2, 0).numpy()).save(tmp, 'PNG'))
+def _picture(im): # (3, H, W), 0 to 1
+    return Image.fromarray((im*255).round().byte().permute(1, 2, 0).numpy())
+
+def _save(im, path): _replace(path, lambda tmp: _picture(im).save(tmp, 'PNG'))
 
 # %% ../nbs/09_datafree.ipynb #46dc92d6
 def _batches(n_classes, per_class, bs):
@@ -270,14 +319,15 @@ def image_grid(
     "Images side by side, as one picture."
     zoom = zoom or max(1, 48//x.shape[-1])
     big = F.interpolate(x, scale_factor=zoom, mode='nearest')
-    return Image.fromarray((make_grid(big, nrow=cols, padding=2, pad_value=1.)*255).round().byte().permute(1, 2, 0).numpy())
+    return _picture(make_grid(big, nrow=cols, padding=2, pad_value=1.))
 
 class _Watch:
     "Progress; silent in logs and headless notebooks"
     def __init__(self, total, done):
         from tqdm import tqdm
         live = 'JPY_SESSION_NAME' in os.environ and os.environ.get('LIBKD_WIDGETS') != 'headless'
-        self.bar = tqdm(total=total, initial=done, desc='synthetic images', unit='step', disable=not (live or sys.stderr.isatty()), leave=False)
+        shown = live or sys.stderr.isatty()
+        self.bar = tqdm(total=total, initial=done, desc='synthetic images', unit='step', disable=not shown, leave=False)
         self.page = _page() if live else None
     def __enter__(self): return self
     def __exit__(self, *_): self.bar.close()
@@ -295,20 +345,23 @@ def _shown(x):
     from IPython.display import HTML
     out = io.BytesIO()
     image_grid(_pixels(x)[:40].cpu()).save(out, 'PNG')
-    return HTML(f'<img alt="The first synthetic images of this batch, still changing." src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">')
+    return HTML(f'<img alt="The first synthetic images of this batch, still changing." '
+                f'src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">')
 
 # %% ../nbs/09_datafree.ipynb #7604f9d8
 def _make(folder, plan, teachers, rival):
     "The batches that are missing"
     device, layers = teachers[0].device, [bn_layers(t.to(teachers[0].device)) for t in teachers]
-    batches = [(c, [folder/plan['classes'][k]/f'{j:05d}.png' for k, j in zip(c, js)]) for c, js in _batches(len(plan['classes']), plan['per_class'], plan['bs'])]
+    def files(c, js): return [folder/plan['classes'][k]/f'{j:05d}.png' for k, j in zip(c, js)]
+    batches = [(c, files(c, js)) for c, js in _batches(len(plan['classes']), plan['per_class'], plan['bs'])]
     todo = [k for k, (_, files) in enumerate(batches) if not all(f.is_file() for f in files)]
     with ExitStack() as stack:
         reads = [stack.enter_context(inside(t, l)) for t, l in zip(teachers, layers)]
         watch = stack.enter_context(_Watch(len(batches)*plan['steps'], (len(batches) - len(todo))*plan['steps']))
         for k in todo:
             c, files = batches[k]
-            x = _dream(plan, k, torch.tensor(c, device=device), reads, layers, rival and rival.to(device), device, watch)
+            asked, other = torch.tensor(c, device=device), rival and rival.to(device)
+            x = _dream(plan, k, asked, reads, layers, other, device, watch)
             for im, f in zip(x, files): _save(im, f)
 
 # %% ../nbs/09_datafree.ipynb #948594e2
@@ -316,21 +369,36 @@ def _rival(student, plan):
     "The student as it is now, frozen; its fingerprint goes into the plan"
     classes = None if isinstance(student, Learner) else plan['classes']
     t = copy.copy(as_teacher(student, classes=classes, name='student'))
-    if t.classes != plan['classes']: raise ValueError(f'the student has the classes {t.classes[:5]}, the teachers {plan["classes"][:5]}: these must be the same, in one order.')
+    if t.classes != plan['classes']:
+        raise ValueError(f'the student has the classes {t.classes[:5]}, the teachers {plan["classes"][:5]}: these '
+                         f'must be the same, in one order.')
     t.size = t.size or (plan['size'],)*2                 # a transformer wants its size at half resolution, too
     plan['student'] = t.fingerprint
     return t
 
 def _write_card(folder, plan):
-    about = 'Synthetic images, made by gradient from the statistics that these teachers remember. No image here was photographed; labels are what the teachers were asked for.'
-    card = dict(about=about, plan=plan, versions=dict(libkd=__version__, torch=torch.__version__, timm=timm.__version__))
-    _replace(folder/'card.json', lambda tmp: tmp.write_text(json.dumps(card, indent=1, ensure_ascii=False) + '\n', encoding='utf-8'))
+    about = ('Synthetic images, made by gradient from the statistics that these teachers remember. '
+             'No image here was photographed; labels are what the teachers were asked for.')
+    versions = dict(libkd=__version__, torch=torch.__version__, timm=timm.__version__)
+    card = dict(about=about, plan=plan, versions=versions)
+    text = json.dumps(card, indent=1, ensure_ascii=False) + '\n'
+    _replace(folder/'card.json', lambda tmp: tmp.write_text(text, encoding='utf-8'))
 
 def _counted(folder, plan):
     "The folder, if its images are all there"
     n, want = sum(1 for _ in folder.glob('*/*.png')), plan['per_class']*len(plan['classes'])
     if n == want: return folder
-    raise ValueError(f'{folder} holds {n} images and its card says {want}: some were removed or added. overwrite=True makes them anew.')
+    raise ValueError(f'{folder} holds {n} images and its card says {want}: some were removed or added. '
+                     f'overwrite=True makes them anew.')
+
+# %% ../nbs/09_datafree.ipynb #d0c24463
+def _planned(teachers, size, terms, student, numbers): # As of `synthesize`; its other arguments
+    "All that the images depend on, checked"
+    names = [f'{t.name} {t.fingerprint}' for t in teachers]
+    plan = dict(classes=teachers[0].classes, size=_checked_size(size, teachers), **numbers,
+                terms=_checked_terms(terms, student), teachers=names)
+    _check_numbers(plan)
+    return plan
 
 # %% ../nbs/09_datafree.ipynb #2071e04a
 def synthesize(
@@ -348,11 +416,10 @@ def synthesize(
     seed: int=0,          # Another seed, other images
     overwrite: bool=False,# Make them anew where the folder holds other synthetic images
 ) -> Path: # The folder
-    "Images made from teachers alone. A second call opens what is whole, continues what is not, and refuses what is something else."
+    "Images made from teachers alone. A second call opens what is whole, continues what is not, refuses all else."
     teachers, folder = _checked_teachers(teachers), Path(folder)
-    plan = dict(classes=teachers[0].classes, per_class=per_class, size=_checked_size(size, teachers), steps=steps, flip=flip, bs=bs, lr=lr, low=low, seed=seed,
-                terms=_checked_terms(terms, student), teachers=[f'{t.name} {t.fingerprint}' for t in teachers])
-    _check_numbers(plan)
+    numbers = dict(per_class=per_class, steps=steps, flip=flip, bs=bs, lr=lr, low=low, seed=seed)
+    plan = _planned(teachers, size, terms, student, numbers)
     rival = None if student is None else _rival(student, plan)
     part = folder.with_name(f'{folder.name}.unfinished')
     if overwrite: _clear(folder, plan); _clear(part, plan)
@@ -368,7 +435,9 @@ def synthesize(
 def _loaded(data, classes, per_class, size):
     "Images `(n, 3, size, size)` in the units of `STATS` and their classes, at most `per_class` of each"
     s = data if isinstance(data, Samples) else Samples.from_folder(data)
-    if set(s.classes) != set(classes): raise ValueError(f'the images have the classes {s.classes[:5]}, the teacher {classes[:5]}: these must be the same.')
+    if set(s.classes) != set(classes):
+        raise ValueError(f'the images have the classes {s.classes[:5]}, the teacher {classes[:5]}: these must be the '
+                         f'same.')
     idx = np.concatenate([np.flatnonzero(s.labels == c)[:per_class] for c in range(s.n_classes)])
     size = size or open_image(s.source(int(idx[0]))).height
     x = torch.stack([pil_to_tensor(open_image(s.source(int(i))).resize((size, size))) for i in idx])/255
@@ -377,12 +446,15 @@ def _loaded(data, classes, per_class, size):
 
 def _measured(x, y, teacher):
     "One row of `image_diversity`"
-    with inside(teacher) as read, torch.no_grad(): z, f = (torch.cat(o) for o in zip(*(read(b.to(teacher.device))[::2] for b in x.split(256))))
+    with inside(teacher) as read, torch.no_grad():
+        said = [read(b.to(teacher.device))[::2] for b in x.split(256)]
+    z, f = map(torch.cat, zip(*said))
     f, said = F.normalize(f, dim=1).cpu(), z.argmax(1).cpu()
     share = torch.bincount(said, minlength=len(teacher.classes))/len(said)
     apart = [F.pdist(f[y == c]).mean().item() for c in y.unique() if (y == c).sum() > 1]
     return dict(images=len(y), distance=np.mean(apart) if apart else math.nan, agrees=(said == y).float().mean().item(),
-                coverage=(share > 0).float().mean().item(), entropy=-(share*share.clamp(min=1e-12).log()).sum().item()/math.log(len(share)))
+                coverage=(share > 0).float().mean().item(),
+                entropy=-(share*share.clamp(min=1e-12).log()).sum().item()/math.log(len(share)))
 
 # %% ../nbs/09_datafree.ipynb #e1ea3dea
 def image_diversity(
@@ -392,23 +464,25 @@ def image_diversity(
     size: int | None=None,# Pixels a side; None: of the first image
     seed: int=0,          # Of the noise
 ) -> pd.DataFrame: # One row a set, and one for noise
-    "How varied sets of images are for a teacher: distance within a class, agreement with the labels, coverage and entropy of its answers."
+    "How varied images are for a teacher: distance within a class, agreement with labels, coverage and entropy"
     sets = sets if isinstance(sets, dict) else {'synthetic': sets}
     loaded = {k: _loaded(s, teacher.classes, per_class, size) for k, s in sets.items()}
     x, y = next(iter(loaded.values()))
     noise = _pixels(torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)), clip=True)
-    return pd.DataFrame({k: _measured(*v, teacher) for k, v in {'noise': (noise, y), **loaded}.items()}).T.astype(dict(images=int))
+    rows = {k: _measured(*v, teacher) for k, v in {'noise': (noise, y), **loaded}.items()}
+    return pd.DataFrame(rows).T.astype(dict(images=int))
 
 # %% ../nbs/09_datafree.ipynb #5466b933
 def datafree_learner(
     folder,               # Of the synthetic images; made by `synthesize`, or opened
     teachers,             # `Teacher`, or several, with BatchNorm
     student,              # Name of a student, or a model; of any kind
-    *, images: dict | None=None,  # Arguments of `synthesize`: dict(per_class=500, size=32); `spread` is 1 if they do not say otherwise
+    # Arguments of `synthesize`: dict(per_class=500, size=32); `spread` is 1 if they do not say otherwise
+    *, images: dict | None=None,
     loaders: dict | None=None,    # Arguments of `image_dls`
     **kw,                 # Arguments of `distill_learner`; `method` is 'dearkd' if they do not say otherwise
 ) -> Learner: # Its training *and validation* images are synthetic
-    "A learner whose student is taught with synthetic images alone; by default as in DF-DearKD. `kw` are arguments of `distill_learner`."
+    "A learner taught with synthetic images alone; by default as in DF-DearKD. `kw` are for `distill_learner`"
     images = dict(images or {})
     images['terms'] = dict(spread=1.) | (images.get('terms') or {})
     path = synthesize(folder, teachers, **images)
