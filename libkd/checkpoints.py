@@ -33,7 +33,8 @@ WEIGHTS = ('.safetensors', '.pth', '.pt', '.bin', '.ckpt')      # how files of w
 def load_weights(
     path: Path | str, # A file of weights, `.safetensors` or what `torch.save` writes
 ) -> dict: # What it holds, on the CPU
-    "The content of a file of weights, without running code from it; `CheckpointError` where that cannot be."
+    """The content of a file of weights, without running code from it; `MissingFile` where there is none,
+    `CheckpointError` where it cannot be read so."""
     path = Path(path)
     if not path.is_file(): raise MissingFile(f'{path} is no file (looked in {Path.cwd()}).')
     try:

@@ -76,8 +76,10 @@ class Row:
         self.dataset, self.i, self.key = dataset, i, key
         self.id = array_id(self.pixels(row))
 
-    def pixels(self, row=None): # the row, if it was just read
-        "The picture as it is given now, `(H, W, 3)` or `(H, W)` uint8"
+    def pixels(self,
+        row=None, # The row, if it was just read; None: it is read now
+    ) -> np.ndarray: # (H, W, 3) or (H, W) uint8
+        "The picture as it is given now"
         o = (self.dataset[self.i] if row is None else row)[self.key]
         if isinstance(o, Image.Image): return np.asarray(_upright_rgb(o))
         return np.asarray(open_image(o)) if isinstance(o, (str, Path)) else _image_arrays([o])[0]
@@ -92,7 +94,8 @@ class Row:
 def open_image(
     source: Path | str | np.ndarray, # A file, an array `(H, W[, 3])` uint8, or a `Row`
 ) -> Image.Image: # RGB
-    "The picture behind a source, as a viewer shows it. `UserError` with its name where it cannot be read"
+    """The picture behind a source, as a viewer shows it. `UserError` with its name where it cannot be read,
+    `FileNotFoundError` where it is gone"""
     if isinstance(source, Row): source = np.asarray(source)
     if isinstance(source, np.ndarray): return Image.fromarray(source).convert('RGB')
     try:
@@ -104,7 +107,8 @@ def open_image(
 
 # %% ../nbs/00a_data.ipynb #7f0c27ec
 class Samples:
-    "An ordered collection of samples with one ordered list of classes."
+    """An ordered collection of samples with one ordered list of classes. Raises `UserError` where items, labels, parts
+    and ids are not equally many"""
     def __init__(self,
         items: list,                 # Paths as strings, relative to `root` or absolute; or arrays
         labels,                      # `(n,)` indices into `classes`; −1: no label
@@ -136,7 +140,7 @@ def _ids(items):
 @patch
 def source(self:Samples,
     i: int, # Position
-) -> Path | np.ndarray:
+) -> Path | np.ndarray: # An array where the pixels are at hand
     "The file or the array at a position."
     o = self.items[i]
     return o if isinstance(o, (np.ndarray, Row)) else Path(self.root or '', o)
@@ -165,13 +169,15 @@ def __getitem__(self:Samples,
 @patch
 def part(self:Samples,
     name: str, # 'train', 'valid' or 'test'
-):
-    "The samples of one part."
+) -> Samples:
+    "The samples of one part; `UserError` for a name that no part has."
     if name not in PARTS: raise UserError(f'part={name!r}: the parts are {", ".join(PARTS)}.')
     return self[self.parts == name]
 
 @patch
-def has(self:Samples, name:str) -> bool:
+def has(self:Samples,
+    name:str, # 'train', 'valid' or 'test'
+) -> bool:
     "Is there at least one sample in this part?"
     return bool((self.parts == name).any())
 
@@ -473,8 +479,9 @@ def subset(self:Samples,
     per_class: int | None=None, # Labelled training images to keep of each class; images without a label stay
     n: int | None=None,         # Or: training images to keep in all, with and without labels
     seed: int=0,                # Which ones
-):
-    "Fewer training images; validation and test parts stay whole."
+) -> Samples:
+    """Fewer training images; validation and test parts stay whole. Raises `UserError` where both or none of `per_class`
+    and `n` are given, or more than there are"""
     if (per_class is None) == (n is None): raise UserError('give either per_class=… or n=….')
     pool = self.parts == 'train'
     if per_class is not None: return self[~pool | (self.labels < 0) | self._draw(per_class, seed)]
@@ -488,7 +495,7 @@ def subset(self:Samples,
 def hide_labels(self:Samples,
     per_class: int, # Labels to keep of each class in the training part
     seed: int=0,    # Which ones
-):
+) -> Samples:
     "Forget all other training labels: those samples stay, with label −1."
     hide = (self.parts == 'train') & ~self._draw(per_class, seed)
     return self._take(np.arange(len(self)), labels=np.where(hide, -1, self.labels))
@@ -498,8 +505,8 @@ def hide_labels(self:Samples,
 def in_memory(self:Samples,
     size: int | None=None, # Pixels of both sides, by averaging areas; None: as they are
     limit: int=2**31,      # Most bytes; more is refused, for it would crowd out the training
-):
-    "The same samples with their pixels at hand."
+) -> Samples:
+    "The same samples with their pixels at hand. Raises `UserError` where they take more than `limit`"
     if not len(self): return self
     w, h = (size, size) if size else open_image(self.source(0)).size
     if (need := len(self)*w*h*3) > limit:
@@ -566,8 +573,9 @@ def split(self:Samples,
     # What stays together: a function of a `Sample`, 'parent' (its folder), or `(n,)` groups; None: single images
     by=None,
     seed: int=0,     # Which ones
-):
-    "Divide the training part, class by class. With `by`, no group is in two parts."
+) -> Samples:
+    """Divide the training part, class by class. With `by`, no group is in two parts. Raises `UserError` for shares that
+    are none, and for a part that is there already"""
     if valid < 0 or test < 0 or not 0 < valid + test < 1:
         raise UserError(f'valid={valid}, test={test}: shares from 0 to 1, together less than 1, are needed.')
     for p, share in (('valid', valid), ('test', test)):
@@ -653,8 +661,9 @@ def picture_hash(
     return int(np.packbits(a[:, 1:] > a[:, :-1]).view('>u8')[0])
 
 @patch
-def check(self:Samples): # Itself
-    "Read and decode everything: nothing unreadable, no content in two parts, and all that the constructors check"
+def check(self:Samples) -> Samples: # Itself
+    """Read and decode everything: nothing unreadable, no content in two parts, and all that the constructors check.
+    Raises `UserError` with the names of what is wrong"""
     self._whole(self._unseen())
     contents, marks = self._readable()
     both = [g for g in _same(contents) if len(set(self.parts[g])) > 1]

@@ -10,6 +10,7 @@ __all__ = ['STATS', 'TERMS', 'bn_layers', 'bn_loss', 'tv_loss', 'l2_loss', 'comp
 import base64, copy, io, json, math, os, shutil, sys
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 import pandas as pd
@@ -60,7 +61,7 @@ def bn_loss(
     inputs,     # What entered each layer, a list of `(B, C, H, W)`
     layers,     # The layers, see `bn_layers`
     first=10.,  # Weight of the first one; the others have 1
-):
+) -> torch.Tensor: # Scalar
     "`Σ w(‖var(x) − running_var‖₂ + ‖mean(x) − running_mean‖₂)`: biased variance, plain norms, summed (DeepInversion)"
     w = [first] + [1.]*(len(layers) - 1)
     return sum(a*((x.var((0, 2, 3), unbiased=False) - m.running_var).norm()
@@ -76,14 +77,15 @@ def _differences(x):
 def tv_loss(
     x,    # Images `(B, 3, H, W)`
     p=2,  # 2: sum of four norms over the whole batch; 1: sum of four means of absolute differences
-):
-    "Total variation: `Σ‖d‖₂` (`p=2`) or `Σ mean|d|` (`p=1`) over the differences in four directions (DeepInversion)"
+) -> torch.Tensor: # Scalar
+    """Total variation: `Σ‖d‖₂` (`p=2`) or `Σ mean|d|` (`p=1`) over the differences in four directions (DeepInversion);
+    `ValueError` for another `p`"""
     if p not in (1, 2): raise ValueError(f'p={p!r}: 1 and 2 are possible.')
     return sum(d.norm() if p == 2 else d.abs().mean() for d in _differences(x))
 
 def l2_loss(
     x, # Images `(B, 3, H, W)`
-):
+) -> torch.Tensor: # Scalar
     "The mean over images of `‖x‖₂` (DeepInversion)"
     return x.flatten(1).norm(dim=1).mean()
 
@@ -92,7 +94,7 @@ def competition_loss(
     student, # Logits `(B, C)`; gradients flow through them to the images, as through the teacher's
     teacher, # Logits `(B, C)`
     T=3.,    # Temperature of both
-):
+) -> torch.Tensor: # Scalar, from 1 − log 2 to 1
     "`1 − JS(student, teacher)`, the textbook's divergence in nats, mean over the batch (Adaptive DeepInversion)"
     p, q = ((z/T).log_softmax(-1) for z in (student, teacher))
     m = torch.logaddexp(p, q) - math.log(2)
@@ -105,7 +107,7 @@ def intra_divergence_loss(
     y,           # Class numbers `(B,)`
     margin=.1,   # Distance to keep from the nearest image of another class
     d_max=1.,    # Enough
-):
+) -> torch.Tensor: # Scalar; 0 where no class has two images
     """Mean of `max(0, min(d_max, d_other − margin) − d_same)` over nearest neighbours.
 
     Our reading of DearKD's boundary-preserving term, whose formula could not be read"""
@@ -138,8 +140,8 @@ def _asked(t, x): # A `Teacher`; pixels (B, 3, H, W): its `logits`, with gradien
 def inside(
     t: Teacher,   # Who is asked
     layers=(),    # Whose inputs are wanted
-):
-    "Inside: `f(x)` gives logits `(B, C)`, inputs of the layers, features `(B, D)`; afterwards no hook is left."
+) -> Callable: # images (B, 3, H, W) -> (logits (B, C), inputs of `layers`, features (B, D))
+    "Inside: a function that also gives what enters layers and the classifier; afterwards no hook is left"
     with Hooks([*layers, _classifier(t)], lambda m, i, o: i[0], detach=False) as hooks:
         def read(x):
             z, (*seen, features) = _asked(t, x), hooks.stored

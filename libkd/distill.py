@@ -48,7 +48,8 @@ def checked_route(route:dict, # head -> teacher name or names
                   heads:tuple, # The student's heads
                   names:list, # Names of the teachers
                  )->dict: # head -> list of teacher names
-    "A route given by hand, or the reason why it cannot be (`ValueError`)"
+    """A route given by hand. Raises `TypeError` where it is no dict, `ValueError` for a head or a teacher that is not
+    there, and for a teacher without a head"""
     if not isinstance(route, dict): raise TypeError(
         f"route={route!r}: it is a dict, head -> teacher name or names, e.g. {{'{heads[-1]}': '{names[0]}'}}.")
     route = {h: [t] if isinstance(t, str) else list(t) for h, t in route.items()}
@@ -76,7 +77,7 @@ def full_route(model:nn.Module, # The student, perhaps wrapped
                given:dict=None, # A route by hand; None: by bias
                labels=True, # Whether labels teach the heads that no teacher advises
               )->dict: # head -> list of teacher names
-    "Who advises which head of this student"
+    "Who advises which head of this student. Raises `ValueError` where a head could learn from nobody"
     heads = heads_of(unwrap(model))
     route = checked_route(given, heads, list(biases)) if given else route_by_bias(heads, biases)
     idle = [h for h in heads if h not in route and not labels]
@@ -95,8 +96,8 @@ class Live:
         if self.teacher.device != device: self.teacher.to(device)
         said = self.teacher.logits(learn.xb[0].as_subclass(torch.Tensor), stats=stats_of(learn.dls))
         return {self.teacher.name: said}
-    def identity(self):
-        "teacher -> fingerprint"
+    def identity(self) -> dict: # teacher -> fingerprint
+        "Who answers, by content"
         return {self.teacher.name: self.teacher.fingerprint}
 
 # %% ../nbs/07_distill.ipynb #fef5eb70
@@ -120,8 +121,8 @@ class Stored:
             "Mix inside the view instead: image_dls(…, mix=Mix()), then build the cache.")
         return self.cache.gather(rows, ride.view)
 
-    def identity(self):
-        "teacher -> fingerprint, and how its answers are kept"
+    def identity(self) -> dict: # teacher -> its fingerprint, and the plan of the cache: dtype, top_k, tail_T, policy
+        "Who answered, by content, and how the answers are kept"
         kept = {k: self.cache.plan.get(k) for k in ('dtype', 'top_k', 'tail_T', 'policy')}
         return {n: {'fingerprint': self.cache.teachers[n]['fingerprint'], **kept} for n in self.biases}
 
@@ -135,7 +136,8 @@ class Stored:
 # %% ../nbs/07_distill.ipynb #35a9e1be
 def sources_of(teachers, # A `LogitCache`, a `Teacher`, or a list of these; sources themselves stay as they are
               )->list: # of `Stored` and `Live`, by the names of their teachers
-    "Where answers come from"
+    """Where answers come from. Raises `TypeError` for what cannot answer, `ValueError` for an empty list and for two
+    teachers of one name"""
     def source(t):
         if isinstance(t, (Stored, Live)): return t
         if isinstance(t, LogitCache): return Stored(t)
@@ -171,7 +173,7 @@ def ask_all_heads(model:nn.Module, # A student, perhaps wrapped
 def by_head(pred, # What a model answered: dict of heads, pair (class, distillation) as in timm, or one tensor (B, C)
             model:nn.Module, # Whose answer it is
            )->dict: # head -> logits (B, C), float32
-    "A student's answer, head by head"
+    "A student's answer, head by head. Raises `ValueError` for a tuple that is no pair"
     if isinstance(pred, (tuple, list)):
         if len(pred) != 2: raise ValueError(
             f"The student answers {len(pred)} things; a pair (class logits, distillation logits), as timm's "
@@ -207,7 +209,7 @@ def label_term(z:dict, # head -> logits (B, C)
                route:dict, # head -> teacher names
                loss_func:Callable, # The label loss
                *yb, # The labels (B,)
-              )->torch.Tensor:
+              )->torch.Tensor: # Scalar
     "Mean of the label losses of the class head and of every head that no teacher advises"
     spare = [h for h in z if h != 'cls' and h not in route]
     return (first + sum(loss_func(z[h], *yb) for h in spare)) / (1 + len(spare))
@@ -297,7 +299,8 @@ class TermColumns(KeepViews):
 # %% ../nbs/07_distill.ipynb #a046eb88
 def checked_setting(value, # Number, or schedule: progress in [0, 1] -> number
                     what:str, # Its name in the error
-                    above_0=True): # False: 0 is allowed as well
+                    above_0=True, # False: 0 is allowed as well
+) -> object: # `value` itself
     "`value`, if it is a finite number of the right sign throughout; else `TypeError` or `ValueError`"
     try: numbers = [float(value_at(value, p)) for p in (0., .5, 1.)]
     except Exception as e: raise TypeError(
@@ -327,7 +330,7 @@ def for_each(value, # One for all, or a dict teacher -> value that names some
 
 def checked_loss(loss, # Function or name of `libkd.losses`
                  teacher:str, # Whose, for the error
-                )->Callable:
+                )->Callable: # The loss itself, or the one of that name
     "A loss that can be called as `loss(student, teacher, target, T=…)`; else `KeyError` or `TypeError`"
     loss = get_loss(loss)
     try: signature(loss.forward if isinstance(loss, nn.Module) else loss).bind(0, 0, None, T=1.)
@@ -363,7 +366,8 @@ def one_loss(loss:Callable, # From `checked_loss`
              T:float, # Temperature
              counts=None, # How much the teacher counts for each sample (B,); None: 1
             )->torch.Tensor: # Scalar
-    "What one teacher asks of one head: the mean over the samples, each times what the teacher counts there"
+    """What one teacher asks of one head: the mean over the samples, each times what the teacher counts there. Raises
+    `ValueError` where `counts` is given and the loss has no term for each sample"""
     if counts is None: return loss(ours, theirs, target, T=T)
     each = loss(ours, theirs, target, T=T, reduction='none')
     if each.shape != counts.shape: raise ValueError(
@@ -382,8 +386,8 @@ def refuse_nonfinite(terms:dict, # name -> scalar
                      "cache.verify().")
 
 def single_labels(learn, # A learner with a batch at hand
-                 ):
-    "Labels `(B,)`, and why there are none: (None, the reason) where pictures are mixed or unlabelled"
+                 ) -> tuple: # (labels (B,) or None, why there are none: '' or a reason)
+    "The labels of the batch, where each picture has one: mixed and unlabelled pictures do not"
     ride = getattr(learn.yb[0], 'ride', None)
     if any(isinstance(cb, MixHandler) for cb in learn.cbs) or ride is not None and ride.mixed:
         return None, 'mixed pictures have two'
@@ -402,7 +406,8 @@ def refuse_no_target(loss:Callable, # Of a teacher
 
 # %% ../nbs/07_distill.ipynb #b0800b9b
 class Advisors(TermColumns):
-    "Who advises which head, and how: the settings of `MultiTeacherDistill`"
+    """Who advises which head, and how: the settings of `MultiTeacherDistill`. Raises `TypeError` or `ValueError` where
+    a setting does not fit the teachers"""
     def __init__(self,
                  teachers, # `LogitCache`, `Teacher`, or a list of these
                  route:dict=None, # head -> teacher name(s); default by bias
@@ -434,7 +439,9 @@ class Advisors(TermColumns):
 
     @property
     def columns(self): return {'label': 'label', **{n: f'kd_{n}' for n in self.biases}}
-    def routed(self, model): # The student -> head -> names of teachers
+    def routed(self,
+        model, # The student, perhaps wrapped
+    ) -> dict: # head -> names of teachers
         "Who advises which head of this student"
         return full_route(model, self.biases, self.given_route, labels=bool(self.label_weight))
     def __getstate__(self):

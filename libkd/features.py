@@ -43,7 +43,9 @@ class Feature(NamedTuple):
     def map(self): return self.tokens.transpose(1, 2).unflatten(2, self.grid)      # (B, D, rows, columns)
 
     @classmethod
-    def of_map(cls, x): # (B, D, rows, columns)
+    def of_map(cls,
+        x, # (B, D, rows, columns)
+    ) -> 'Feature':
         "From a map"
         return cls(x.flatten(2).transpose(1, 2), tuple(x.shape[-2:]))
 
@@ -73,7 +75,7 @@ def as_feature(out,    # Answer of a layer
 @contextmanager
 def reading(model:nn.Module, # Any model
             layers, # Names of layers, as in `model.named_modules()`
-           ): # dict layer -> `Feature`, filled by each forward
+           ) -> dict: # layer -> `Feature`, filled by each forward
     "While this block runs, keep what `layers` answer"
     feats, size = {}, []
     def keep(layer): return lambda module, args, out: feats.__setitem__(layer, as_feature(out, model, size[-1], layer))
@@ -142,7 +144,7 @@ def find_layer(model, # Any model
                layer, # Name, or depth from 0 to 1
                x, # Some images
               )->str:
-    "The name of a layer, or that of the one nearest to a depth"
+    "The name of a layer, or that of the one nearest to a depth. Raises `ValueError` for a depth outside of 0 to 1"
     if isinstance(layer, str): _module(model, layer); return layer
     if not 0 <= layer <= 1: raise ValueError(
         f"layer={layer}: a depth lies between 0 (the image) and 1 (the logits); a name is text.")
@@ -168,7 +170,7 @@ def match_features(student:nn.Module, # Who learns
                    student_depth:float=1/3, # Pair the student's layers up to this depth, at least one
                    teacher_depth:float=1/2, # … with the teacher's layers up to this one
                   )->list: # of `Pair`s
-    "Which layer listens to which"
+    "Which layer listens to which. Raises `ValueError` where no pair is left"
     net, x_t = (teacher.model, teacher.adapt(x)) if isinstance(teacher, Teacher) else (teacher, x)
     if layers is not None: layers = {find_layer(student, s, x): find_layer(net, t, x_t) for s, t in layers.items()}
     else: layers = _by_depth(feature_layers(student, x), feature_layers(net, x_t), student_depth, teacher_depth)
@@ -251,7 +253,10 @@ class Align(nn.Module):
 # %% ../nbs/08_features.ipynb #ab328221
 class Hint(nn.Module):
     "FitNets' hint (arXiv 1412.6550, eq. 3): a 1×1 regressor, mean squared error; here after pooling to one grid"
-    def __init__(self, s, t):
+    def __init__(self,
+        s, # `Feature` of the student, of one image or more
+        t, # The teacher's, for its number of channels
+    ):
         super().__init__()
         self.net = nn.Linear(s.tokens.shape[-1], t.tokens.shape[-1])
 
@@ -262,7 +267,11 @@ class Hint(nn.Module):
 # %% ../nbs/08_features.ipynb #a8c9a8b2
 class AttentionTransfer(nn.Module):
     "Attention transfer (arXiv 1612.03928; the authors' code): squared error of normalised maps of channel energy"
-    def __init__(self, s, t): super().__init__()
+    def __init__(self,
+        s, # `Feature` of the student: not used, for this rule has no parameters
+        t, # The teacher's: not used
+    ):
+        super().__init__()
     def forward(self, s, t):
         grid = coarser(s, t)
         energy = lambda f: F.normalize(to_grid(f, grid).tokens.float().pow(2).mean(-1), dim=1)       # (B, N)
@@ -271,7 +280,11 @@ class AttentionTransfer(nn.Module):
 # %% ../nbs/08_features.ipynb #611095e6
 class SimilarityPreserving(nn.Module):
     "SP (arXiv 1907.09682, eq. 1 to 4): squared difference of row-normalised similarities of the batch, over B²"
-    def __init__(self, s, t): super().__init__()
+    def __init__(self,
+        s, # `Feature` of the student: not used, for this rule has no parameters
+        t, # The teacher's: not used
+    ):
+        super().__init__()
     def forward(self, s, t):
         alike = lambda f: F.normalize((x := f.tokens.float().flatten(1)) @ x.T, dim=1)      # (B, B)
         return (alike(s) - alike(t)).pow(2).mean()
@@ -279,7 +292,11 @@ class SimilarityPreserving(nn.Module):
 # %% ../nbs/08_features.ipynb #ac58bf4a
 class Relations(nn.Module):
     "RKD (arXiv 1904.05068; the authors' code): Huber loss of distances (25) and angles (50) between mean features"
-    def __init__(self, s, t): super().__init__()
+    def __init__(self,
+        s, # `Feature` of the student: not used, for this rule has no parameters
+        t, # The teacher's: not used
+    ):
+        super().__init__()
     def forward(self, s, t):
         s, t = (f.tokens.float().mean(1) for f in (s, t))                      # (B, D)
         return 25*F.smooth_l1_loss(_distances(s), _distances(t)) + 50*F.smooth_l1_loss(_angles(s), _angles(t))
@@ -297,8 +314,9 @@ def _angles(x):
 
 # %% ../nbs/08_features.ipynb #991755b3
 def attention_of(model, # Any model
-                 layer): # The name of a block
-    "The name of a block's `qkv` layer and its number of heads, or None where it has no plain self-attention"
+                 layer, # The name of a block
+) -> tuple|None: # (name of the layer, number of heads)
+    "The `qkv` layer of a block and its number of heads, or None where it has no plain self-attention"
     attn = getattr(_module(model, layer), 'attn', None)
     return (f'{layer}.attn.qkv', attn.num_heads) if isinstance(attn, Attention) else None
 
@@ -326,7 +344,8 @@ class PartiallyCrossAttention(nn.Module):
 
 # %% ../nbs/08_features.ipynb #dd137b8b
 def patch_groups(grid, # (rows, columns)
-                 side=4): # Places along a neighbourhood
+                 side=4, # Places along a neighbourhood
+) -> torch.Tensor: # (N,) int64
     "Number of the neighbourhood of each place `(N,)`, row by row; those at the border may be smaller"
     r, c = (torch.arange(n)//side for n in grid)
     return (r[:, None]*(int(c[-1]) + 1) + c).flatten()
@@ -357,13 +376,16 @@ class Discriminator(nn.Module):
                                  nn.Linear(quarter, 1))
         self.opt = torch.optim.Adam(self.parameters(), lr)
 
-    def fooled(self, fake): # (B, N, D); gradients go to `fake` alone
+    def fooled(self,
+        fake, # (B, N, D); gradients go to `fake` alone
+    ) -> torch.Tensor: # Scalar
         "The student's term: -log D(fake)"
         weights = {k: v.detach() for k, v in self.net.named_parameters()}
         return F.softplus(-torch.func.functional_call(self.net, weights, (fake,))).mean()
 
     def learn(self, real, # The teacher's tokens (B, N, D)
-              fake): # The student's, same shape; it gets no gradient from this
+              fake, # The student's, same shape; it gets no gradient from this
+    ) -> float: # The loss of before the step
         "One step of its own"
         real, fake = real.detach(), fake.detach()
         with torch.enable_grad(): loss = F.softplus(-self.net(real)).mean() + F.softplus(self.net(fake)).mean()
@@ -598,7 +620,9 @@ def place_rule(self:FeatureDistill):
     self.split, self.learn.splitter = self.learn.splitter, self.groups
 
 @patch
-def groups(self:FeatureDistill, model)->list: # The student -> lists of parameters
+def groups(self:FeatureDistill,
+    model, # The student
+) -> list: # The student -> lists of parameters
     "The student's groups, and in the first one the rule's parameters too: in the place of the learner's splitter"
     own = () if self.rule is None else trained_parameters(self.rule)
     groups = list(self.split(model))
@@ -667,7 +691,8 @@ def note(self:FeatureDistill)->str:
     return f" · {'+'.join(self.rule.terms)}: {', '.join(s)} ← {', '.join(t)} of {whose}{stage}"
 
 @patch
-def resume_state(self:FeatureDistill)->dict:
+def resume_state(self:FeatureDistill,
+) -> dict: # `rule`: its state dict; `judge`: the state of the discriminator's optimizer, or None
     "What `Resume` saves of the rule"
     judge = self.rule.judge.opt.state_dict() if hasattr(self.rule, 'judge') else None
     return dict(rule=self.rule.state_dict(), judge=judge)

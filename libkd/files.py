@@ -69,7 +69,7 @@ def publish(
 def publish_json(
     path, # The file
     obj,  # What `json` can write: dicts, lists, text, numbers
-    **kwargs,
+    **kwargs, # `error` and `kept` of `writing`
 ):
     "`obj` as readable JSON with sorted keys: equal content, equal bytes"
     publish(path, (json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False) + '\n').encode(), **kwargs)
@@ -163,8 +163,10 @@ class Seen:
             with db: yield db
         finally: db.close()
 
-    def find(self, stamps):
-        "{stamp: checksum} of those that are known"
+    def find(self,
+        stamps, # Of files: device, inode, size and times as one text; None where a file has none
+    ) -> dict: # stamp -> checksum
+        "The checksums of those files that were read before and have not changed since"
         known, stamps = {}, [s for s in stamps if s]
         try:
             with self._table() as db:
@@ -225,7 +227,7 @@ def progress(
     verbose=True, # False shows nothing
     every=30.,    # Seconds from line to line where the output is a log
     done=0,       # How many were done before
-): # A `tqdm`: a context manager with `.update(n)` and `.set_postfix(…)`
+) -> tqdm: # A context manager with `.update(n)` and `.set_postfix(…)`
     "How a long call gets on: a bar where somebody watches, lines in a log"
     kw = dict(total=total, desc=what, unit=unit, initial=done, leave=False, disable=not verbose)
     if is_live():

@@ -196,7 +196,7 @@ def _identity(obj, seen):
 
 def identity(
     obj, # Anything: values, arrays, functions, transforms, networks, and lists and dicts of these
-): # What `json` can write
+) -> object: # What `json` can write
     "What a thing is, in content: equal for equal things in every process, folder and machine. Raises `IdentityError`"
     return _identity(obj, frozenset())
 
@@ -215,7 +215,7 @@ def _digits(t): return [f'{v:.4e}' for v in t.detach().flatten().tolist()]
 def loss_identity(
     f,      # A loss: called as `f(*args, **kwargs)`
     *args,  # Tensors; the gradient is taken for the first
-    **kwargs,
+    **kwargs, # What else the loss takes
 )->dict: # Name, and a checksum of value and gradient
     "What a loss is: its value and gradient on fixed numbers, to five digits. By its source where it cannot be tried so"
     z = args[0].detach().clone().requires_grad_()

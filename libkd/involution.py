@@ -541,8 +541,10 @@ class Involution2d(nn.Module):
 
 # %% ../nbs/02_involution.ipynb #6a39c1e9
 @patch
-def kernels(self:Involution2d, x):
-    "The kernels generated for `x`, `(B,G,K*K,H',W')`"
+def kernels(self:Involution2d,
+    x, # Maps (B, C, H, W)
+) -> torch.Tensor: # (B, G, K*K, H', W')
+    "The kernels generated for `x`, one for each group at each place of the answer"
     return self.span(self.act(self.norm(self.reduce(self.pool(x))))).unflatten(1, (self.groups, -1))
 
 @patch
@@ -605,7 +607,9 @@ class RedNet(nn.Module):
         stem_stride=2, # 1 for small images
         max_pool=True, # Halve the map after the stem; off for small images
         expansion=4, # Width of a block over the width of its involution
-        in_chans=3, num_classes=1000, global_pool='avg',
+        in_chans=3, # Channels of the images
+        num_classes=1000, # Number of logits; 1000 as in the paper's ImageNet models
+        global_pool='avg', # How the map becomes one vector, as timm's `ClassifierHead` takes it; '' leaves the map
         drop_rate=0., # Dropout before the classifier
         drop_path_rate=0. # Of the last block; earlier blocks get proportionally less
     ):
@@ -731,7 +735,9 @@ def rednet_filter(state_dict:dict, # Keys of the official code (mmcls layout), w
     return {rename(k): v for k, v in unwrapped(state_dict, own).items()}
 
 @patch
-def checkpoint_names(self:RedNet, state_dict): # State dict of the official code, or ours
+def checkpoint_names(self:RedNet,
+    state_dict, # State dict of the official code, or ours
+) -> dict: # Parameter -> tensor
     "What `read_checkpoint` asks: the same weights under our names"
     return rednet_filter(state_dict, self)
 
@@ -742,33 +748,39 @@ def _rednet(name, pretrained=False, **kwargs):
 
 @register_model
 def rednet26(pretrained=False, **kwargs)->RedNet:
-    "9.2 M parameters; `pretrained` weights are on no server: give `pretrained_cfg_overlay=dict(file=…)`"
+    """9.2 M parameters; `pretrained` weights are on no server: give `pretrained_cfg_overlay=dict(file=…)`; `kwargs` go
+    to `RedNet`"""
     return _rednet('rednet26', pretrained, **dict(depths=(1, 2, 4, 1)) | kwargs)
 
 @register_model
 def rednet38(pretrained=False, **kwargs)->RedNet:
-    "12.4 M parameters; `pretrained` weights are on no server: give `pretrained_cfg_overlay=dict(file=…)`"
+    """12.4 M parameters; `pretrained` weights are on no server: give `pretrained_cfg_overlay=dict(file=…)`; `kwargs` go
+    to `RedNet`"""
     return _rednet('rednet38', pretrained, **dict(depths=(2, 3, 5, 2)) | kwargs)
 
 @register_model
 def rednet50(pretrained=False, **kwargs)->RedNet:
-    "15.5 M parameters; `pretrained` weights are on no server: give `pretrained_cfg_overlay=dict(file=…)`"
+    """15.5 M parameters; `pretrained` weights are on no server: give `pretrained_cfg_overlay=dict(file=…)`; `kwargs` go
+    to `RedNet`"""
     return _rednet('rednet50', pretrained, **dict(depths=(3, 4, 6, 3)) | kwargs)
 
 @register_model
 def rednet101(pretrained=False, **kwargs)->RedNet:
-    "25.7 M parameters; `pretrained` weights are on no server: give `pretrained_cfg_overlay=dict(file=…)`"
+    """25.7 M parameters; `pretrained` weights are on no server: give `pretrained_cfg_overlay=dict(file=…)`; `kwargs` go
+    to `RedNet`"""
     return _rednet('rednet101', pretrained, **dict(depths=(3, 4, 23, 3)) | kwargs)
 
 @register_model
 def rednet152(pretrained=False, **kwargs)->RedNet:
-    "34.0 M parameters; `pretrained` weights are on no server: give `pretrained_cfg_overlay=dict(file=…)`"
+    """34.0 M parameters; `pretrained` weights are on no server: give `pretrained_cfg_overlay=dict(file=…)`; `kwargs` go
+    to `RedNet`"""
     return _rednet('rednet152', pretrained, **dict(depths=(3, 8, 36, 3)) | kwargs)
 
 # %% ../nbs/02_involution.ipynb #2571f4ad
 @register_model
 def rednet_mini(pretrained=False, **kwargs)->RedNet:
-    "A small involution teacher for 16 to 64 pixels; train it with `fit_teacher` (`pretrained` weights there are none)"
+    """A small involution teacher for 16 to 64 pixels; train it with `fit_teacher` (`pretrained` weights there are
+    none); `kwargs` go to `RedNet`"""
     mini = dict(depths=(1, 1, 1), widths=(32, 64, 128), kernel_sizes=(7, 5, 3), strides=(1, 2, 2), stem_width=32,
         stem_stride=1, max_pool=False, expansion=2)
     return _rednet('rednet_mini', pretrained, **mini | kwargs)

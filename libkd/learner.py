@@ -45,14 +45,14 @@ class Method:
     "A published way to distil; `METHODS[name]`"
     name: str       # As in the paper
     paper: str      # Title
-    authors: str
-    year: int
-    arxiv: str
+    authors: str    # Surnames, with commas
+    year: int       # Of the first version on arXiv
+    arxiv: str      # Its number there
     exact: str      # What follows the paper or its code
     reading: str    # What is our reading, and why
     settings: dict  # Arguments of `callback`
     multi_head: bool=False # Whether each teacher has a head of its own
-    callback: type=MultiTeacherDistill
+    callback: type=MultiTeacherDistill # What teaches; `FeatureDistill` for methods that read layers
 
     def __call__(self, student:nn.Module, teachers, **kw):
         "(student, callbacks); `kw` take the place of the method's settings, and a dict names exceptions"
@@ -61,7 +61,9 @@ class Method:
         kw = {k: dict.fromkeys(names, own[k]) | v if isinstance(v, dict) and k in own else v for k, v in kw.items()}
         return student, [self.callback(teachers, **{**own, **kw})]
 
-    def scaled(self, n): # Number of teachers
+    def scaled(self,
+        n, # Number of teachers
+    ) -> dict: # setting -> value
         "Settings with the teachers' weight shared among `n` of them, where the method averages"
         s = dict(self.settings)
         if not self.multi_head and 'weights' in s: s['weights'] = s['weights']/n
@@ -70,7 +72,7 @@ class Method:
 # %% ../nbs/08b_learner.ipynb #dac82405
 class Methods(dict):
     "Methods by name; printed, they say what each takes from its paper and what is our reading"
-    def table(self)->pd.DataFrame:
+    def table(self)->pd.DataFrame: # Columns paper, year, exact, our reading; one row a method
         "One row a method"
         rows = [{'method': m.name, 'paper': f'{m.paper}, arXiv {m.arxiv}', 'year': m.year, 'exact': m.exact,
                  'our reading': m.reading} for m in self.values()]
@@ -126,7 +128,9 @@ _ANSWERS += [
            settings=dict(loss=kd_loss, T=1., weights=1., label_weight=0.))]
 
 # %% ../nbs/08b_learner.ipynb #52386c48
-def cakd_ramp(p): # Progress in [0, 1]
+def cakd_ramp(
+    p, # Progress in [0, 1]
+) -> float: # From 0 to 0.2
     "Weight of CAKD's terms: the released code's w(e), as shares of its 120 epochs"
     return min(max(120*p - 25, 0)/50, .2)
 
@@ -176,7 +180,9 @@ def find_method(name:str)->Method: # In `METHODS`
     if name not in METHODS: raise KeyError(f"No method is called {name!r}.{did_you_mean(name, METHODS)}")
     return METHODS[name]
 
-def cite(method:str)->str: # Name in `METHODS`
+def cite(
+    method:str, # Name in `METHODS`
+) -> str: # Name in `METHODS`
     "BibTeX of a method's paper"
     m = find_method(method)
     authors = [a.strip() for a in m.authors.split(',')]
@@ -273,8 +279,8 @@ _WHY_SMALL = dict(
 def recipe(method:str='co-advise', # 'co-advise' or 'patient'
            small:bool=False, # Scaled down: minutes on a processor for pictures of 8 to 64 pixels
           )->Recipe:
-    """How the authors trained, or our scaling of it. Sources: `config.py` of github.com/OliverRensu/co-advise,
-    `configs/proj/distill/bit_i1k.py` of github.com/google-research/big_vision"""
+    """How the authors trained, or our scaling of it; `KeyError` where there is none. Sources: `config.py` of
+    github.com/OliverRensu/co-advise, `configs/proj/distill/bit_i1k.py` of github.com/google-research/big_vision"""
     if method not in _PAPERS: raise KeyError(
         f"There is no recipe for {method!r}: {find_method(method).paper} says how it was trained."
         f"{did_you_mean(method, _PAPERS)}")
@@ -361,14 +367,17 @@ def default_method(student, # Name or module
     return 'co-advise' if len(heads) > 1 else 'lib-kd' if n > 1 else 'kd'
 
 # %% ../nbs/08b_learner.ipynb #5c8ac366
-def with_train(dls:DataLoaders, train)->DataLoaders: # Another training loader
+def with_train(dls:DataLoaders,
+    train, # Another training loader
+) -> DataLoaders: # Another training loader
     "`dls` with another training loader"
     res = DataLoaders(train, *dls.loaders[1:], path=dls.path, device=dls.device)
     if len(dls.loaders) > 2: res.test = dls[2]
     return res
 
 def labelled(dls:DataLoaders)->DataLoaders:
-    "`dls` on the labelled training samples only, repeated so that an epoch keeps its steps, at least one"
+    """`dls` on the labelled training samples only, repeated so that an epoch keeps its steps, at least one. Raises
+    `ValueError` where no training image has a label"""
     train = dls.train
     if not isinstance(train, ViewDL) or train.samples is None or (train.samples.train.labels >= 0).all(): return dls
     keep = [i for i, o in enumerate(train.items) if o.label >= 0]

