@@ -47,16 +47,22 @@ def run_samples(data='',  # An image folder, or the name of an embedded set; '' 
     if not samples.has('valid'): samples = samples.split(valid=valid, seed=seed)
     return samples.hide_labels(labels, seed=seed) if labels else samples
 
-def photographed(data): # As of `run_samples`
+def photographed(
+    data, # As of `run_samples`
+) -> bool:
     "Whether pictures come from a camera, which mirrors no letters and which published teachers have seen"
     return data not in ('', 'digits', 'cluttered_digits')
 
-def verdict_part(samples): # Samples
+def verdict_part(
+    samples, # `Samples`
+) -> str:
     "The part on which nothing is chosen"
     return 'test' if samples.has('test') else 'valid'
 
-def count_of(samples): # Samples
-    "dict: part -> number of images"
+def count_of(
+    samples, # `Samples`
+) -> dict: # part -> number, of the parts that have any
+    "How many images each part has"
     return {p: int((samples.parts == p).sum()) for p in ('train', 'valid', 'test') if samples.has(p)}
 
 # %% ../nbs/15_arms.ipynb #a11d4132

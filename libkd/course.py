@@ -20,7 +20,9 @@ from . import UserError, did_you_mean
 from .files import publish
 
 # %% ../nbs/17_course.ipynb #eccaded1
-def encode(x): # Any value
+def encode(
+    x, # Any value
+) -> object: # Lists, dicts, texts and numbers
     "`x` as what JSON holds. A function is a mark that says so, and another object its type's name"
     if isinstance(x, torch.Tensor):
         return {'tensor': x.detach().cpu().tolist(), 'dtype': str(x.dtype)[6:], 'shape': list(x.shape)}
@@ -39,8 +41,11 @@ class AnswerError(UserError):
 class LostError(RuntimeError):
     "The process that holds the answers did not come back in time, or ended"
 
-def decode(x): # What `encode` made
-    "The value again: arrays and tables as lists, tuples as lists, no answer as `...`"
+def decode(
+    x, # What `encode` made
+) -> object: # As `encode` was given it, but for the kinds named
+    """The value again: arrays and tables as lists, tuples as lists, no answer as `...`; `AnswerError` for what could
+    not be encoded"""
     if isinstance(x, list): return [decode(o) for o in x]
     if not isinstance(x, dict): return x
     if 'tensor' in x: return torch.tensor(x['tensor'], dtype=getattr(torch, x['dtype'])).reshape(x['shape'])
@@ -68,7 +73,8 @@ def respond(names,    # dict: the answers by name, `globals()` of a notebook
 # %% ../nbs/17_course.ipynb #511ece53
 class Function:
     "A function in a notebook, called from outside; `ask` carries the request there"
-    def __init__(self, ask, name): self.ask, self.name = ask, name
+    def __init__(self, ask, name): # Of the function, in the notebook
+        self.ask, self.name = ask, name
 
     def _send(self, gradient, args, kwargs):
         call = dict(name=self.name, args=encode(args), kwargs=encode(kwargs), gradient=gradient)
@@ -78,7 +84,10 @@ class Function:
 
     def __call__(self, *args, **kwargs): return self._send(False, args, kwargs)
 
-    def gradient(self, *args, **kwargs): # Tensors and numbers
+    def gradient(self,
+        *args,    # Tensors and numbers; the gradient is taken for the first
+        **kwargs, # Likewise, by name
+    ) -> torch.Tensor: # As the first argument
         "The gradient of the sum of what the function returns, with respect to its first argument"
         return self._send(True, args, kwargs)
 
@@ -90,7 +99,7 @@ def _read(text, name): # JSON of `respond`
 # %% ../nbs/17_course.ipynb #16979b65
 def answer(ask,  # text -> text: `respond` here, or in another process
            name, # Of the answer
-): # A value, a `Function`, or `...` where there is none
+) -> object: # A value, a `Function`, or `...` where there is none
     "The answer called `name`"
     text = ask(json.dumps({'name': name}))
     return Function(ask, name) if json.loads(text).get('reply') == {'function': True} else _read(text, name)
@@ -117,7 +126,8 @@ class check:
         self.needs = tuple(inspect.signature(f).parameters)
 
     def verdict(self, ask, # text -> text, as for `answer`
-                **known):  # Answers that are not asked for: `seed`
+                **known, # Answers that are not asked for: `seed`
+    ) -> 'Verdict':
         "Fetch the answers and look at them"
         try:
             answers = {n: known[n] if n in known else answer(ask, n) for n in self.needs}
@@ -138,28 +148,38 @@ class check:
         return self.verdict(partial(respond, dict(zip(self.needs, answers))))
 
 # %% ../nbs/17_course.ipynb #6231fd3e
-def seed_of(student=''): # A name; capitals and outer blanks do not count
+def seed_of(
+    student='', # A name; capitals and outer blanks do not count
+) -> int:
     "A student's own number, 1 to 9999; 0 without a name"
     name = ' '.join(student.split()).casefold()
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % 9999 + 1 if name else 0
 
 # %% ../nbs/17_course.ipynb #3721271d
-def tags_of(cell): # A cell of a notebook, as JSON holds it
+def tags_of(
+    cell, # A cell of a notebook, as JSON holds it
+) -> list: # Of texts
     "Its tags"
     return cell['metadata'].get('tags', [])
 
-def source_of(cell): # Likewise
+def source_of(
+    cell, # A cell of a notebook, as JSON holds it
+) -> str:
     "Its text"
     return ''.join(cell['source'])
 
-def without_solution(source): # Of a cell tagged `solution`
+def without_solution(
+    source, # Of a cell tagged `solution`
+) -> str:
     "The exercise alone: `...` where the answer stood; empty if all of the cell is the answer"
     left = re.sub(r'(?ms)^([ \t]*)### BEGIN SOLUTION.*?### END SOLUTION', r'\1...   # your answer', source)
     return '' if left == source else left
 
 # %% ../nbs/17_course.ipynb #9c6a78df
-def split_check(source): # Of a cell tagged `check`
-    "(code that defines the check, its name, code that calls it)"
+def split_check(
+    source, # Of a cell tagged `check`
+) -> tuple: # (code that defines the check, its name, code that calls it)
+    "A cell of a check in its parts; `ValueError` where it does not hold one check and its call"
     tree = ast.parse(source)
     defs = [n for n in tree.body if isinstance(n, ast.FunctionDef) and 'check' in map(ast.unparse, n.decorator_list)]
     if len(defs) != 1 or tree.body[-1] is defs[0]:
@@ -168,13 +188,16 @@ def split_check(source): # Of a cell tagged `check`
     return '\n'.join(lines[:end]), defs[0].name, '\n'.join(lines[end:]).strip()
 
 def call_of(lesson,  # Its name
-            source): # Of a cell tagged `check`
+            source, # Of a cell tagged `check`
+) -> str:
     "What stays of a check in a student's copy"
     _, name, call = split_check(source)
     return call.replace(f'{name}(', f'checks_of({lesson!r})[{name!r}](', 1)
 
 # %% ../nbs/17_course.ipynb #2cc74e1a
-def version_of(nb): # A lesson's notebook, as a dict
+def version_of(
+    nb, # A lesson's notebook, as a dict
+) -> str:
     "Eight hex digits that change with the exercises and checks of a lesson"
     exercises = [without_solution(source_of(c)) for c in nb['cells'] if 'solution' in tags_of(c)]
     parts = exercises + [source_of(c) for c in nb['cells'] if 'check' in tags_of(c)]
@@ -191,7 +214,7 @@ def _students_cell(cell, lesson, seed):
 def students_copy(nb,         # The lesson, a dict as JSON holds it
                   lesson,     # Its name
                   student='', # Whose copy it is
-)->dict:
+)->dict: # The notebook, as JSON holds it
     "The notebook without solutions, checks and outputs"
     cells = []
     for old in nb['cells']:
@@ -204,8 +227,10 @@ def students_copy(nb,         # The lesson, a dict as JSON holds it
     return dict(cells=cells, metadata=meta, nbformat=4, nbformat_minor=5)
 
 # %% ../nbs/17_course.ipynb #c4f9820a
-def notebooks_in(part): # 'tutorials' or 'runs'
-    "name -> path of the notebooks that come with libkd: inside the installed package, or in a checkout"
+def notebooks_in(
+    part, # 'tutorials' or 'runs'
+) -> dict: # name -> path
+    "The notebooks that come with libkd: inside the installed package, or in a checkout"
     home = Path(libkd.__file__).resolve().parent
     folder = next(d for d in (home/'notebooks', home.parent/'nbs') if d.is_dir())/part
     return {p.stem: p for p in sorted(folder.glob('[!_.]*.ipynb'))}
@@ -214,8 +239,10 @@ def lessons()->dict: # name -> path
     "The lessons of the course, in their order"
     return notebooks_in('tutorials')
 
-def open_lesson(lesson): # A name of `lessons`
-    "The lesson's notebook as a dict"
+def open_lesson(
+    lesson, # A name of `lessons`
+) -> dict: # The notebook, as JSON holds it
+    "A lesson's notebook; `UserError` with close names where there is none"
     known = lessons()
     if lesson not in known: raise UserError(f'no lesson is called {lesson!r}.{did_you_mean(lesson, known)}')
     return json.loads(known[lesson].read_text(encoding='utf-8'))
@@ -225,7 +252,9 @@ class Checks(dict):
     "name -> `check`"
     def __missing__(self, name): raise UserError(f'no check is called {name!r}.{did_you_mean(name, self)}')
 
-def checks_in(nb)->Checks: # A lesson's notebook, as a dict
+def checks_in(
+    nb, # A lesson's notebook, as a dict
+) -> Checks:
     "The checks of a lesson, in their order, each without the names of the notebook around it"
     found = Checks()
     for cell in nb['cells']:
@@ -236,7 +265,9 @@ def checks_in(nb)->Checks: # A lesson's notebook, as a dict
         found[name] = names[name]
     return found
 
-def checks_of(lesson)->Checks: # A name of `lessons`
+def checks_of(
+    lesson, # A name of `lessons`
+) -> Checks:
     "The checks of a lesson that comes with libkd"
     return checks_in(open_lesson(lesson))
 
@@ -244,7 +275,7 @@ def checks_of(lesson)->Checks: # A name of `lessons`
 def write_notebooks(folder, # Made; one that is not empty is refused
                     texts,  # dict: file name -> text
 )->list:                    # Paths
-    "Write notebooks into a new folder"
+    "Write notebooks into a new folder; `UserError` where it is there and not empty"
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f'{target} is there and not empty; nothing of yours is overwritten: give a new folder')
@@ -278,15 +309,19 @@ class StudentKernel:
                                      shutdown_kernel='immediate', resources={'metadata': {'path': str(folder)}},
                                      extra_arguments=['--log-level=50'], log=quiet)
 
-    def run(self, source): # Code
-        "Run a cell: its outputs, or a `LostError`"
+    def run(self,
+        source, # Code
+    ) -> list: # The outputs, as nbformat holds them
+        "Run a cell; `LostError` where the process is gone or does not come back"
         from nbclient.exceptions import CellTimeoutError, DeadKernelError
         self.nb.cells.append(self.new_cell(source))
         try: return self.client.execute_cell(self.nb.cells[-1], len(self.nb.cells) - 1).outputs
         except CellTimeoutError: raise LostError('did not come back in time') from None
         except DeadKernelError: raise LostError('ended its process') from None
 
-    def ask(self, request): # JSON
+    def ask(self,
+        request, # JSON
+    ) -> str: # JSON
         "What `respond` says over there"
         shown = [o.get('data', {}) for o in self.run(ASK.format(request))]
         replies = [d['application/x-libkd'] for d in shown if 'application/x-libkd' in d]
@@ -302,7 +337,9 @@ def _end_children(pid): # of the kernel
             with contextlib.suppress(psutil.Error): child.kill()
 
 @contextlib.contextmanager
-def student_kernel(folder): # Where it runs
+def student_kernel(
+    folder, # Where it runs
+) -> StudentKernel:
     "A `StudentKernel` that is there, and whose processes are gone afterwards"
     kernel = StudentKernel(folder)
     with kernel.client.setup_kernel(env={**os.environ, 'LIBKD_WIDGETS': 'headless', 'MPLBACKEND': 'Agg'}):
@@ -325,7 +362,8 @@ class Step:
 def steps_of(nb,      # A student's notebook, as a dict
              lesson,  # The lesson's notebook, as a dict
              name,    # The lesson's name
-             seed=0): # The student's
+             seed=0, # The student's
+) -> list: # Of `Step`s
     "What to run and ask, in order: `setup` of the lesson, the student's own cells and, where they stand, the checks"
     cells = [(c, _students_cell(c, name, seed)) for c in lesson['cells'] if c['cell_type'] == 'code']
     steps = [Step(source, ours=True) for c, source in cells if 'setup' in tags_of(c)]
@@ -355,7 +393,8 @@ def ask_notebook(steps,        # From `steps_of`
                  made,         # `Checks`
                  folder,       # Where it runs
                  seed=0,       # The student's number
-                 seconds=120): # For all of it; one cell of the student's gets a quarter
+                 seconds=120, # For all of it; one cell of the student's gets a quarter
+) -> list: # A `Verdict` for each check
     "Verdicts on all checks of a notebook, in a process of its own"
     verdicts, left, ends = {}, [*steps, *(Step(check=n) for n in made)], time.monotonic() + seconds
     while time.monotonic() < ends:
@@ -365,8 +404,10 @@ def ask_notebook(steps,        # From `steps_of`
     return [verdicts.get(n) or Verdict(n, False, f'not reached within {seconds:g} s') for n in made]
 
 # %% ../nbs/17_course.ipynb #d93ed9a4
-def hidden_checks(file): # A Python file with `lesson = '…'` and functions under `@check`
-    "(lesson, its additional `Checks`)"
+def hidden_checks(
+    file, # A Python file with `lesson = '…'` and functions under `@check`
+) -> tuple: # (lesson, its additional `Checks`)
+    "Checks that a lecturer keeps for grading; `UserError` where the file names no lesson or holds no check"
     names = {'check': check}
     exec(compile(Path(file).read_text(encoding='utf-8'), str(file), 'exec'), names)
     found = Checks({v.name: v for v in names.values() if isinstance(v, check)})
@@ -376,8 +417,10 @@ def hidden_checks(file): # A Python file with `lesson = '…'` and functions und
     return names['lesson'], found
 
 # %% ../nbs/17_course.ipynb #a57d0c25
-def read_handed_in(path): # A file of a student's
-    "(notebook, what its metadata say of lesson and student), or an `AnswerError`"
+def read_handed_in(
+    path, # A file of a student's
+) -> tuple: # (notebook, what its metadata say of lesson and student)
+    "A student's notebook; `AnswerError` where it is none of this course and version"
     import nbformat
     try: nb = nbformat.reads(Path(path).read_text(encoding='utf-8'), 4)
     except Exception as e: raise AnswerError(f'cannot be read as a notebook ({type(e).__name__})') from None
@@ -417,7 +460,8 @@ def grade(folder,       # Notebooks of students, in it or below it
           out=None,     # A CSV file, written anew after each notebook: a stop half way loses nothing
           say=print,    # Called with a line after each notebook
 )->pd.DataFrame:        # One row a check: file, student, lesson, check, passed, says
-    "Ask all notebooks in `folder`, each in a process of its own; one that cannot be graded is a row that says why"
+    """Ask all notebooks in `folder`, each in a process of its own; one that cannot be graded is a row that says why.
+    `UserError` where there are none"""
     paths = sorted(p for p in Path(folder).rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
     if not paths: raise UserError(f'no notebooks in {folder}')
     hidden = {}
@@ -433,14 +477,18 @@ def grade(folder,       # Notebooks of students, in it or below it
     return table
 
 # %% ../nbs/17_course.ipynb #390b8957
-def prepared(name=''): # Of a file or folder; '' is the folder of all
-    "The path of something that the lessons start from"
+def prepared(
+    name='', # Of a file or folder; '' is the folder of all
+) -> Path:
+    "The path of something that the lessons start from; `UserError` with close names where there is none"
     folder = next(iter(notebooks_in('tutorials').values())).parent/'prepared'
     if (path := folder/name).exists(): return path
     known = sorted(p.name for p in folder.iterdir())
     raise UserError(f'nothing prepared is called {name!r}.{did_you_mean(name, known)}')
 
-def stored_answers(name='answers.safetensors')->dict: # name -> tensor; logits are float32
+def stored_answers(
+    name='answers.safetensors', # Of a file in `prepared()`
+) -> dict: # name -> tensor; logits are float32
     "Logits and labels that were stored for the lessons"
     from safetensors.torch import load_file
     return {k: v.float() if v.is_floating_point() else v for k, v in load_file(prepared(name)).items()}

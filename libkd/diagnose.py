@@ -34,8 +34,8 @@ from .teachers import stats_of
 
 # %% ../nbs/10_diagnose.ipynb #09b24b96
 def as_array(a, # Tensor (of any device), array or list
-             )->np.ndarray:
-    "Any tensor, array or list as a numpy array"
+             )->np.ndarray: # As `a`, its dtype kept
+    "Any tensor, array or list on the CPU, without gradients"
     return a.detach().cpu().numpy() if isinstance(a, torch.Tensor) else np.asarray(a)
 
 def _logits(a, name='logits'):
@@ -122,8 +122,8 @@ def _clean_train(dls):
 
 def clean_dl(dls, # fastai `DataLoaders`
              part='valid', # 'train', 'valid' or 'test'
-             ): # a `DataLoader` of (images, labels)
-    "A loader of one part of the data without augmentation, in a fixed order"
+             ) -> torch.utils.data.DataLoader: # Of (images, labels)
+    "A loader of one part of the data without augmentation, in a fixed order; `ValueError` for a part that is not there"
     parts = dict(valid=lambda: dls.valid, test=lambda: getattr(dls, 'test', None),
                  train=lambda: _clean_train(dls))
     if part not in parts: raise ValueError(f'part={part!r} is unknown; it is one of {", ".join(map(repr, parts))}')
@@ -132,7 +132,9 @@ def clean_dl(dls, # fastai `DataLoaders`
 
 # %% ../nbs/10_diagnose.ipynb #9c4dadf7
 @contextmanager
-def evaluating(model): # Any module
+def evaluating(
+    model, # Any module
+) -> torch.nn.Module: # `model`
     "Inside, `model` is in eval mode; afterwards each of its modules is in the mode it was in"
     was = [(m, m.training) for m in model.modules()]
     try: yield model.eval()
@@ -351,7 +353,7 @@ def roles_of(preds, # name -> logits
              teachers=None, # Names of the teachers; by default all but the student
              student=None, # Name of the student; by default 'student', if there is one
              )->tuple: # (names of the teachers, name of the student or None)
-    "Who is who among `preds`"
+    "Who is who among `preds`; `KeyError` for a name without predictions"
     if student is None and 'student' in preds: student = 'student'
     teachers = [k for k in preds if k != student] if teachers is None else list(teachers)
     for k in [*teachers, *([student] if student else [])]:
@@ -365,7 +367,7 @@ def sample_disagreement(preds:dict, # name -> logits (n, C)
                         teachers=None, # Names of the teachers; by default all but the student
                         student=None, # Name of the student; by default 'student' if there is one
                         )->pd.DataFrame: # One row an image, in the order of the images
-    "Who says what, and how far apart, image by image"
+    "Who says what, and how far apart, image by image; `ValueError` where there are not as many labels as images"
     teachers, student = roles_of(preds, teachers, student)
     d = _decisions(preds)
     far = {f'kl_{t}': kl_divergence(preds[t], preds[student], T) for t in teachers if student}
@@ -409,7 +411,7 @@ def head_agreement(heads:dict, # head -> logits (n, C), from `head_predictions`
                    measure='agreement',
                    T=1., # Temperature of the KL
                    )->pd.DataFrame: # heads × teachers
-    "Which head of the student agrees with which teacher"
+    "Which head of the student agrees with which teacher; `ValueError` for another measure"
     known = {'agreement': _equal, 'kl': _nats, 'follows': _closest}
     if measure not in known: raise ValueError(f'measure={measure!r} is unknown; it is one of {tuple(known)}')
     row = lambda z: known[measure](z, list(preds.values()), T)
@@ -417,7 +419,9 @@ def head_agreement(heads:dict, # head -> logits (n, C), from `head_predictions`
 
 # %% ../nbs/10_diagnose.ipynb #ffb51816
 @contextmanager
-def unfused(model): # With timm's attention (`fused_attn`); others stay as they are
+def unfused(
+    model, # With timm's attention (`fused_attn`); others stay as they are
+) -> torch.nn.Module: # `model`
     "Inside, every attention of `model` forms its map; afterwards each is fused or not as it was"
     was = [(m, m.fused_attn) for m in model.modules() if hasattr(m, 'fused_attn')]
     try:
@@ -457,7 +461,7 @@ def attention_maps(model, # Any timm ViT, a student of libkd, or a `Learner`/`Te
 # %% ../nbs/10_diagnose.ipynb #b9ca3d3e
 def token_layout(model, # A timm ViT, a student of libkd, or a `Learner`/`Teacher` that holds one
                  )->tuple: # (n_prefix, (grid height, grid width))
-    "How many tokens come before the patches, and how the patches lie"
+    "How many tokens come before the patches, and how the patches lie; `TypeError` for a network that does not say"
     net = _net(model)
     n = getattr(net, 'n_prefix', getattr(net, 'num_prefix_tokens', None))
     grid = getattr(net, 'grid', None) or getattr(getattr(net, 'patch_embed', None), 'grid_size', None)
@@ -564,7 +568,8 @@ def involution_energy(model, # A network with `Involution2d` layers, or the `Tea
                       x, # (B, 3, H, W), normalised as the network expects
                       layer=-1, # Which of the involution layers, in the order of the network
                       )->torch.Tensor: # (B, h, w), 0 to 1 for each image
-    "How much weight the kernels that an involution generates have, place by place"
+    """How much weight the kernels that an involution generates have, place by place; `TypeError` for a network without
+    involutions"""
     net, kept = _net(model), []
     layers = [m for m in net.modules() if isinstance(m, Involution2d)]
     if not layers:
@@ -810,7 +815,8 @@ def last_features(model, # `Teacher`, `Learner` or module
                   dls=None, # Data; by default the Learner's
                   part='valid', # 'train', 'valid' or 'test'
                   )->np.ndarray: # (n, D)
-    "What a network's last linear layer gets to see; the mean over heads, where there are several"
+    """What a network's last linear layer gets to see; the mean over heads, where there are several. `TypeError` for a
+    network that does not end in a linear layer"""
     dls, net, seen, out = _data_of({'model': model}, dls), _net(model), [], []
     heads = [m for m in net.modules() if isinstance(m, torch.nn.Linear) and m.out_features == dls.c]
     if not heads: raise TypeError(f'{type(net).__name__} has no linear layer with one output for each class')
@@ -830,7 +836,7 @@ def plane(features, # (n, D)
           method='pca', # 'pca' or 'tsne'
           seed=0, # Of t-SNE
           )->tuple: # (points (n, 2), names of the two axes, what may be read from them)
-    "Points of many dimensions in two"
+    "Points of many dimensions in two; `ValueError` for another method"
     X = as_array(features).astype(np.float64)
     if method == 'tsne':
         points = TSNE(perplexity=min(30, (len(X) - 1)/3), init='pca', random_state=seed).fit_transform(X)
@@ -875,7 +881,7 @@ def shuffle_patches(imgs, # (n, H, W, 3); rows and columns that fill no patch st
                     grid=4, # Patches in a row and in a column
                     seed=0, # Of the orders, another one for each picture
                     )->np.ndarray: # As `imgs`
-    "Pictures cut into `grid` × `grid` patches, in another order"
+    "Pictures cut into `grid` × `grid` patches, in another order; `ValueError` where a patch would have no pixel"
     imgs = np.asarray(imgs); h, w = imgs.shape[1]//grid, imgs.shape[2]//grid
     if not h or not w: raise ValueError(f'{imgs.shape[1]}×{imgs.shape[2]} pixels have no {grid}×{grid} patches')
     rng, out = np.random.default_rng(seed), imgs.copy()

@@ -139,7 +139,8 @@ def _percent(v): return f'{100*v:.1f} %'
 def mcnemar(a, # Which images the one model got right: booleans (n,)
             b, # The same of the other
 )->dict:       # only_a, only_b: images that just one got right; p: exact, two-sided
-    "Exact McNemar test: evidence about these two models on these images, not about the method"
+    """Exact McNemar test: evidence about these two models on these images, not about the method. `ValueError` where the
+    two are not equally many"""
     a, b = np.asarray(a, bool), np.asarray(b, bool)
     if a.shape != b.shape: raise ValueError(
         f"mcnemar() compares answers to the same images; got {a.shape[0]} and {b.shape[0]}")

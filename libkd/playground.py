@@ -59,13 +59,19 @@ class Packer:
     def __init__(self, kinds): # type of module -> function of a packer, a module of it and the value that comes in
         self.kinds, self.ops, self.tensors, self.at = kinds, [], [], []
 
-    def op(self, name, *values, **about): # Of `nets.js`; values that come in; what the operator needs
-        "One operation; the value that it makes"
+    def op(self,
+        name,    # Of an operation in `nets.js`
+        *values, # Numbers of the values that come in
+        **about, # What the operation needs besides
+    ) -> int: # Number of the value that it makes
+        "Add one operation"
         self.ops.append(dict(op=name, **{'in': list(values)}, **about))
         return len(self.ops)
 
-    def tensor(self, t): # A tensor, or None
-        "Its place in the list, or -1"
+    def tensor(self,
+        t, # A tensor, or None
+    ) -> int:
+        "The place of a tensor in the list, where it is put; −1 for None"
         if t is None: return -1
         self.tensors.append(t.detach().float().cpu())
         return len(self.tensors) - 1
@@ -79,8 +85,12 @@ class Packer:
         if name: self.at.pop()
         return out
 
-    def through(self, module, x, *names): # A module; a value; names of its children
-        "The value that comes out of some children in a row"
+    def through(self,
+        module, # The one that has the children
+        x,      # Number of the value that comes in
+        *names, # Of the children, in order
+    ) -> int: # Number of the value that comes out
+        "Some children of a module, one after the other"
         for n in names: x = self(getattr(module, n), x, n)
         return x
 
@@ -443,11 +453,19 @@ def _as_pixels(images):
 
 # %% ../nbs/12a_playground.ipynb #8beda1e6
 class BiasPlayground(View):
-    "Networks that live in the page, and pictures to change"
+    "Networks that live in the page, and pictures to change. Raises `UserError` without a picture"
     module, title = 'playground.js', 'Who changes their mind?'
     selected, T = Synced(0), Synced(1.)
 
-    def __init__(self, models, images, labels=None, classes=None, T=1., rows=None, **more): # See `bias_playground`
+    def __init__(self,
+        models,       # `Teacher`s, `Learner`s or modules: a list, or a dict by name
+        images,       # (n, H, W, 3), uint8 or 0 to 1
+        labels=None,  # (n,); −1: not known
+        classes=None, # Class names; None: numbers
+        T=1.,         # Temperature to start with, 0.5 to 8
+        rows=None,    # Positions of those to begin with; None: all
+        **more,       # As of `bias_playground`: stats, names, kinds, probe, evidence, note
+    ):
         super().__init__()
         self.pool, self.T = _as_pixels(images), float(T)
         if not len(self.pool): raise UserError('no pictures: give one or more, (n, H, W, 3)')

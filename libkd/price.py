@@ -172,9 +172,9 @@ def at_once(seconds, # Of each job
 @dataclass(frozen=True)
 class Plan:
     "What a run will cost; prints itself"
-    work: Work
-    costs: Costs
-    how: How
+    work: Work         # what is to be done: images, arms, teachers, steps
+    costs: Costs       # what one of each takes here, in seconds
+    how: How           # how it uses the machine
     where: str = ''    # what the pictures are shown at and on, such as '16×16 pixels on cpu'
     part: str = 'test' # of the verdict
 
@@ -197,7 +197,9 @@ class Plan:
 
 # %% ../nbs/14a_price.ipynb #b57d9f43
 @patch
-def reading(self:Plan, teacher): # Name of one of which only the last layer is fitted
+def reading(self:Plan,
+    teacher, # Name of one of which only the last layer is fitted
+) -> float:
     "Seconds to read its features of the labelled images, and its answers to the validation images"
     n = self.work.labelled + self.work.images.get('valid', 0)
     return -(-n//self.work.bs)*(self.costs.load + self.costs.answer[teacher])

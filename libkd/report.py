@@ -100,7 +100,7 @@ def page(folder, # Of a run
 # %% ../nbs/16_report.ipynb #0011d624
 def report(folder, # Of a run: `result.json` and its figures
 )->Path:           # `report.html` in it
-    "Write one self-contained page about a run"
+    "Write one self-contained page about a run; `UserError` where the folder holds no finished one"
     folder = Path(folder)
     if not (folder/'result.json').exists(): raise UserError(
         f'{folder} has no result.json, so there is no finished run in it: '

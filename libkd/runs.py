@@ -250,7 +250,9 @@ def check_parameters(notebook, given): # A path or name; dict name -> value or t
     return {k: checked(k, v, *known[k]) for k, v in given.items()}
 
 # %% ../nbs/13_runs.ipynb #22fc6f44
-def scalars(names): # `globals()` right after the parameters cell
+def scalars(
+    names, # `globals()` right after the parameters cell
+) -> dict: # name -> bool, number or text
     "The parameters that this notebook was run with"
     plain = {k: v for k, v in names.items() if isinstance(v, (bool, int, float, str))}
     return {k: v for k, v in plain.items() if not k.startswith('_')}
@@ -284,8 +286,8 @@ def phase(self:Run, name): # Shown, and a key of `seconds`
 def figure(self:Run, fig,   # A `LibkdFigure`: it has `.alt` and `.save`
            name,            # File name without its end
            caption='',      # Shown below it in the report
-):
-    "Save a figure, sharp enough for print, and keep it for the report; returns it, to be shown"
+) -> 'LibkdFigure': # `fig`, to be shown
+    "Save a figure, sharp enough for print, and keep it for the report"
     path, dpi = self.folder/'figures'/f'{name}.png', fig.dpi
     with files.writing(path):
         path.parent.mkdir(exist_ok=True)
@@ -319,8 +321,10 @@ def versions(*names):
 
 # %% ../nbs/13_runs.ipynb #68eb346d
 @patch
-def done(self:Run, **facts): # Whatever the report and later readers need
-    "Write `result.json`, last and whole; returns its content"
+def done(self:Run,
+    **facts, # Whatever the report and later readers need
+) -> dict: # The content of `result.json`
+    "Write `result.json`, last and whole"
     device = 'cuda' if (t := sys.modules.get('torch')) and t.cuda.is_available() else 'cpu'
     memory = {**peak_memory(), **facts.pop('memory', {})}
     machine = dict(device=device, cores=os.cpu_count(), system=platform.system())
@@ -332,7 +336,12 @@ def done(self:Run, **facts): # Whatever the report and later readers need
 # %% ../nbs/13_runs.ipynb #72664a94
 class RunError(RuntimeError):
     "A run stopped: `notebook` is where to read on, `kind` its error's name, `by_user` whether the user can mend it"
-    def __init__(self, text, notebook, kind, by_user=False):
+    def __init__(self,
+        text,          # The message
+        notebook,      # Where to read on
+        kind,          # Name of the error's class
+        by_user=False, # Whether whoever started the run can mend it
+    ):
         super().__init__(text)
         self.notebook, self.kind, self.by_user = notebook, kind, by_user
 

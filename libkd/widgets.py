@@ -73,7 +73,7 @@ class View:
         self.id, self.alt = uuid4().hex[:8], ''                  # `alt`: what there is to see, in a sentence
         self._kept, self._model, self._listeners, self._places = {}, None, [], set()
 
-    def data(self)->dict:
+    def data(self)->dict: # `meta`: what JSON can hold; other names: bytes
         "What the page needs beside the values: a dict `meta`, and bytes"
         return dict(meta={})
 
@@ -81,8 +81,11 @@ class View:
         "The present state as a figure"
         return LibkdFigure(alt=self.alt)
 
-    def answer(self, kind, **body): # What the page asks, see `ask.js`
-        "Answer a question of the live page: a list of bytes"
+    def answer(self,
+        kind,   # The question's name, see `ask.js`
+        **body, # What goes with it
+    ) -> list: # Of bytes
+        "Answer a question of the live page. Raises `ValueError` for a kind of question that this view does not know"
         raise ValueError(f'{type(self).__name__} cannot answer {kind!r}')
 
     def show(self, row): # Position of an image in the data
@@ -100,13 +103,13 @@ class View:
 
 # %% ../nbs/12_widgets.ipynb #450b04d0
 @patch
-def values(self:View)->dict:
+def values(self:View)->dict: # name -> value
     "The values that Python and the page share"
     return {k: getattr(self, k) for c in type(self).__mro__ for k, v in vars(c).items() if isinstance(v, Synced)}
 
 @patch
-def state(self:View)->dict:
-    "All that travels to the page: values, `meta`, bytes"
+def state(self:View)->dict: # The values, `meta`, and bytes by name
+    "All that travels to the page"
     data, values = self.data(), self.values()
     data['meta'] |= dict(id=self.id, values=list(values))
     return data | values
@@ -300,7 +303,14 @@ class Explorer(View):
     module, title = 'disagree.js', 'Where the teachers disagree'
     T, selected, sort, case, cls = Synced(2.), Synced(0), Synced('js'), Synced(''), Synced('')
 
-    def __init__(self, imgs, preds, y=None, T=2., max_items=2000, **known): # See `explore_disagreement`
+    def __init__(self,
+        imgs,           # Pictures (n, H, W, 3)
+        preds,          # name -> logits (n, C)
+        y=None,         # Labels (n,); −1: none
+        T=2.,           # Temperature to start with, 0.5 to 10
+        max_items=2000, # Images in the view; the most divergent, if there are more
+        **known,        # Fields of `Known`
+    ):
         super().__init__()
         known = Known(**known)
         self.teachers, self.student = roles_of(preds, known.teachers, known.student)
@@ -768,7 +778,14 @@ class FeatureMap(View):
     module, title = 'scatter.js', 'Images as a network sees them'
     selected, case = Synced(0), Synced('')
 
-    def __init__(self, imgs, points, df, known=Known(), axes=('', ''), note=''): # See `explore_features`
+    def __init__(self,
+        imgs,          # Pictures (n, H, W, 3)
+        points,        # (n, 2), from `plane`
+        df,            # From `sample_disagreement`, one row an image
+        known=Known(), # Names of images and classes
+        axes=('', ''), # Names of the two axes
+        note='',       # What may be read from distances, a sentence
+    ):
         super().__init__()
         self.imgs, self.points, self.df = as_rgb(imgs), np.asarray(points, np.float32), df
         self.axes, self.note = axes, note
@@ -798,7 +815,8 @@ def explore_features(imgs, # (n, H, W, 3) uint8
                      seed=0, # Of t-SNE
                      **kwargs, # names, classes: see `Known`
                      )->FeatureMap:
-    "Look at images as points: near each other where features are alike, with a shape for each case"
+    """Look at images as points: near each other where features are alike, with a shape for each case. Raises
+    `ValueError` where there are not as many features as images"""
     if len(features) != len(imgs): raise ValueError(f'{len(features)} rows of features but {len(imgs)} images')
     points, axes, note = plane(features, method, seed)
     df = sample_disagreement(preds, y, teachers=list(preds) if len(preds) == 1 else None)
