@@ -35,7 +35,7 @@ bench: $(STAMP)        ## execute the benchmarks in nbs/bench in place
 	@$(BIN)/nbdev_clean
 gpu: $(STAMP)          ## measure on a GPU, to nbs/bench/gpu.json; goes on where it was. DATA=<32-pixel photographs>, ARGS="--minutes 4"
 	@$(BIN)/python nbs/bench/gpu.py $(if $(DATA),--data '$(DATA)') $(ARGS)
-prepare: $(STAMP)      ## before a commit: export, clean, README from nbs/index.ipynb
+prepare: $(STAMP)      ## before a commit: export, clean, README from nbs/index.ipynb, stubs for editors
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/python .ci/docs/readme.py

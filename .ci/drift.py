@@ -1,4 +1,4 @@
-"""Do the modules, the README and the notebooks say the same? Works on a copy: neither the tree nor git is touched."""
+"""Do the modules, their stubs, the README and the notebooks say the same? Works on a copy: neither the tree nor git is touched."""
 import filecmp, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
@@ -21,7 +21,7 @@ with tempfile.TemporaryDirectory() as tmp:
     bin = Path(sys.executable).parent
     for command in ([bin/'nbdev_export'], [bin/'nbdev_clean'], [sys.executable, '.ci/docs/readme.py']):
         subprocess.run(command, cwd=copy, check=True)
-    drifted = [f'libkd/{n}' for n in differences(root/'libkd', copy/'libkd', '*.py')]
+    drifted = [f'libkd/{n}' for n in differences(root/'libkd', copy/'libkd', '*.py') + differences(root/'libkd', copy/'libkd', '*.pyi')]
     drifted += [f'nbs/{n}' for n in differences(root/'nbs', copy/'nbs', '*.ipynb') + differences(root/'nbs', copy/'nbs', '*.png')]
     drifted += ['README.md'] * (not filecmp.cmp(root/'README.md', copy/'README.md', shallow=False))
 if drifted:

@@ -534,7 +534,7 @@ def check_manifest(
 def open(cls:LogitCache,
     path:str|Path, # Folder of the cache
     verify='lazy', # 'lazy': each shard is proved when it is first read; 'all': all of them now; 'never'
-): # `LogitCache`
+)->LogitCache: # Its files are read when they are needed
     """Open a finished cache. Costs milliseconds whatever its size: shards are mapped into memory when asked for.
     Raises `CacheError` where there is none, `CacheUnfinished`, and `CacheCorrupt` with file and field"""
     path = Path(path)
@@ -562,7 +562,7 @@ def open(cls:LogitCache,
 def build(cls:LogitCache,
           path:str|Path, # Folder of the cache
           dls:DataLoaders, # From `image_dls` (or a `DataBlock` with `dl_type=ViewDL`)
-          teachers:list, # `Teacher`s, or anything `as_teacher` takes
+          teachers, # A list of `Teacher`s, or of anything `as_teacher` takes
           views=4, # Policy: a number (4 means finite(4)), 'clean', finite(V), replay(E)
           dtype:str='float16', # 'float16' halves the size; 'float32' for bit-exact comparisons
           check:bool=True, # Refuse teachers that answer at chance level
@@ -570,7 +570,7 @@ def build(cls:LogitCache,
           shard_rows:int=65536, # Rows of one file
           top_k:int=None, # Keep so many logits and the log-sum-exp of the rest; None keeps all
           T:float=1., # With `top_k`: temperature of the losses that will use the answers
-         ): # `LogitCache`
+         )->LogitCache: # Open, and with the `live` teachers that made it
     """Ask `teachers` about every view of every training sample. A second call opens what is whole, resumes what is not,
     and refuses what is something else"""
     builder = _prepared(path, dls, teachers, views, dtype, check, shard_rows, top_k, T)
@@ -732,7 +732,7 @@ def _answers(self:LogitCache, name, parts, back):
 @patch
 def only(self:LogitCache,
          *names:str, # Teachers to listen to
-        ): # `LogitCache`
+        )->LogitCache: # Over the same files
     "The same cache with the answers of these teachers alone; nothing is copied, and on disk nothing changes"
     unknown = [n for n in names if n not in self.teachers]
     if unknown or not names:

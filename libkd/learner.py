@@ -417,6 +417,7 @@ def sorted_arguments(given:dict, # Passed on by name
 
 # %% ../nbs/08b_learner.ipynb #e6f00d3b
 @delegates(DistillLearner.__init__)
+@delegates(FeatureDistill.__init__, keep=True)
 @delegates(MultiTeacherDistill.__init__, keep=True)
 @delegates(advisors, keep=True)
 def distill_learner(dls:DataLoaders, # Best from `image_dls`; ordinary fastai loaders do for live teachers
@@ -427,7 +428,7 @@ def distill_learner(dls:DataLoaders, # Best from `image_dls`; ordinary fastai lo
                     resume=None, # Folder: every epoch is saved there, and a killed `fit` continues
                     student_kw:dict=None, # Arguments of the student, e.g. `dict(drop_path_rate=.1)`
                     verbose:bool=True, # Print one line: heads ← teachers, T, weights, views
-                    **kwargs)->Learner: # An ordinary fastai `Learner`; `learn.model` is the student
+                    **kwargs)->DistillLearner: # An ordinary fastai `Learner`; `learn.model` is the student
     """A `Learner` whose student is taught by `teachers`. `route`, `loss`, `T`, `weights`, `label_weight`, `schedule`
     and `weigh` take the place of the method's and go to its callback, as do further arguments of that callback
     (`stage_one`, `features`, …; also as `method_kw={…}`); `check` is for `advisors`, `cbs` and the rest for

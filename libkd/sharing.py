@@ -65,7 +65,7 @@ def from_arrays(cls:LogitCache,
                 T:float=1., # As for `build`
                 overwrite:bool=False, # As for `build`
                 shard_rows:int=65536, # As for `build`
-               ): # `LogitCache`
+               )->LogitCache: # Open
     "A cache of answers that somebody else computed"
     dl, views = _asked(data, answers, dtype)
     teachers = checked_teachers([_Answers(*a) for a in _checked_answers(answers, bias, classes, dl, views.n)])
@@ -118,7 +118,7 @@ def add(self:LogitCache,
         teachers, # `Teacher`, or a list of these
         replace:bool=False, # Put a teacher in the place of another one of the same name
         check:bool=True, # Refuse teachers that answer at chance level
-       ): # The changed `LogitCache`
+       )->LogitCache: # The changed one
     "Ask further teachers about the views of this cache"
     dl, teachers = self._same_views(dls), checked_teachers([as_teacher(t, dls) for t in as_list(teachers)])
     new = [t for t in teachers if not self._knows(t)]
@@ -202,7 +202,7 @@ def _begin_change(new, plan):
     store_json(new/'plan.json', plan)
 
 @patch
-def drop(self:LogitCache, *names): # The changed `LogitCache`
+def drop(self:LogitCache, *names)->LogitCache: # The changed one
     "Forget what these teachers said"
     strange = [n for n in names if n not in self.teachers]
     if strange:
@@ -227,7 +227,7 @@ def extend(self:LogitCache,
            dls:DataLoaders, # Loaders on the same data, as the cache was built
            teachers, # All teachers of the cache
            views, # More views than before, of the same policy: a number, finite(V), replay(E)
-          ): # The changed `LogitCache`
+          )->LogitCache: # The changed one
     "Ask all teachers about further views"
     dl, teachers = self._same_views(dls), checked_teachers([as_teacher(t, dls) for t in as_list(teachers)])
     views = as_policy(views)
@@ -314,7 +314,7 @@ def unpack(cls:LogitCache,
     file:str|Path, # A zip from `pack`
     path:str|Path, # Folder for the cache: new, empty, or the same one again
     dls:DataLoaders=None, # The receiver's loaders, to compare samples and views
-): # `LogitCache`
+)->LogitCache: # Open, in `path`
     """The cache in a zip, proved before it is believed. A refused or killed call leaves nothing behind. Raises
     `CacheCorrupt` for what is no packed cache or was damaged, `CacheError` for a folder that holds something else"""
     path = Path(path)

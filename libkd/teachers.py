@@ -1123,7 +1123,7 @@ def fit_teacher(
     as_name: str | None=None,# Another name in caches and tables, for instance for a second seed
     check: bool=True,        # Refuse a teacher at chance
     verbose: bool=True,      # A bar where somebody watches, a line now and then in a log, and one line at the end
-    cbs: list=(),            # Further fastai callbacks; they and their arguments are a part of the identity
+    cbs: list | tuple=(),    # Further fastai callbacks; they and their arguments are a part of the identity
 ) -> Teacher:
     "A teacher for these data: trained and saved, or loaded if it was made before."
     began, label, samples = time.time(), as_name or model_name(name).split('/')[-1].lower(), Samples.from_dls(dls)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import fastai.vision.learner            # registers how pictures are shown: show_results, plot_top_losses
-import PIL, psutil, torch, torchvision
+import PIL.Image, psutil, torch, torchvision
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.transforms import Categorize, Category, IntToFloatTensor, Normalize, ToTensor

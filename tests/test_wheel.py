@@ -6,6 +6,7 @@ from fresh import ROOT, build_wheel
 
 pytestmark = pytest.mark.slow
 STATIC = {f'libkd/static/{p.name}' for p in (ROOT/'libkd'/'static').glob('*') if p.suffix in ('.js', '.css', '.zip')}
+STUBS = {f'libkd/{p.name}' for p in (ROOT/'libkd').glob('*.pyi')}
 NOTEBOOKS = {f'libkd/notebooks/{p.relative_to(ROOT/"nbs").as_posix()}' for f in ('runs', 'tutorials') for p in (ROOT/'nbs'/f).glob('[!_.]*.ipynb')}
 PREPARED = {f'libkd/notebooks/{p.relative_to(ROOT/"nbs").as_posix()}' for p in (ROOT/'nbs'/'tutorials'/'prepared').rglob('*')
             if p.is_file() and '_work' not in p.parts}
@@ -36,8 +37,8 @@ def run(python, code, cwd):
 
 def test_wheel_has_all_that_is_needed(built):
     names = set(zipfile.ZipFile(built[0]).namelist())
-    assert {'libkd/py.typed', 'libkd/all.py'} | STATIC | NOTEBOOKS | PREPARED <= names
-    assert {n for n in names if n.endswith('.ipynb')} == NOTEBOOKS and STATIC and NOTEBOOKS
+    assert {'libkd/py.typed', 'libkd/all.py'} | STUBS | STATIC | NOTEBOOKS | PREPARED <= names
+    assert {n for n in names if n.endswith('.ipynb')} == NOTEBOOKS and STATIC and NOTEBOOKS and STUBS
     assert not [n for n in names if n.startswith(('tests', 'nbs')) or '__pycache__' in n]
     modules = {f'libkd/{p.name}' for p in (ROOT/'libkd').glob('*.py')}
     assert {n for n in names if n.endswith('.py')} == modules
@@ -59,7 +60,7 @@ def test_users_get_the_newest_fastai_and_developers_what_nbdev_needs(built):
 
 def test_source_distribution_builds_the_same_notebooks(built):
     names = {n.split('/', 1)[1] for n in tarfile.open(built[1]).getnames() if '/' in n}
-    assert {n.replace('libkd/notebooks', 'nbs') for n in NOTEBOOKS} | {'settings.ini', 'LICENSE', 'README.md', 'pyproject.toml', 'tests/tiny.py', 'tests/breaks/cache.toml', 'nbs/07_distill.ipynb'} <= names
+    assert {n.replace('libkd/notebooks', 'nbs') for n in NOTEBOOKS} | {'settings.ini', 'LICENSE', 'README.md', 'pyproject.toml', 'tests/tiny.py', 'tests/breaks/cache.toml', 'nbs/07_distill.ipynb'} | STUBS <= names
 
 
 def test_it_works_away_from_the_repository(python, tmp_path):

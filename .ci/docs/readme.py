@@ -1,5 +1,5 @@
-"""README.md from nbs/index.ipynb, without Quarto. GitHub shows no data URIs, so pictures are written to nbs/images/index-<n>.png."""
-import base64, html, json, re
+"""README.md from nbs/index.ipynb, without Quarto, and then the other thing that is made from the notebooks: libkd/*.pyi. GitHub shows no data URIs, so pictures are written to nbs/images/index-<n>.png."""
+import base64, html, json, re, runpy
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -74,3 +74,4 @@ if __name__ == '__main__':
     for old in IMAGES.glob('index-*.png'):
         if old.name not in pictures: old.unlink()
     for name, data in pictures.items(): (IMAGES/name).write_bytes(data)
+    runpy.run_path(root/'.ci'/'stubs.py', run_name='__main__')
