@@ -6,7 +6,7 @@ STAMP  := .venv/.installed
 DATA   ?=
 ARGS   ?=
 
-.PHONY: help run test test-fast test-breaks test-wheel docs bench gpu prepare clean
+.PHONY: help run test test-fast test-breaks test-wheel docs course slides bench gpu prepare clean
 help:          ## these lines
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 22
 
@@ -30,6 +30,11 @@ test-wheel: $(STAMP)   ## build the wheel, install it with the newest fastai int
 
 docs: $(STAMP)         ## the site, complete and offline, in _site/html
 	@$(BIN)/python .ci/docs/build.py
+course: $(STAMP)       ## execute the lessons in place, with minutes and megabytes; ARGS="04-10" for some of them
+	@$(BIN)/python .ci/course.py $(ARGS)
+	@$(BIN)/nbdev_clean --fname nbs/tutorials
+slides: $(STAMP)       ## the course's key points as slides.html: one file to project, no network
+	@$(BIN)/python -c "from libkd.course import write_slides; print(write_slides('slides.html'))"
 bench: $(STAMP)        ## execute the benchmarks in nbs/bench in place
 	@for nb in nbs/bench/[!_]*.ipynb; do echo "$$nb"; OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --log-level=WARN --to notebook --execute --inplace "$$nb" || exit 1; done
 	@$(BIN)/nbdev_clean
@@ -41,4 +46,4 @@ prepare: $(STAMP)      ## before a commit: export, clean, README from nbs/index.
 	$(BIN)/python .ci/docs/readme.py
 	$(BIN)/python .ci/drift.py
 clean:                 ## what the commands above made, .venv excepted
-	rm -rf _proc _src _site _docs build dist .pytest_cache
+	rm -rf _proc _src _site _docs build dist slides.html .pytest_cache

@@ -8,6 +8,7 @@ __all__ = ['main']
 # %% ../nbs/18_cli.ipynb #c5945e21
 import argparse, csv, errno, io, os, platform, re, shutil, sys, warnings
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from . import MENDABLE, UserError, __version__
 
@@ -89,7 +90,8 @@ def cmd_new(a):
 def cmd_grade(a):
     from libkd.course import SANDBOX, grade
     print(SANDBOX, flush=True)
-    board = grade(a.folder, a.checks, a.seconds, a.out)
+    tell = partial(print, flush=True)                          # a line at a time, into a file too
+    board = grade(a.folder, a.checks, a.seconds, a.out, tell)
     print(f"{board['file'].nunique()} notebooks in {a.out}; where `passed` is empty, `says` is for you to read")
 
 # %% ../nbs/18_cli.ipynb #845a46c3

@@ -4,32 +4,37 @@
 
 # %% auto #0
 __all__ = ['ASK', 'SANDBOX', 'encode', 'AnswerError', 'LostError', 'decode', 'respond', 'Function', 'answer', 'Verdict', 'check',
-           'seed_of', 'tags_of', 'source_of', 'without_solution', 'split_check', 'call_of', 'version_of',
-           'students_copy', 'notebooks_in', 'lessons', 'open_lesson', 'Checks', 'checks_in', 'checks_of',
-           'write_notebooks', 'write_course', 'StudentKernel', 'student_kernel', 'Step', 'steps_of', 'ask_notebook',
-           'hidden_checks', 'read_handed_in', 'grade', 'prepared', 'stored_answers']
+           'seed_of', 'tags_of', 'source_of', 'without_solution', 'split_check', 'call_of', 'version_of', 'closed',
+           'students_copy', 'notebooks_in', 'lessons', 'open_lesson', 'Checks', 'checks_in', 'checks_of', 'prepared',
+           'stored_answers', 'write_material', 'slides_of', 'write_slides', 'write_notebooks', 'write_course',
+           'StudentKernel', 'student_kernel', 'Step', 'names_of', 'steps_of', 'ask_notebook', 'hidden_checks',
+           'read_handed_in', 'grade']
 
 # %% ../nbs/17_course.ipynb #664b45a7
-import ast, contextlib, hashlib, inspect, json, logging, os, re, tempfile, time
+import ast, contextlib, hashlib, inspect, io, json, logging, os, re, symtable, tempfile, time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from zipfile import ZipFile, ZipInfo
 import numpy as np, pandas as pd, torch
 import libkd
 from . import UserError, did_you_mean
 from .files import publish
+from .sets import clothes, digits
 
 # %% ../nbs/17_course.ipynb #eccaded1
-def encode(
-    x, # Any value
+def encode(x,            # Any value
+           arrays=False, # An array stays one, as on its way to a student's function; else it is a list, as an answer is
 ) -> object: # Lists, dicts, texts and numbers
-    "`x` as what JSON holds. A function is a mark that says so, and another object its type's name"
+    "`x` as numbers and texts. A function is a mark that says so, and another object its type's name"
+    go = partial(encode, arrays=arrays)
     if isinstance(x, torch.Tensor):
         return {'tensor': x.detach().cpu().tolist(), 'dtype': str(x.dtype)[6:], 'shape': list(x.shape)}
     if isinstance(x, (pd.Series, pd.DataFrame)): x = x.to_numpy()
+    if arrays and isinstance(x, np.ndarray): return {'array': x.tolist(), 'dtype': str(x.dtype), 'shape': list(x.shape)}
     if isinstance(x, (np.ndarray, np.generic)): x = x.tolist()
-    if isinstance(x, (list, tuple)): return [encode(o) for o in x]
-    if isinstance(x, dict): return {'dict': [[encode(k), encode(v)] for k, v in x.items()]}
+    if isinstance(x, (list, tuple)): return [go(o) for o in x]
+    if isinstance(x, dict): return {'dict': [[go(k), go(v)] for k, v in x.items()]}
     if x is None or isinstance(x, (bool, int, float, str)): return x
     if x is ...: return {'missing': True}
     return {'function': True} if callable(x) else {'other': type(x).__name__}
@@ -44,11 +49,11 @@ class LostError(RuntimeError):
 def decode(
     x, # What `encode` made
 ) -> object: # As `encode` was given it, but for the kinds named
-    """The value again: arrays and tables as lists, tuples as lists, no answer as `...`; `AnswerError` for what could
-    not be encoded"""
+    "The value again: tuples and tables as lists, no answer as `...`; `AnswerError` for what could not be encoded"
     if isinstance(x, list): return [decode(o) for o in x]
     if not isinstance(x, dict): return x
     if 'tensor' in x: return torch.tensor(x['tensor'], dtype=getattr(torch, x['dtype'])).reshape(x['shape'])
+    if 'array' in x: return np.array(x['array'], x['dtype']).reshape(x['shape'])
     if 'dict' in x: return {decode(k): decode(v) for k, v in x['dict']}
     if 'other' in x:
         raise AnswerError(f"this answer is a {x['other']}; needed are numbers, texts, lists, tensors or a function")
@@ -77,7 +82,8 @@ class Function:
         self.ask, self.name = ask, name
 
     def _send(self, gradient, args, kwargs):
-        call = dict(name=self.name, args=encode(args), kwargs=encode(kwargs), gradient=gradient)
+        sent = dict(args=encode(args, arrays=True), kwargs=encode(kwargs, arrays=True))
+        call = dict(name=self.name, gradient=gradient, **sent)
         got = _read(self.ask(json.dumps(call)), self.name)
         if got is None or got is ...: raise AnswerError(f'`{self.name}` returns nothing yet')
         return got
@@ -203,11 +209,21 @@ def version_of(
     parts = exercises + [source_of(c) for c in nb['cells'] if 'check' in tags_of(c)]
     return hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:8]
 
-def _students_cell(cell, lesson, seed):
+def closed(
+    source, # Of the cell of prose below one that is tagged `predict`
+) -> str:
+    "What it tells of the output, closed; what comes with the next heading or question stays as it is"
+    told, *rest = re.split(r'(?m)^(?=#+ |\*\*Exercise|\*\*Predict)', source, maxsplit=1)
+    if not told.strip(): return source
+    shut = '<details><summary>Run the cell above, then open this.</summary>'
+    return '\n\n'.join([shut, told.strip(), '</details>', *rest])
+
+def _students_cell(cell, lesson, seed, told=False): # told: it stands below a cell tagged `predict`
     "The source of this cell in a student's copy; empty leaves it out"
     source, tags = re.sub(r'(?m)^#\| .*\n', '', source_of(cell)), tags_of(cell)
     if 'solution' in tags: return without_solution(source) if cell['cell_type'] == 'code' else ''
     if 'check' in tags: return call_of(lesson, source)
+    if told and cell['cell_type'] == 'markdown': return closed(source)
     return re.sub(r'(?m)^seed = 0\b', f'seed = {seed}', source) if 'setup' in tags else source
 
 # %% ../nbs/17_course.ipynb #10419de4
@@ -216,9 +232,10 @@ def students_copy(nb,         # The lesson, a dict as JSON holds it
                   student='', # Whose copy it is
 )->dict: # The notebook, as JSON holds it
     "The notebook without solutions, checks and outputs"
-    cells = []
-    for old in nb['cells']:
-        if old['cell_type'] == 'raw' or not (source := _students_cell(old, lesson, seed_of(student))): continue
+    cells, before = [], [{'metadata': {}}, *nb['cells']]
+    for above, old in zip(before, nb['cells']):
+        source = _students_cell(old, lesson, seed_of(student), 'predict' in tags_of(above))
+        if old['cell_type'] == 'raw' or not source: continue
         meta = {'tags': tags_of(old)} if tags_of(old) else {}
         new = dict(cell_type=old['cell_type'], id=old['id'], metadata=meta, source=source)
         cells.append(new if old['cell_type'] != 'code' else new | dict(execution_count=None, outputs=[]))
@@ -271,6 +288,95 @@ def checks_of(
     "The checks of a lesson that comes with libkd"
     return checks_in(open_lesson(lesson))
 
+# %% ../nbs/17_course.ipynb #390b8957
+def prepared(
+    name='', # Of a file or folder; '' is the folder of all
+) -> Path:
+    "The path of something that the lessons start from; `UserError` with close names where there is none"
+    folder = next(iter(notebooks_in('tutorials').values())).parent/'prepared'
+    if (path := folder/name).exists(): return path
+    known = sorted(p.name for p in folder.iterdir())
+    raise UserError(f'nothing prepared is called {name!r}.{did_you_mean(name, known)}')
+
+def stored_answers(
+    name='answers.safetensors', # Of a file in `prepared()`
+) -> dict: # name -> tensor; logits are float32
+    "Logits and labels that were stored for the lessons"
+    from safetensors.torch import load_file
+    return {k: v.float() if v.is_floating_point() else v for k, v in load_file(prepared(name)).items()}
+
+# %% ../nbs/17_course.ipynb #96246d1c
+def write_material(
+    file, # The zip
+) -> Path:
+    "What the lessons start from, in one zip: `prepared`, `digits` and `clothes`, each a folder"
+    made = io.BytesIO()
+    with ZipFile(made, 'w') as z:
+        for name, folder in dict(prepared=prepared(), digits=digits(), clothes=clothes()).items():
+            inside = {p.relative_to(folder): p for p in folder.rglob('*') if p.is_file()}
+            for at in sorted(o for o in inside if '_work' not in o.parts):
+                z.writestr(ZipInfo(f'{name}/{at.as_posix()}'), inside[at].read_bytes())
+    publish(file, made.getvalue())
+    return Path(file)
+
+# %% ../nbs/17_course.ipynb #485dba72
+def _note(text): return dict(cell_type='markdown', id='slide', metadata={}, source=text)
+
+def _shown(cell, head): # A cell with outputs; what it is about, in the place of a text that its picture lacks
+    said = re.match(r'#\| fig-alt: (.*)', source_of(cell))
+    return dict(cell, metadata={**cell['metadata'], 'alt': said[1] if said else head.strip('# ')})
+
+def slides_of(
+    nb, # A lesson's notebook, as a dict
+) -> list: # Of slides, each a list of cells
+    "Its slides, each a list of cells: promise, goals, every question of a *Predict* and what comes out, summary"
+    prose = '\n\n'.join(source_of(c) for c in nb['cells'] if c['cell_type'] == 'markdown')
+    part = lambda pattern: re.search(pattern, prose, re.M | re.S)[1]
+    first, goals = part(r'^(# .*?)(?=\n\n\*\*)'), part(r'^\*\*Afterwards you can\*\*\s+(- .*?)\n\n')
+    slides, head, question = [[_note(first)], [_note(f'## Afterwards you can\n\n{goals}')]], '', ''
+    for cell in nb['cells']:
+        source = source_of(cell)
+        if cell['cell_type'] == 'markdown':
+            head = (re.findall(r'(?m)^## .*', source) or [head])[-1]
+            question = (re.findall(r'(?ms)^(\*\*Predict\*\*.*?)(?=\n\n|\Z)', source) or [''])[-1]
+        elif 'predict' in tags_of(cell) and cell['outputs']:
+            slides += [[_note(f'{head}\n\n{question}')]]*bool(question) + [[_note(head), _shown(cell, head)]]
+            question = ''
+    return slides + [[_note(part(r'^(## Summary.*?)(?=\n## |\Z)'))]]
+
+# %% ../nbs/17_course.ipynb #fd0b0393
+def _jupyter():
+    "(nbformat, nbclient), or a sentence about what is missing"
+    try: import nbformat, nbclient, ipykernel  # noqa: F401
+    except ImportError as e: raise UserError(
+        f"Notebooks are run by Jupyter, and {e.name} is not installed: pip install 'libkd[notebooks]'") from e
+    return nbformat, nbclient
+
+def _with_formulas(text):
+    "TeX between dollars as MathML"
+    try: from latex2mathml.converter import convert
+    except ImportError: return text
+    text = re.sub(r'(?s)\$\$(.+?)\$\$', lambda m: convert(m[1].strip(), display='block'), text)
+    return re.sub(r'\$([^$\n]+)\$', lambda m: convert(m[1]), text)
+
+def write_slides(file,       # HTML
+                 names=None, # Of lessons; None: all
+)->Path:
+    "The key points of lessons as slides, in one file that needs no network; `UserError` without nbconvert"
+    nbformat, _ = _jupyter()
+    from nbconvert import HTMLExporter
+    show = HTMLExporter(template_name='basic', exclude_input=True, exclude_output_prompt=True)
+    pages = []
+    for name in names or lessons():
+        for slide in slides_of(open_lesson(name)):
+            cells = [dict(c, source=_with_formulas(source_of(c))) if c['cell_type'] == 'markdown' else c for c in slide]
+            one = json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5))
+            body, _ = show.from_notebook_node(nbformat.reads(one, 4))
+            pages.append(f'<section>{body}<footer>{name[:2]}</footer></section>')
+    page = (Path(libkd.__file__).parent/'static'/'slides.html').read_text(encoding='utf-8')
+    publish(file, page.replace('{{title}}', 'libkd').replace('{{slides}}', '\n'.join(pages)).encode())
+    return Path(file)
+
 # %% ../nbs/17_course.ipynb #ce7ef18a
 def write_notebooks(folder, # Made; one that is not empty is refused
                     texts,  # dict: file name -> text
@@ -286,12 +392,15 @@ def write_course(folder,           # Made; one that is not empty is refused
                  student='',       # A name: the numbers in the exercises are this student's
                  instructor=False, # All: solutions, checks, outputs
 )->list:                           # Paths of the lessons
-    "Write the lessons into `folder`"
+    "Write the lessons into `folder`, beside them `material.zip` and, for an instructor, `slides.html`"
     texts = {}
     for name in lessons():
         nb = open_lesson(name) if instructor else students_copy(open_lesson(name), name, student)
         texts[f'{name}.ipynb'] = json.dumps(nb, indent=1, ensure_ascii=False)
-    return write_notebooks(folder, texts)
+    paths = write_notebooks(folder, texts)
+    write_material(Path(folder)/'material.zip')
+    if instructor: write_slides(Path(folder)/'slides.html')
+    return paths
 
 # %% ../nbs/17_course.ipynb #d527b8c8
 ASK = ("__import__('IPython.display').display.display({{'application/x-libkd': "
@@ -300,12 +409,11 @@ ASK = ("__import__('IPython.display').display.display({{'application/x-libkd': "
 class StudentKernel:
     "A kernel in which the cells of one notebook run; `ask` carries the questions of checks there"
     def __init__(self, folder): # Where it runs
-        import nbformat
-        from nbclient import NotebookClient
+        nbformat, nbclient = _jupyter()
         quiet = logging.getLogger('libkd.course')
         quiet.setLevel(logging.CRITICAL)             # what stops is said by the verdicts
         self.new_cell, self.nb = nbformat.v4.new_code_cell, nbformat.v4.new_notebook()
-        self.client = NotebookClient(self.nb, timeout=600, allow_errors=True, kernel_name='python3',
+        self.client = nbclient.NotebookClient(self.nb, timeout=600, allow_errors=True, kernel_name='python3',
                                      shutdown_kernel='immediate', resources={'metadata': {'path': str(folder)}},
                                      extra_arguments=['--log-level=50'], log=quiet)
 
@@ -348,7 +456,7 @@ def student_kernel(
             yield kernel
         finally: _end_children(kernel.client.km.provisioner.pid)
 
-# %% ../nbs/17_course.ipynb #53ada3f9
+# %% ../nbs/17_course.ipynb #1d0cce66
 @dataclass
 class Step:
     "One thing to do with a student's notebook"
@@ -359,22 +467,55 @@ class Step:
     # A cell of the lesson's own: it may take all the time there is, the student's a quarter
     ours:bool = False
 
+# %% ../nbs/17_course.ipynb #ad15f935
+def names_of(
+    source, # Code
+) -> tuple: # Two sets
+    "(names that it sets, names that it takes from elsewhere); none of what is no Python"
+    try: table = symtable.symtable(source, '<cell>', 'exec')
+    except (SyntaxError, ValueError): return set(), set()
+    sets = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
+    takes = {s.get_name() for s in table.get_symbols() if s.is_referenced()}
+    inner = list(table.get_children())
+    while inner:
+        scope = inner.pop()
+        takes |= {s.get_name() for s in scope.get_symbols() if s.is_global() and s.is_referenced()}
+        inner += scope.get_children()
+    return sets, takes - sets
+
+def _needed(steps, setup): # `Step`s; sources of the cells tagged `setup`
+    "The steps without those cells of the lesson that nobody's answer builds on"
+    wanted, left = set(), []
+    for step in reversed(steps):
+        sets, takes = names_of(step.source)
+        if step.ours and step.source not in setup and not sets & wanted: continue
+        wanted = wanted - sets | takes
+        left.append(step)
+    return left[::-1]
+
+# %% ../nbs/17_course.ipynb #53ada3f9
+def _lessons_own(lesson, name, seed): # As for `steps_of`
+    "(id -> source, text -> source) of the lesson's cells that are no exercise and no check, and those tagged `setup`"
+    cells = [(c, _students_cell(c, name, seed)) for c in lesson['cells'] if c['cell_type'] == 'code']
+    kept = [(c['id'], source) for c, source in cells if not {'solution', 'check'} & set(tags_of(c))]
+    return dict(kept), {s.strip(): s for _, s in kept}, [s for c, s in cells if 'setup' in tags_of(c)]
+
 def steps_of(nb,      # A student's notebook, as a dict
              lesson,  # The lesson's notebook, as a dict
              name,    # The lesson's name
              seed=0, # The student's
 ) -> list: # Of `Step`s
-    "What to run and ask, in order: `setup` of the lesson, the student's own cells and, where they stand, the checks"
-    cells = [(c, _students_cell(c, name, seed)) for c in lesson['cells'] if c['cell_type'] == 'code']
-    steps = [Step(source, ours=True) for c, source in cells if 'setup' in tags_of(c)]
-    kept = [(c['id'], source.strip()) for c, source in cells if not {'solution', 'check'} & set(tags_of(c))]
-    ours = {key for pair in kept for key in pair}
+    "What to run and ask, in order: `setup` of the lesson, the student's own cells, what they build on, and the checks"
+    by_id, by_text, setup = _lessons_own(lesson, name, seed)
+    steps = [Step(source, ours=True) for source in setup]
     for cell in nb['cells']:
+        if cell['cell_type'] != 'code': continue
         source = source_of(cell)
-        if cell['cell_type'] != 'code' or cell.get('id') in ours or source.strip() in ours: continue
+        known = by_id.get(cell.get('id')) or by_text.get(source.strip())
         asked = re.search(r"checks_of\(.*?\)\[['\"](\w+)['\"]\]", source)
-        steps.append(Step(check=asked[1]) if asked else Step(source))
-    return steps
+        if known in setup: continue
+        steps.append(Step(known, ours=True) if known is not None else Step(check=asked[1]) if asked else Step(source))
+    return _needed(steps, setup)
 
 # %% ../nbs/17_course.ipynb #94ff727c
 def _walk(kernel, steps, made, verdicts, seed, seconds): # made: Checks; verdicts: dict that grows
@@ -436,10 +577,10 @@ SANDBOX = ("Notebooks of students are programs and run under your name: grade th
            "(docker run --network none …), or as a user who owns nothing.")
 
 # %% ../nbs/17_course.ipynb #c2618981
-def _rows(path, hidden, seconds): # one notebook: a function that gives dicts, one a row
+def _rows(path, file, hidden, seconds): # A notebook, what the table calls it: a function that gives dicts, one a row
     try: nb, about = read_handed_in(path)
     except AnswerError as e:
-        refused = [dict(file=path.name, says=str(e))]
+        refused = [dict(file=file, says=str(e))]
         return lambda: refused
     student, name = str(about.get('student', '')), about['lesson']
     lesson = open_lesson(name)
@@ -449,7 +590,7 @@ def _rows(path, hidden, seconds): # one notebook: a function that gives dicts, o
     def run():
         with tempfile.TemporaryDirectory(prefix='libkd-grade-', ignore_cleanup_errors=True) as where:
             found = ask_notebook(steps, made, where, seed_of(student), seconds)
-        whose = dict(file=path.name, student=student, lesson=name)
+        whose = dict(file=file, student=student, lesson=name)
         return [dict(whose, check=v.name, passed=v.passed, says=v.says) for v in found]
     return run
 
@@ -464,31 +605,16 @@ def grade(folder,       # Notebooks of students, in it or below it
     `UserError` where there are none"""
     paths = sorted(p for p in Path(folder).rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
     if not paths: raise UserError(f'no notebooks in {folder}')
+    _jupyter()
     hidden = {}
     for lesson, more in map(hidden_checks, checks): hidden.setdefault(lesson, {}).update(more)
-    todo, rows = {p: _rows(p, hidden, seconds) for p in paths}, []
-    for i, (path, run) in enumerate(todo.items(), 1):
+    names = [p.relative_to(folder).as_posix() for p in paths]        # two folders may hold files of one name
+    todo, rows = {n: _rows(p, n, hidden, seconds) for p, n in zip(paths, names)}, []
+    for i, (name, run) in enumerate(todo.items(), 1):
         rows += (these := run())
         table = pd.DataFrame(rows, columns=['file', 'student', 'lesson', 'check', 'passed', 'says'])
         if out: publish(out, table.to_csv(index=False).encode('utf-8', 'surrogateescape'))
         right = sum(r.get('passed') is True for r in these)
         says = f'{right} of {len(these)}' if 'check' in these[0] else these[0]['says']
-        say(f'{i} of {len(todo)} · {path.name}: {says}')
+        say(f'{i} of {len(todo)} · {name}: {says}')
     return table
-
-# %% ../nbs/17_course.ipynb #390b8957
-def prepared(
-    name='', # Of a file or folder; '' is the folder of all
-) -> Path:
-    "The path of something that the lessons start from; `UserError` with close names where there is none"
-    folder = next(iter(notebooks_in('tutorials').values())).parent/'prepared'
-    if (path := folder/name).exists(): return path
-    known = sorted(p.name for p in folder.iterdir())
-    raise UserError(f'nothing prepared is called {name!r}.{did_you_mean(name, known)}')
-
-def stored_answers(
-    name='answers.safetensors', # Of a file in `prepared()`
-) -> dict: # name -> tensor; logits are float32
-    "Logits and labels that were stored for the lessons"
-    from safetensors.torch import load_file
-    return {k: v.float() if v.is_floating_point() else v for k, v in load_file(prepared(name)).items()}

@@ -1,8 +1,9 @@
 """The course: what a student gets, what a check accepts, and what a notebook cannot do to its grade."""
-import ast, json, re, tomllib
+import ast, html, importlib.util, json, re, sys, tomllib
 from functools import partial
-from pathlib import Path
-import pytest
+from pathlib import Path, PureWindowsPath
+from zipfile import ZipFile
+import numpy as np, pandas as pd, pytest
 from libkd import course
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,6 +88,67 @@ def test_a_lesson_says_what_it_needs_gives_and_takes(lesson):
     assert (course.lessons()[lesson]).stat().st_size <= 1_000_000
 
 
+@pytest.mark.parametrize('lesson', LESSONS)
+def test_what_a_prediction_asks_is_not_answered_before_the_cell_is_run(lesson):
+    cells = course.students_copy(LESSONS[lesson], lesson)['cells']
+    below = [b['source'] for a, b in zip(cells, cells[1:]) if 'predict' in course.tags_of(a) and b['cell_type'] == 'markdown']
+    open_ = [s[:60] for s in below if not re.match(r'<details>|#+ |\*\*(Exercise|Predict)', s)]
+    assert below and not open_
+    assert all(s.count('<details>') == s.count('</details>') for s in below)
+    shut = re.findall(r'(?s)<details>.*?</details>', '\n'.join(below))
+    assert not [s for s in shut if re.search(r'(?m)^(## |\*\*Exercise|\*\*Predict)', s)], 'a question is shut away'
+
+
+def shown(page): return ''.join(''.join(o.get('text', '') or o.get('data', {}).get('text/plain', '')) + '\n' for c in json.loads((ROOT/'nbs'/page).read_text(encoding='utf-8'))['cells'] for o in c.get('outputs', []))
+
+
+def pivoted(text, head, names):
+    "{(arm, seed): percent} of a table as a page shows it: a line a seed"
+    body = text.split(head)[1]
+    return {(a, int(m[1])): float(v) for m in re.finditer(r'(?m)^(\d) +([\d.]+(?: +[\d.]+)+)$', body) for a, v in zip(names, m[2].split())}
+
+
+@pytest.mark.parametrize('file, page', [('rows_9.csv', 'claims/cakd.ipynb'), ('rows_10.csv', 'claims/datafree.ipynb'), ('rows_4.csv', 'claims/view_policies.ipynb'), ('rows_1.csv', 'runs/distill.ipynb')])
+def test_stored_rows_are_what_the_pages_show(file, page):
+    rows, text = pd.read_csv(course.prepared(file)), shown(page)
+    if file in ('rows_9.csv', 'rows_10.csv'): found = {(a, int(s)): float(v) for a, s, v in re.findall(r'of \d+: (.+), seed (\d): ([\d.]+)%', text)}
+    elif file == 'rows_4.csv': found = pivoted(text, 'policy', ['clean', 'finite_1', 'finite_4', 'live', 'replay', 'untaught'])
+    else:
+        found = pivoted(text, 'taught  untaught  plain ViT', ['CivT, taught', 'CivT', 'plain ViT'])
+        found |= {(a, s): float(re.search(rf'\d +{n} +([\d.]+)', text)[1]) for a, n in (('convolution teacher', 'resnet_mini'), ('involution teacher', 'rednet_mini')) for s in range(3)}
+    stored = {(r.arm, r.seed): r.accuracy*100 for r in rows.itertuples()}
+    assert stored.keys() <= found.keys() and not {k: (v, found[k]) for k, v in stored.items() if abs(v - found[k]) > .051}
+
+
+def test_a_folder_holds_all_that_a_course_without_network_needs(tmp_path):
+    course.write_course(tmp_path/'a room', 'Ada')
+    with ZipFile(tmp_path/'a room'/'material.zip') as z: names = z.namelist()
+    assert {n.split('/')[0] for n in names} == {'prepared', 'digits', 'clothes'} and all(f'prepared/{p.name}' in names for p in course.prepared().glob('*.csv'))
+    assert not [n for n in names if '_work' in n or PureWindowsPath(n).is_reserved() or re.search(r'[<>:"|?*\\\\]', n)]
+    fetched = re.compile(r'https?://|urlopen|requests|hf[-_]hub|pretrained=True')
+    assert not [c['source'] for nb in LESSONS.values() for c in nb['cells'] if c['cell_type'] == 'code' and fetched.search(course.source_of(c))]
+
+
+@pytest.mark.parametrize('lesson', LESSONS)
+def test_a_lesson_runs_in_any_folder_of_any_system(lesson):
+    "No path that only this folder or this system has: what a lesson reads it finds by `prepared`, what it writes is a plain name"
+    texts = [n.value for c in LESSONS[lesson]['cells'] if c['cell_type'] == 'code' for n in ast.walk(ast.parse(course.source_of(c)))
+             if isinstance(n, ast.Constant) and isinstance(n.value, str) and '\n' not in n.value]
+    assert not [t for t in texts if re.match(r'[/~]|\.\.?/|[A-Za-z]:\\\\', t)]
+
+
+def test_slides_hold_questions_and_what_comes_out_and_fetch_nothing(tmp_path):
+    page = course.write_slides(tmp_path/'slides.html').read_text(encoding='utf-8')
+    parts = {n: course.slides_of(nb) for n, nb in LESSONS.items()}
+    assert page.count('<section>') == sum(map(len, parts.values())) and all(5 <= len(p) <= 15 for p in parts.values())
+    for name, nb in LESSONS.items():
+        told = [(c['id'], c['outputs'], bool(c['metadata']['alt'])) for slide in parts[name] for c in slide if c['cell_type'] == 'code']
+        assert told == [(c['id'], c['outputs'], True) for c in nb['cells'] if 'predict' in course.tags_of(c) and c['outputs']]
+    bare = re.sub(r'<a [^>]*>', '', page)
+    assert not re.search(r'(?:src|href)="?(?:https?:)?//|@import|url\(', bare) and '<math' in page and 'BEGIN SOLUTION' not in page
+    assert all(re.search(r'alt="[^"]{5,}', i) for i in re.findall(r'<img[^>]*>', page))
+
+
 def test_a_figure_of_ones_own_follows_from_the_name():
     assert course.seed_of('Ada  Lovelace ') == course.seed_of('ada lovelace') != course.seed_of('Alan Turing')
     source = 'seed = 0   # yours'
@@ -152,6 +214,47 @@ def test_what_runs_is_the_lessons_setup_and_what_the_student_wrote(toy):
     assert not [s for s in course.steps_of(nb, TOY, '01_toy') if 'hours' in s.source]
 
 
+def test_an_answer_may_build_on_what_the_lesson_has_made():
+    "Cells of the lesson that are no `setup` run for a grade if an answer uses their names, and those that these use; training that nobody asks about does not"
+    made, used, idle = code('scale = 3'), code('stats = scale + 1'), code('hours = train()')
+    lesson = dict(TOY, cells=[TOY['cells'][0], made, used, idle, *TOY['cells'][2:]])
+    nb = course.students_copy(lesson, '01_toy')
+    nb['cells'][-2]['source'] = 'def square(x): return x*x*stats/4'
+    sources = [s.source for s in course.steps_of(nb, lesson, '01_toy')]
+    assert [s for s in sources if 'scale' in s or 'stats' in s][:2] == ['scale = 3', 'stats = scale + 1'] and 'hours = train()' not in sources
+    nb['cells'][-2]['source'] = 'def square(x): return x*x'
+    assert not [s for s in course.steps_of(nb, lesson, '01_toy') if 'scale' in s.source]
+
+
+def test_an_array_comes_to_a_students_function_as_one():
+    f = course.answer(partial(course.respond, {'f': lambda x: x.reshape(2, -1).mean(1)}), 'f')
+    assert f(np.arange(4.)) == [.5, 2.5]
+    assert course.decode(course.encode(np.arange(4.))) == [0, 1, 2, 3], 'what a student answers may be compared as a list'
+
+
+def test_files_of_one_name_in_two_folders_are_two_rows(toy):
+    box, hand_in = toy
+    for who in ('ada', 'alan'):
+        (box/who).mkdir()
+        (box/who/'01.ipynb').write_text('{}')
+    assert list(course.grade(box)['file']) == ['ada/01.ipynb', 'alan/01.ipynb']
+
+
+@pytest.mark.parametrize('missing', ['nbclient', 'ipykernel'])
+def test_without_the_extra_it_is_a_sentence(toy, monkeypatch, missing):
+    box, hand_in = toy
+    hand_in('honest', 'def square(x): return x*x')
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(course.UserError, match=rf"{missing} is not installed: pip install 'libkd\[notebooks\]'"): course.grade(box)
+
+
+def test_lessons_to_execute_are_chosen_by_number():
+    spec = importlib.util.spec_from_file_location('run_course', ROOT/'.ci'/'course.py')
+    spec.loader.exec_module(made := importlib.util.module_from_spec(spec))
+    assert made.chosen([]) == list(course.lessons()) and [n[:2] for n in made.chosen(['02', '09-10'])] == ['02', '09', '10']
+    with pytest.raises(SystemExit, match='no lesson has the number 77'): made.chosen(['77'])
+
+
 @pytest.mark.slow
 def test_a_notebook_cannot_grade_itself(toy, capsys):
     box, hand_in = toy
@@ -192,3 +295,32 @@ def test_hidden_checks_come_from_a_file(toy):
     assert dict(table['passed']) == {'is_square': True, 'of_negatives': False}
     hidden.write_text('lesson = "01_toi"')
     with pytest.raises(course.UserError, match='Did you mean'): course.grade(box, [hidden])
+
+
+# -- the how-to pages --------------------------------------------------------------------------------------------------
+def on_a_worker(x):
+    from distributed import get_worker
+    return dict(double=2*x, worker=str(get_worker().name))          # get_worker raises anywhere else
+
+
+@pytest.mark.slow
+def test_jobs_run_on_a_dask_cluster_and_stay_done(tmp_path):
+    "nbs/howto/cluster.ipynb shows it with two processes; here two threads are the cluster"
+    distributed, joblib = pytest.importorskip('distributed'), pytest.importorskip('joblib')
+    from libkd.runs import run_jobs
+    jobs = [dict(x=x) for x in range(4)]
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster, distributed.Client(cluster):
+        with joblib.parallel_config(backend='dask'): rows = run_jobs(on_a_worker, jobs, tmp_path/'jobs', n_jobs=2)
+    assert list(rows['double']) == [0, 2, 4, 6] and 'error' not in rows and rows['worker'].notna().all()
+    assert list(run_jobs(on_a_worker, jobs, tmp_path/'jobs')['worker']) == list(rows['worker']), 'done jobs are not done again, without a cluster either'
+
+
+def test_the_page_for_a_first_hour_runs_by_itself():
+    "The page is in the output, whole: three networks, and nothing that is fetched"
+    cells = json.loads((ROOT/'nbs'/'howto'/'first_hour.ipynb').read_text(encoding='utf-8'))['cells']
+    (frame,) = [''.join(o['data']['text/html']) for c in cells for o in c.get('outputs', []) if '<iframe' in ''.join(o.get('data', {}).get('text/html', ''))]
+    page = html.unescape(re.search(r'srcdoc="([^"]*)"', frame)[1])
+    assert page.startswith('<!doctype html>') and '</html>' in page and all(n in page for n in ('resnet_mini', 'rednet_mini', 'student'))
+    assert not re.search(r'(?:src|href)=["\']?(?:https?:)?//|@import', page)
+    text = '\n'.join(course.source_of(c) for c in cells if c['cell_type'] == 'markdown')
+    assert len(re.findall(r'(?m)^### \d\. .*\?$', text)) == 3 == text.count('**Predict**')
