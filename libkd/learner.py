@@ -431,8 +431,8 @@ def distill_learner(dls:DataLoaders, # Best from `image_dls`; ordinary fastai lo
                     **kwargs)->DistillLearner: # An ordinary fastai `Learner`; `learn.model` is the student
     """A `Learner` whose student is taught by `teachers`. `route`, `loss`, `T`, `weights`, `label_weight`, `schedule`
     and `weigh` take the place of the method's and go to its callback, as do further arguments of that callback
-    (`stage_one`, `features`, …; also as `method_kw={…}`); `check` is for `advisors`, `cbs` and the rest for
-    fastai's `Learner`"""
+    (`stage_one`, `features`, …; of `FeatureDistill` `rule`, `layers`, `advisor`, `feature_weight`, `ramp`; also as
+    `method_kw={…}`); `check` is for `advisors`, `cbs` and the rest for fastai's `Learner`"""
     _refuse_mistaken(dls, student)
     check, more = kwargs.pop('check', True), kwargs.pop('method_kw', None)
     mine, teaching = sorted_arguments(kwargs | (more or {}))
