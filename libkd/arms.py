@@ -27,7 +27,7 @@ from .evidence import advice, choose, still_rising, teacher_advice, teachers_bel
 from .features import FeatureDistill
 from .handover import save_student
 from .identity import difference_lines, differences
-from .learner import METHODS, distill_learner
+from .learner import METHODS, distill_learner, methods_from
 from .plots import plot_arms
 from .students import student_name
 from .runs import job_key, peak_memory, run_jobs
@@ -150,7 +150,7 @@ class Job:
     lr: float           # peak of the one-cycle schedule
     wd: float           # weight decay
     fresh: int          # most views of each image where no stored answers say which; then they come again
-    distill: dict | None = None # arguments for teaching; None: no teachers
+    distill: dict | None = None # arguments for teaching; None: no teachers. `code` and `control`: see `taught_how`
     cache: str = ''     # key of the store from which it is taught
     teacher: dict | None = None # a `TeacherJob`: asked while training, by methods that read layers
     keep: bool = False  # save the student as well
@@ -208,22 +208,43 @@ def epochs_for(steps, dls): # Optimiser steps; loaders
     "Epochs that make about so many steps, at least one"
     return max(1, round(steps/len(dls.train)))
 
+# %% ../nbs/15_arms.ipynb #496f6e7f
+def reads_layers(method): # Name in `METHODS`
+    "Whether this method needs a live teacher"
+    return issubclass(METHODS[method].callback, FeatureDistill)
+
 # %% ../nbs/15_arms.ipynb #c95621d5
 def scores(logits, y): # (n, C), (n,)
     "The columns of the table that follow from answers"
     return {f.__name__: f(logits, y) for f in (accuracy, macro_accuracy, ece, nll)}
 
-def arm_learner(dls, job, advice): # Loaders; `Job`; a LogitCache or a Teacher, None for no teachers
+
+# %% ../nbs/15_arms.ipynb #3320c4f8
+def silence(p): return 0.                              # a schedule: whatever the teachers say weighs nothing
+
+def taught_how(places, job, advice): # As for `train_arm`; a LogitCache or a Teacher
+    """Arguments of `distill_learner` for teaching. `code`, the digest of the file that brings the method, and `control`
+    stand in `Job.distill` beside the callback's own"""
+    how = dict(job.distill)
+    if code := how.pop('code', ''): methods_from(places['imports'], code)
+    control = how.pop('control', '')
+    if control == 'silent': how |= dict(schedule=silence, **({'ramp': silence} if reads_layers(how['method']) else {}))
+    if control == 'shuffled': advice = advice.shuffled(job.seed)
+    return dict(teachers=advice, check=False, **how)                # the teachers were checked before
+
+def arm_learner(dls, job, teaching): # Loaders; `Job`; from `taught_how`, {} for no teachers
     "A learner of one arm; a CivT has all its heads in every arm, whoever teaches it"
     heads = dict(heads=None) if 'civt' in student_name(job.model) else {}
     kw = dict(seed=job.seed, student_kw=heads | job.args, verbose=False, **quick_adam(job.wd))
-    if job.distill is not None: kw |= dict(teachers=advice, check=False, **job.distill)     # they were checked before
-    return distill_learner(dls, job.model, **kw)
+    return distill_learner(dls, job.model, **kw, **teaching)
 
-# %% ../nbs/15_arms.ipynb #496f6e7f
-def reads_layers(method): # Name in `METHODS`
-    "Whether this method needs a live teacher"
-    return issubclass(METHODS[method].callback, FeatureDistill)
+# %% ../nbs/15_arms.ipynb #65481266
+def controls(method, code): # A name in `METHODS`; digest of the file that brings it
+    "Arms beside a method of one's own: name -> what stands in `Job.distill`"
+    how = dict(method=method, code=code)
+    arms = {f'{method}, teachers silent': how | dict(control='silent')}
+    if not reads_layers(method): arms[f'{method}, answers shuffled'] = how | dict(control='shuffled')
+    return arms
 
 # %% ../nbs/15_arms.ipynb #9fdc0259
 def in_turn(dl, n): # A `ViewDL`; number of views
@@ -239,7 +260,7 @@ def train_arm(places, # dict: data (image folder or ''), out and cache (folders)
     dls, advice = loaders(places, job), None
     if job.distill is not None: advice = LogitCache.open(places['cache'])
     if job.teacher: dls, advice = advice.bind(dls), run_teacher(places, TeacherJob(**job.teacher))
-    learn = arm_learner(dls, job, advice)
+    learn = arm_learner(dls, job, {} if job.distill is None else taught_how(places, job, advice))
     start, epochs = time.perf_counter(), epochs_for(job.steps, learn.dls)
     in_turn(learn.dls.train, min(job.fresh, epochs*learn.dls.train.repeats))
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, job.lr, cbs=SparseValidation())

@@ -423,6 +423,7 @@ class LogitCache:
         self.policy = Policy(plan['policy'], plan['n_views'])
         self.teachers = {t['name']: t for t in plan['teachers']}   # name -> name, bias, fingerprint, classes
         self.live = {}                                             # Teacher objects, when built in this process
+        self.exchanged = None                                      # row -> whose answers it gets; see `shuffled`
         self._open = OrderedDict()
 
     @property
@@ -704,12 +705,9 @@ def gather(self:LogitCache,
            view=0, # View number, or one for each row (B,)
            names=None, # Which teachers; default all
           )->dict: # name -> logits (B, C), float32; `TopK` from a top-k cache
-    "The teachers' answers to these rows"
-    rows = torch.as_tensor(rows, dtype=torch.int64)
-    if len(rows) and not (0 <= int(rows.min()) and int(rows.max()) < self.n):
-        raise IndexError(f"Rows {int(rows.min())} to {int(rows.max())} were asked for; "
-                         f"the cache {self.path} has rows 0 to {self.n-1}. "
-                         "A row of −1 is a sample that the cache lacks.")
+    "The teachers' answers to these rows. `IndexError` for one that the cache does not have"
+    rows = self._there(torch.as_tensor(rows, dtype=torch.int64))
+    if self.exchanged is not None: rows = self.exchanged[rows]
     size, view = self.plan['shard_rows'], torch.as_tensor(view).expand(len(rows))
     shards = (self.n-1)//size + 1
     key = view*shards + rows//size
@@ -718,6 +716,14 @@ def gather(self:LogitCache,
     places = (rows % size)[order].split(counts.tolist())
     parts = [(k//shards, k % shards, at) for k, at in zip(keys.tolist(), places)]     # (view, shard, places)
     return {name: self._answers(name, parts, order.argsort()) for name in (names or self.teachers)}
+
+@patch
+def _there(self:LogitCache, rows):
+    "These rows, if the cache has them"
+    if not len(rows) or 0 <= int(rows.min()) and int(rows.max()) < self.n: return rows
+    raise IndexError(f"Rows {int(rows.min())} to {int(rows.max())} were asked for; "
+                     f"the cache {self.path} has rows 0 to {self.n-1}. "
+                     "A row of −1 is a sample that the cache lacks.")
 
 @patch
 def _answers(self:LogitCache, name, parts, back):
@@ -741,6 +747,17 @@ def only(self:LogitCache,
     some = copy.copy(self)
     some.teachers, some.live = {n: self.teachers[n] for n in names}, {n: t for n, t in self.live.items() if n in names}
     return some
+
+# %% ../nbs/04_cache.ipynb #4ca4544f
+@patch
+def shuffled(self:LogitCache,
+             seed:int=0, # Of the exchange
+            )->LogitCache: # Over the same files
+    "The same cache, where each picture gets the answers to the same view of another one; on disk nothing changes"
+    other = copy.copy(self)
+    other.exchanged = torch.from_numpy(np.random.default_rng(seed).permutation(self.n))
+    return other
+
 
 # %% ../nbs/04_cache.ipynb #f67a0032
 @patch

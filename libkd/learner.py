@@ -4,10 +4,12 @@
 
 # %% ../nbs/08b_learner.ipynb #d9d34c5c
 from __future__ import annotations
-import copy, math, random
+import copy, math, random, sys
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
+from pathlib import Path
+from types import ModuleType
 
 import pandas as pd, timm, torch
 from fastai.callback.schedule import ParamScheduler
@@ -23,11 +25,12 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from torch import nn
 
-from . import did_you_mean
+from . import UserError, did_you_mean
 from .cache import LogitCache
 from .distill import (KeepViews, MultiTeacherDistill, Stored, checked_route, refuse_no_batches, sources_of,
                            unwrap, value_at)
 from .features import FeatureDistill
+from .files import sha256
 from .handover import Resume
 from .losses import hard_kd_loss, kd_loss
 from .students import create_student, heads_of, student_name
@@ -37,7 +40,7 @@ from .views import LabelLoss, Mix, ViewDL, replay, rng_scope
 # %% auto #0
 __all__ = ['METHODS', 'Method', 'Methods', 'cakd_ramp', 'find_method', 'cite', 'WarmCosine', 'Recipe', 'recipe', 'DistillLearner',
            'advisors', 'student_heads', 'make_student', 'default_method', 'with_train', 'labelled', 'learner_dls',
-           'sorted_arguments', 'distill_learner', 'first_terms']
+           'sorted_arguments', 'distill_learner', 'first_terms', 'methods_from']
 
 # %% ../nbs/08b_learner.ipynb #6ff11483
 @dataclass(frozen=True)
@@ -528,3 +531,31 @@ def first_terms(learn:Learner,
             cb.after_pred()
             l.loss_grad = l.loss_func(l.pred, *l.yb)
             return {n: float(t) for n, t in cb.terms().items()}, cb
+
+# %% ../nbs/08b_learner.ipynb #1bad4bc1
+def methods_from(file, # A Python file that puts methods into `METHODS`
+                 digest='', # Its SHA-256 as somebody else saw it; '': any
+                )->tuple: # (its SHA-256, names of the methods that it brings)
+    "Run a file of methods, once a process. `UserError` if it fails, brings none, replaces one, or is not as it was"
+    path = Path(file).expanduser().absolute()
+    if not path.is_file(): raise UserError(f"There is no file {file}: imports names a Python file with your methods.")
+    found = sha256(path)
+    if digest not in ('', found): raise UserError(f"{path.name} was changed while a run went on with it. Start it again.")
+    name = f'libkd_methods_{found[:16]}'
+    if name not in sys.modules: sys.modules[name] = _executed(path, name)
+    return found, sys.modules[name].brought
+
+def _executed(path, name): # A file; the name of its module
+    "The module that a file of methods makes; `METHODS` stays as it was where the file is refused"
+    before, module = dict(METHODS), ModuleType(name)
+    try:
+        exec(compile(path.read_text(encoding='utf-8'), str(path), 'exec'), vars(module))
+        if taken := [n for n in before if METHODS.get(n) is not before[n]]: raise UserError(
+            f"it gives {taken[0]!r} another meaning; take a name of your own")
+        module.brought = tuple(n for n in METHODS if n not in before)
+        if not module.brought: raise UserError("it puts nothing into METHODS: METHODS['mine'] = Method(…)")
+    except Exception as e:
+        METHODS.clear()
+        METHODS.update(before)
+        raise UserError(f"{path.name} brings no method: {type(e).__name__}: {e}") from e
+    return module

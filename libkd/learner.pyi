@@ -13,7 +13,7 @@ import pandas as pd
 
 __all__ = ['METHODS', 'Method', 'Methods', 'cakd_ramp', 'find_method', 'cite', 'WarmCosine', 'Recipe', 'recipe',
            'DistillLearner', 'advisors', 'student_heads', 'make_student', 'default_method', 'with_train', 'labelled',
-           'learner_dls', 'sorted_arguments', 'distill_learner', 'first_terms']
+           'learner_dls', 'sorted_arguments', 'distill_learner', 'first_terms', 'methods_from']
 
 @dataclass(frozen=True)
 class Method:
@@ -139,3 +139,4 @@ def distill_learner(
     default_cbs: bool = True,
 ) -> DistillLearner: ...
 def first_terms(learn: Learner, given: MultiTeacherDistill) -> tuple: ...
+def methods_from(file, digest='') -> tuple: ...

@@ -473,6 +473,7 @@ def sweep(notebook,    # A path, or the name of a run that comes with libkd
     combos = [dict(zip(grid, c)) for c in itertools.product(*grid.values())]
     jobs = [check_parameters(path, {**params, **c}) for c in combos]
     code = [''.join(c['source']) for c in read_json(path)['cells'] if c['cell_type'] == 'code']
+    brought = sorted({files.sha256(Path(j['imports'])) for j in jobs if j.get('imports')})      # files of methods
     one_run = partial(_one_run, str(path), str(Path(folder).absolute()))
     return run_jobs(one_run, jobs, Path(folder)/'jobs', n_jobs, threads=None, progress=progress,
-                    about=dict(notebook=files.digest_of(code)[:16]))
+                    about=dict(notebook=files.digest_of(code)[:16], **({'imports': brought} if brought else {})))

@@ -8,8 +8,8 @@ from PIL import Image
 from hypothesis import Phase, given, settings, strategies as st
 from scipy import stats
 
-from libkd import UserError, arms, cli, evidence, price, runs
-from libkd.learner import METHODS
+from libkd import UserError, arms, cli, evidence, files, price, runs
+from libkd.learner import METHODS, first_terms
 
 PYTHON = sys.executable
 plainly = settings(phases=[Phase.explicit, Phase.generate])    # an example that fails is small enough as it is
@@ -463,8 +463,8 @@ def test_a_taught_student_has_the_heads_of_the_one_it_is_compared_with(biases):
     setting, args = dict(samples={}, dls={}), dict(depth=1, embed_dim=32, num_heads=2)
     job = arms.Job('taught', 0, 'civt_nano', args, setting, {}, 1, .001, 0., 1)
     teachers = [tiny.teacher(b, bias=b) for b in biases]
-    untaught = arms.arm_learner(tiny.loaders(), job, None).model
-    taught = arms.arm_learner(tiny.loaders(), replace(job, distill=dict(label_weight=.5)), teachers).model
+    untaught = arms.arm_learner(tiny.loaders(), job, {}).model
+    taught = arms.arm_learner(tiny.loaders(), job, arms.taught_how({}, replace(job, distill=dict(label_weight=.5)), teachers)).model
     assert taught.heads == untaught.heads == ('cls', 'conv', 'inv')
     assert all(a.equal(b) for a, b in zip(taught.state_dict().values(), untaught.state_dict().values()))      # one seed, one start
 
@@ -702,3 +702,43 @@ def test_the_study_of_views_runs_through_papermill(tmp_path):
     cells = runs.read_json(tmp_path/'run'/'view_policies.ipynb')['cells']
     table = str([o for c in cells if 'with answers' in ''.join(c['source']) for o in c.get('outputs', [])])
     assert all(p in table for p in ('untaught', 'clean', 'finite_1', 'finite_4', 'replay', 'live')) and 'NOT ENOUGH RUNS' in table
+
+
+MINE = '''
+from libkd.all import METHODS, Method, MultiTeacherDistill
+
+class Mine(MultiTeacherDistill):
+    "Says which process it works in"
+
+METHODS['mine'] = Method('mine', 'Ours', 'A. Newcomer', 2026, '', exact='all of it', reading='nothing',
+                         settings=dict(T=2., weights=.5, label_weight=.5), callback=Mine)
+'''
+
+
+@pytest.mark.slow
+def test_a_method_of_ones_own_runs_in_worker_processes_and_in_a_sweep_with_its_controls(tmp_path):
+    data, mine = some_digits(tmp_path/'data', train=12, valid=4, test=6), tmp_path/'my.py'
+    mine.write_text(MINE, encoding='utf-8')
+    words = ['-p', 'steps=3', 'check=no', 'student_args=depth:3', 'seeds=1', 'views=2', 'jobs=2', f'imports={mine}', 'methods=mine']
+    done = libkd('run', data, '--notebook', 'methods', '--folder', tmp_path/'run', *words)
+    assert done.returncode == 0, done.stderr
+    result = runs.read_json(tmp_path/'run'/'result.json')
+    controls = ['mine, teachers silent', 'mine, answers shuffled']
+    assert {r['arm'] for r in result['table']} == {'untaught', 'mine', *controls, 'resnet_mini', 'rednet_mini', 'mean of the teachers'}
+    rows = [runs.read_json(p) for p in (tmp_path/'run'/'jobs').glob('*.json')]
+    said = {r['arm']: r['distill'].get('code') for r in rows if r.get('distill')}
+    assert said == dict.fromkeys(['mine', *controls], files.sha256(mine)) and result['fingerprints']['imports'] == files.sha256(mine)
+    grid = dict(lr=[.001], seeds=[1])                      # `seeds` of the notebook, not of the sweep
+    table = runs.sweep('methods', grid, folder=tmp_path/'sweep', n_jobs=2, data=str(data), steps=2, check=False, student_args='depth:3',
+                       views=2, jobs=1, imports=str(mine), methods='mine')
+    assert 'error' not in table and table['mine accuracy'].notna().all()
+
+
+def test_controls_hear_nothing_or_something_else():
+    import tiny, torch
+    job = arms.Job('a', 0, 'vit_nano', dict(depth=1, embed_dim=32, num_heads=2), dict(samples={}, dls={}), {}, 1, .001, 0., 1)
+    teacher = tiny.teacher('conv', bias='conv')
+    quiet = arms.taught_how({}, replace(job, distill=arms.controls('kd', '')['kd, teachers silent']), [teacher])
+    terms, _ = first_terms(learn := arms.arm_learner(tiny.loaders(), job, quiet), learn.multi_teacher_distill)
+    assert terms['conv'] == 0 < terms['label']
+    with pytest.raises(UserError, match='no file'): arms.taught_how(dict(imports='nowhere.py'), replace(job, distill=dict(method='kd', code='0'*64)), [])

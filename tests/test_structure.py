@@ -1,5 +1,5 @@
 """The house: notebooks and modules belong together, imports go down, pages can be read, and nothing is loaded that was not asked for."""
-import ast, html, importlib, inspect, json, re, subprocess, sys
+import ast, html, importlib, inspect, io, json, re, subprocess, sys, tokenize
 from configparser import ConfigParser
 from pathlib import Path
 import pytest
@@ -95,6 +95,54 @@ def test_exported_cells_fit_on_a_screen(path):
 def test_no_exported_line_is_longer_than_120_columns(path):
     long = [line for c in cells(path) if EXPORTED.search(text(c)) for line in text(c).splitlines() if len(line) > 120]
     assert not long, f'break these lines, one thought each: {long}'
+
+
+# Tokens a function, of all rooms together: what is reached. The house aims at 60, 90 and 250 (`largest` is there).
+MEDIAN, WEIGHTED, LARGEST, MOST_FUNCTIONS = 60, 110, 250, 1700
+WORDS = tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING
+
+
+def tokens(fn, lines):
+    "Names, operators, numbers and texts of a function's body, without its docstring and comments."
+    body = fn.body[ast.get_docstring(fn) is not None:]
+    if not body: return 0
+    first, *rest = lines[body[0].lineno - 1:body[-1].end_lineno]
+    code = '\n'.join(['(' + first[body[0].col_offset:], *rest, ')'])           # in brackets no line begins or ends anything
+    return sum(t.type in WORDS for t in tokenize.generate_tokens(io.StringIO(code).readline)) - 2
+
+
+def functions(node):
+    "Those inside a node, without those inside them."
+    for o in ast.iter_child_nodes(node):
+        if isinstance(o, ast.FunctionDef): yield o
+        else: yield from functions(o)
+
+
+def is_kernel(fn): return 'jit' in {a.arg for a in fn.args.args} or any('jit' in ast.unparse(d) for d in fn.decorator_list)
+
+
+def measured(node, room, lines):
+    "(room.function, tokens) of all functions in a node; kernels apart, which a compiler wants whole, and inner ones for themselves."
+    for fn in functions(node):
+        if is_kernel(fn): continue
+        yield f'{room}.{fn.name}:{fn.lineno}', tokens(fn, lines) - sum(tokens(o, lines) for o in functions(fn))
+        yield from measured(fn, room, lines)
+
+
+def lengths():
+    "{room.function: tokens}"
+    sources = {room: (LIB/f'{room}.py').read_text(encoding='utf-8') for room in ROOMS}
+    return dict(o for room, s in sources.items() for o in measured(ast.parse(s), room, s.splitlines()))
+
+
+def test_functions_are_short_and_not_confetti():
+    found = lengths()
+    sizes = sorted(found.values())
+    reached, half = 0, sum(sizes)/2
+    weighted = next(n for n in sizes if (reached := reached + n) >= half)      # half of all tokens stand in functions of so many
+    assert not (long := {k: n for k, n in found.items() if n > LARGEST}), f'name a step of these: {long}'
+    assert sizes[len(sizes)//2] <= MEDIAN and weighted <= WEIGHTED, (sizes[len(sizes)//2], weighted)
+    assert len(sizes) <= MOST_FUNCTIONS, len(sizes)
 
 
 @pytest.mark.parametrize('path', PAGES, ids=name_of)
