@@ -404,6 +404,20 @@ def _going_on(asked, rows, how): # `TeacherJob`s, their rows, `price.How`
     return f"Twice as long would take the teachers about {minutes:.1f} minutes: -p teacher_steps {2*asked[0].steps}"
 
 # %% ../nbs/15_arms.ipynb #d42a8f96
+def _untaught(rows): # Of arms; without columns where there are none
+    "Validation accuracy of the untaught student, one a seed"
+    return list(rows.loc[rows['arm'] == 'untaught', 'valid_accuracy'].dropna()) if 'valid_accuracy' in rows else []
+
+def _twice(job): # A `TeacherJob`
+    "The same for twice as many steps; a packaged one takes no steps"
+    return job if job.name in PACKAGED else replace(job, steps=2*job.steps)
+
+def _accuracies(teachers): return {t.name: t.accuracy for t in teachers}
+
+def _better(these, those): # Pairs of a `Teacher` and its `TeacherJob`, in the same order
+    "Of each two the more accurate one: (teachers, jobs)"
+    return map(list, zip(*(max(pair, key=lambda o: o[0].accuracy) for pair in zip(these, those))))
+
 def prepare_teachers(places, # As for `train_arm`
                      asked,  # `TeacherJob`s of one length
                      how,    # `price.How`
@@ -411,19 +425,17 @@ def prepare_teachers(places, # As for `train_arm`
 )->Ready:
     "Train the teachers of a run, or find them; once more and twice as long if the untaught student knows more than all"
     (teachers, rows, alone), last = _tried(places, asked, how, beside), asked
-    known = alone['valid_accuracy'].dropna() if 'valid_accuracy' in alone else pd.Series(dtype=float)
-    untaught, said = list(known[alone['arm'].reindex(known.index) == 'untaught']) if len(known) else [], []
+    untaught, said = _untaught(alone), []
     spent = {t.name: r['seconds'] for t, r in zip(teachers, rows)}
-    if teachers_below({t.name: t.accuracy for t in teachers}, untaught):
-        last = [a if a.name in PACKAGED else replace(a, steps=2*a.steps) for a in asked]
+    if teachers_below(_accuracies(teachers), untaught):
+        last = list(map(_twice, asked))
         longer, rows, _ = _tried(places, last, how)
         spent = {t.name: spent[t.name] + r['seconds'] for t, r in zip(longer, rows)}
         said.append(f"After {asked[0].steps} steps all teachers were below the untaught student, so they were trained "
                     f"once more, for {last[0].steps}.")
-        pairs = zip(zip(longer, last), zip(teachers, asked))
-        teachers, asked = map(list, zip(*(max(pair, key=lambda o: o[0].accuracy) for pair in pairs)))
+        teachers, asked = _better(zip(longer, last), zip(teachers, asked))
     rising = [t.name for t, r in zip(teachers, rows) if still_rising(r.get('curve') or [], r.get('images') or 0)]
-    found = teacher_advice({t.name: t.accuracy for t in teachers}, untaught, rising)
+    found = teacher_advice(_accuracies(teachers), untaught, rising)
     said += found + ([_going_on(last, rows, how)] if found else [])
     return Ready(teachers, asked, spent, alone, said, untaught)
 

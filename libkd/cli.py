@@ -294,6 +294,12 @@ def _parser_course(sub):
          ('--out -o', dict(default='grades.csv', help='the table (default: %(default)s)')))
 
 # %% ../nbs/18_cli.ipynb #41a1639e
+_BUILD = (('data', dict(nargs='?', help='image folder; default: cluttered digits')),
+          ('--teachers', dict(nargs='+', default=['resnet_mini', 'rednet_mini'], metavar='NAME',
+                              help='models to train, or folders of trained ones')),
+          ('--top-k', dict(type=int, help='keep so many logits and the sum of the rest; default: all logits')),
+          *((f'--{n}', dict(type=int, default=v)) for n, v in dict(epochs=20, views=4, bs=64, seed=0).items()))
+
 def _parser_cache(sub):
     p = sub.add_parser('cache', help='stored answers of teachers')
     p = p.add_subparsers(metavar='build|verify|info|pack', required=True)
@@ -304,12 +310,7 @@ def _parser_cache(sub):
     _add(p, 'pack', cmd_cache_pack, 'one zip with a card, for somebody else', where, ('file', dict(help='the zip')),
          ('--licence', dict(required=True, help='of the answers: CC0-1.0, CC-BY-4.0, …')),
          ('--about', dict(default='', help='what a reader should know of the data and the teachers')))
-    _add(p, 'build', cmd_cache_build, 'train or load teachers and store their answers', where, size,
-         ('data', dict(nargs='?', help='image folder; default: cluttered digits')),
-         ('--teachers', dict(nargs='+', default=['resnet_mini', 'rednet_mini'], metavar='NAME',
-                             help='models to train, or folders of trained ones')),
-         ('--top-k', dict(type=int, help='keep so many logits and the sum of the rest; default: all logits')),
-         *((f'--{n}', dict(type=int, default=v)) for n, v in dict(epochs=20, views=4, bs=64, seed=0).items()))
+    _add(p, 'build', cmd_cache_build, 'train or load teachers and store their answers', where, size, *_BUILD)
 
 # %% ../nbs/18_cli.ipynb #ff1ec22b
 def _parser_models(sub):

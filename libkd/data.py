@@ -537,6 +537,17 @@ def _split_single(self:Samples, idx, valid, test, seed):
         parts[mine[:vt[0]]], parts[mine[vt[0]:sum(vt)]] = 'valid', 'test'
     return parts
 
+# %% ../nbs/00a_data.ipynb #9dfbf766
+def _dealt(hist, want, order): # (G, C) labels of groups; (3, C) labels that the parts shall have; groups, largest first
+    "The part (G,) that each group goes to: the one that then lacks least"
+    have, to = np.zeros_like(want), np.zeros(len(hist), int)
+    for k in order:
+        lack = want - have                                      # (3, C): what each part still needs
+        cost = np.where(want.any(1), ((lack - hist[k])**2 - lack**2).sum(1), np.inf)
+        to[k] = int(np.argmin(cost))
+        have[to[k]] += hist[k]
+    return to
+
 # %% ../nbs/00a_data.ipynb #0daa6957
 @patch
 def _groups(self:Samples, by):
@@ -555,12 +566,7 @@ def _split_groups(self:Samples, idx, g, valid, test, seed):
     np.add.at(hist, (g[idx], self.labels[idx]), 1)
     want = hist.sum(0)*np.array([[1 - valid - test], [valid], [test]])        # (3, C)
     lots = draw_lots(np.arange(len(hist), dtype='<u8').view(np.uint8).reshape(-1, 8), seed)
-    have, to = np.zeros_like(want), np.zeros(len(hist), int)
-    for k in np.lexsort((lots, -hist.sum(1))):
-        lack = want - have                                      # (3, C): what each part still needs
-        cost = np.where(want.any(1), ((lack - hist[k])**2 - lack**2).sum(1), np.inf)
-        to[k] = int(np.argmin(cost))
-        have[to[k]] += hist[k]
+    to = _dealt(hist, want, np.lexsort((lots, -hist.sum(1))))
     parts = self.parts.copy()
     parts[idx] = np.array(PARTS)[to[g[idx]]]
     return parts, to
@@ -710,6 +716,12 @@ def _dl_part(dl, part):
     return [_dl_source(x, x._get(i)) for i in range(len(x))], [int(o) for o in y], [part]*len(x)
 
 # %% ../nbs/00a_data.ipynb #865a2eb2
+def _below_one(files, root): # Paths; the folder that should hold them
+    "The files as relative names, and the folder to which they are relative: `root`, or what they have in common"
+    root, files = Path(root).absolute(), [Path(o).absolute() for o in files]
+    if not all(f.is_relative_to(root) for f in files): root = Path(os.path.commonpath([f.parent for f in files]))
+    return [f.relative_to(root).as_posix() for f in files], root
+
 @patch(cls_method=True)
 def from_dls(cls:Samples,
     dls, # fastai `DataLoaders` with images and one category each
@@ -720,10 +732,8 @@ def from_dls(cls:Samples,
     src, labels, parts = (sum((c[k] for c in cols), []) for k in range(3))
     vocab = dls.vocab[-1] if isinstance(dls.vocab[0], (list, tuple)) or hasattr(dls.vocab[0], 'o2i') else dls.vocab
     if any(isinstance(o, np.ndarray) for o in src): return cls(src, labels, list(vocab), parts)._as_listed()
-    root = Path(dls.path).absolute()
-    files = [Path(o).absolute() for o in src]
-    if not all(f.is_relative_to(root) for f in files): root = Path(os.path.commonpath([f.parent for f in files]))
-    return cls([f.relative_to(root).as_posix() for f in files], labels, list(vocab), parts, root=root)._as_listed()
+    files, root = _below_one(src, dls.path)
+    return cls(files, labels, list(vocab), parts, root=root)._as_listed()
 
 # %% ../nbs/00a_data.ipynb #293aa1ac
 _PICTURE, _LABEL = ('image', 'img', 'picture', 'pixels'), ('label', 'labels', 'fine_label', 'target', 'class')

@@ -169,6 +169,19 @@ def _parts(x, y, reads, layers, rival, terms):
     if rival: f['compete'] = lambda: mean(lambda o, l, z=_asked(rival, x): competition_loss(z, o[0]))
     return {k: f[k]() for k, a in terms.items() if a}
 
+# %% ../nbs/09_datafree.ipynb #060bb119
+def _moves(x, plan, steps): # Images, moved in place
+    "For each step what moves the pixels down the gradient of its terms, and back into their range"
+    opt = torch.optim.Adam([x], betas=(.5, .9))
+    lr = combine_scheds([.05, .95], [SchedLin(0, plan['lr']), SchedCos(plan['lr'], 0)])
+    def move(parts): # name -> term
+        x.grad, = torch.autograd.grad(sum(plan['terms'][n]*v for n, v in parts.items()), x)
+        opt.step()
+        with torch.no_grad(): x.copy_(_pixels(x, clip=True))
+    for i in range(steps):
+        opt.param_groups[0]['lr'] = lr((i + 1)/(steps + 1))
+        yield move
+
 # %% ../nbs/09_datafree.ipynb #4c1faadd
 def _pixels(x, clip=False):
     "Images `(B, 3, H, W)` in [0, 1]; or, with `clip`, in the units of `STATS` again"
@@ -182,14 +195,9 @@ def _dream(plan, k, y, reads, layers, rival, device, watch):
     x = torch.randn(len(y), 3, plan['size'], plan['size'], generator=g).to(device).requires_grad_()
     half = round(plan['steps']*plan['low'])
     for pool, steps in ((2, half), (1, plan['steps'] - half)):
-        opt = torch.optim.Adam([x], betas=(.5, .9))
-        lr = combine_scheds([.05, .95], [SchedLin(0, plan['lr']), SchedCos(plan['lr'], 0)])
-        for i in range(steps):
-            opt.param_groups[0]['lr'] = lr((i + 1)/(steps + 1))
+        for move in _moves(x, plan, steps):
             parts = _parts(_seen(x, pool, plan['flip'], g), y, reads, layers, rival, plan['terms'])
-            x.grad, = torch.autograd.grad(sum(plan['terms'][n]*v for n, v in parts.items()), x)
-            opt.step()
-            with torch.no_grad(): x.copy_(_pixels(x, clip=True))
+            move(parts)
             watch(x.detach(), {n: v.detach() for n, v in parts.items()})
     if not x.isfinite().all():
         raise ValueError(f'batch {k} became NaN: a teacher answers NaN, or lr={plan["lr"]:g} is too high.')
@@ -350,12 +358,17 @@ def _shown(x):
     return HTML(f'<img alt="The first synthetic images of this batch, still changing." '
                 f'src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">')
 
+# %% ../nbs/09_datafree.ipynb #00b3437a
+def _files_of(folder, plan): # See `synthesize`
+    "What each batch is about: (class numbers, files of its images)"
+    def files(c, js): return [folder/plan['classes'][k]/f'{j:05d}.png' for k, j in zip(c, js)]
+    return [(c, files(c, js)) for c, js in _batches(len(plan['classes']), plan['per_class'], plan['bs'])]
+
 # %% ../nbs/09_datafree.ipynb #7604f9d8
 def _make(folder, plan, teachers, rival):
     "The batches that are missing"
     device, layers = teachers[0].device, [bn_layers(t.to(teachers[0].device)) for t in teachers]
-    def files(c, js): return [folder/plan['classes'][k]/f'{j:05d}.png' for k, j in zip(c, js)]
-    batches = [(c, files(c, js)) for c, js in _batches(len(plan['classes']), plan['per_class'], plan['bs'])]
+    batches = _files_of(folder, plan)
     todo = [k for k, (_, files) in enumerate(batches) if not all(f.is_file() for f in files)]
     with ExitStack() as stack:
         reads = [stack.enter_context(inside(t, l)) for t, l in zip(teachers, layers)]
@@ -433,6 +446,12 @@ def synthesize(
     part.rename(folder)
     return folder
 
+# %% ../nbs/09_datafree.ipynb #97fd1fed
+def _spread(share): # (C,) shares of the classes
+    "Over how many classes, and how evenly: 1 is all, and all alike"
+    entropy = -(share*share.clamp(min=1e-12).log()).sum().item()/math.log(len(share))
+    return dict(coverage=(share > 0).float().mean().item(), entropy=entropy)
+
 # %% ../nbs/09_datafree.ipynb #d2e4348e
 def _loaded(data, classes, per_class, size):
     "Images `(n, 3, size, size)` in the units of `STATS` and their classes, at most `per_class` of each"
@@ -452,11 +471,9 @@ def _measured(x, y, teacher):
         said = [read(b.to(teacher.device))[::2] for b in x.split(256)]
     z, f = map(torch.cat, zip(*said))
     f, said = F.normalize(f, dim=1).cpu(), z.argmax(1).cpu()
-    share = torch.bincount(said, minlength=len(teacher.classes))/len(said)
     apart = [F.pdist(f[y == c]).mean().item() for c in y.unique() if (y == c).sum() > 1]
     return dict(images=len(y), distance=np.mean(apart) if apart else math.nan, agrees=(said == y).float().mean().item(),
-                coverage=(share > 0).float().mean().item(),
-                entropy=-(share*share.clamp(min=1e-12).log()).sum().item()/math.log(len(share)))
+                **_spread(torch.bincount(said, minlength=len(teacher.classes))/len(said)))
 
 # %% ../nbs/09_datafree.ipynb #e1ea3dea
 def image_diversity(

@@ -540,7 +540,8 @@ def methods_from(file, # A Python file that puts methods into `METHODS`
     path = Path(file).expanduser().absolute()
     if not path.is_file(): raise UserError(f"There is no file {file}: imports names a Python file with your methods.")
     found = sha256(path)
-    if digest not in ('', found): raise UserError(f"{path.name} was changed while a run went on with it. Start it again.")
+    if digest not in ('', found):
+        raise UserError(f"{path.name} was changed while a run went on with it. Start it again.")
     name = f'libkd_methods_{found[:16]}'
     if name not in sys.modules: sys.modules[name] = _executed(path, name)
     return found, sys.modules[name].brought

@@ -80,22 +80,26 @@ def pays(plan): # Of the run: break_even, epochs
     return f'Stored answers pay from epoch {even:.1f} on; the taught arm trained {epochs:.1f} epochs a seed.'
 
 # %% ../nbs/16_report.ipynb #3619ec32
-def page(folder, # Of a run
-         r,      # Content of its result.json
-)->str:          # html
-    "The template, filled in"
+def _template():
+    "report.html, with what it needs to write numbers and tables"
     from jinja2 import Environment, PackageLoader
     env = Environment(loader=PackageLoader('libkd', 'static'), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     plain = lambda v: str(v) if isinstance(v, (list, dict)) else v
     rows = lambda d: [dict(name=k, value=plain(v)) for k, v in d.items()]
     env.filters |= dict(number=number, columns=columns, rows=rows)
+    return env.get_template('report.html')
+
+def page(folder, # Of a run
+         r,      # Content of its result.json
+)->str:          # html
+    "The template, filled in"
     memory = {f'peak memory, {k} (MB)': v for k, v in r.get('peak_memory_mb', {}).items()}
     found = dict(title=r.get('title') or Path(folder).name, said=verdict(r.get('conclusion'), r.get('verdict', '')),
                  figures=[figure(folder, f) for f in r.get('figures', [])], commands=commands(folder, r),
                  planned=r.get('planned', {}), pays=pays(r.get('plan', {})),
                  most=max([*r.get('seconds', {}).values(), 1e-9]),
                  machine={**r.get('versions', {}), **r.get('machine', {}), **memory})
-    return env.get_template('report.html').render(r=r, **found).strip() + '\n'
+    return _template().render(r=r, **found).strip() + '\n'
 
 # %% ../nbs/16_report.ipynb #0011d624
 def report(folder, # Of a run: `result.json` and its figures
