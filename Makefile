@@ -5,6 +5,8 @@ BIN    := .venv/bin
 STAMP  := .venv/.installed
 DATA   ?=
 ARGS   ?=
+KEEP   ?=
+RELEASE ?=
 
 .PHONY: help run test test-fast test-breaks test-wheel docs course slides bench gpu prepare clean
 help:          ## these lines
@@ -28,8 +30,10 @@ test-breaks: $(STAMP)  ## break each promise; its test must go red. ARGS="4.5 -v
 test-wheel: $(STAMP)   ## build the wheel, install it with the newest fastai into an empty environment, run the ten lines there (slow, downloads)
 	@$(BIN)/python tests/fresh.py
 
-docs: $(STAMP)         ## the site, complete and offline, in _site/html
+docs: $(STAMP)         ## the site, complete and offline, in _site/html, and a look at every page; KEEP=<folder> puts it there as latest, RELEASE=yes as a release too
 	@$(BIN)/python .ci/docs/build.py
+	@$(BIN)/python .ci/docs/check.py
+	@$(if $(KEEP),$(BIN)/python .ci/docs/versions.py '$(KEEP)' $(if $(RELEASE),--release))
 course: $(STAMP)       ## execute the lessons in place, with minutes and megabytes; ARGS="04-10" for some of them
 	@$(BIN)/python .ci/course.py $(ARGS)
 	@$(BIN)/nbdev_clean --fname nbs/tutorials

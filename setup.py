@@ -15,6 +15,12 @@ lib, lowest = cfg['lib_name'], cfg['min_python']
 def reqs(key): return cfg.get(key, '').split()
 
 
+def readme():
+    "README.md for a package index, which has no folder beside it: pictures by their address."
+    raw = cfg['git_url'].replace('https://github.com', 'https://raw.githubusercontent.com') + f'/{cfg["branch"]}'
+    return (here/'README.md').read_text(encoding='utf-8').replace('](nbs/images/', f']({raw}/nbs/images/')
+
+
 class BuildNotebooks(build_py):
     "Adds nbs/runs, nbs/tutorials and what lessons start from as <lib>/notebooks: one copy in git, one in the wheel, none in an editable install."
     def run(self):
@@ -40,7 +46,7 @@ setuptools.setup(
     project_urls={'Documentation': cfg['doc_host'] + cfg['doc_baseurl'], 'Source': cfg['git_url'], 'Issues': f"{cfg['git_url']}/issues",
                   'Changes': f"{cfg['git_url']}/blob/{cfg['branch']}/CHANGELOG.md"},
     author=cfg['author'], author_email=cfg['author_email'], license='Apache-2.0', license_files=['LICENSE'],
-    long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
+    long_description=readme(), long_description_content_type='text/markdown',
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Intended Audience :: Education', 'Intended Audience :: Developers',
                  'Topic :: Scientific/Engineering :: Artificial Intelligence', 'Framework :: Jupyter']
         + [f'Programming Language :: Python :: 3.{minor}' for minor in range(int(lowest.split('.')[1]), 14)],

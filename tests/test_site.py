@@ -1,5 +1,6 @@
 """The site is complete and asks nobody: built without network, no warning, no dead link, no picture without a text."""
-import shutil, subprocess, sys
+import json, os, re, shutil, subprocess, sys
+from html.parser import HTMLParser
 from pathlib import Path
 import pytest
 
@@ -38,17 +39,44 @@ def test_entries_links_and_formulas_are_there(site):
 
 
 def test_faults_of_a_site_are_found(tmp_path):
-    from build import faults
+    from after import faults
+    (tmp_path/'x.png').touch()
     (tmp_path/'a.html').write_text('<h1 id="top">a</h1><a href="b.html#here">b</a><a href="https://example.org">elsewhere</a><img src="x.png" alt="x">')
     (tmp_path/'b.html').write_text('<a href="a.html#top">a</a><p id="here">')
     assert faults(tmp_path) == []
     for fault, why in [('<script src="https://cdn.example.org/x.js"></script>', 'loads https'), ('<link rel="stylesheet" href="//fonts.example.org/x.css">', 'loads //fonts'),
-                       ('<a href="c.html">c</a>', 'does not exist'), ('<a href="a.html#nowhere">a</a>', 'no such anchor'), ('<img src="x.png">', 'without alt text')]:
+                       ('<a href="c.html">c</a>', 'does not exist'), ('<a href="a.html#nowhere">a</a>', 'no such anchor'), ('<img src="x.png">', 'without alt text'),
+                       ('<img src="y.png" alt="y">', 'y.png is not there')]:
         (tmp_path/'b.html').write_text('<p id="here">' + fault)
         assert [f for f in faults(tmp_path) if why in f], fault
     (tmp_path/'b.html').write_text('<p id="here">')
     (tmp_path/'c.css').write_text('@import url("https://fonts.example.org/css");')
     assert len(faults(tmp_path)) == 1
+
+
+def test_a_page_is_written_as_the_standard_wants_it(tmp_path):
+    from after import Page, faults
+    for old, new in [('<!doctype html><br/>', '<!DOCTYPE html><br>'), ('<button>a</button>', '<button type="button">a</button>'), ('a  \nb', 'a\nb'),
+                     ('<script defer="defer"></script>', '<script defer></script>'), ('<p id="a"></p><a id="a">x</a>', '<p id="a"></p><a>x</a>'),
+                     ('<table><thead><tr><th>a</th></tr></thead><tr><th>b</th></tr></table>', '<table><thead><tr><th scope="col">a</th></tr></thead><tr><th scope="row">b</th></tr></table>'),
+                     ('<summary><p class="x">a</p></summary>', '<summary><span class="x">a</span></summary>'), ('<div><style>a{}</style>b</div>', '<div>b</div>'),
+                     ('<svg viewBox="0 0 1 1"><use href="#a"/></svg>', '<svg viewBox="0 0 1 1"><use href="#a"/></svg>'), ('<td align="left">&lt;a&gt;</td>', '<td>&lt;a&gt;</td>')]:
+        assert Page(old).text == new
+    inside = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8/5+hHgAHggJ/PchI7wAAAABJRU5ErkJggg=='
+    for name in ('a.html', 'demo.html'): (tmp_path/name).write_text(f'<img alt="a" src="data:image/png;base64,{inside}">')
+    assert faults(tmp_path, write=True) == [] and len(list((tmp_path/'_images').iterdir())) == 1
+    assert 'src="_images/' in (tmp_path/'a.html').read_text() and 'width="1" height="1"' in (tmp_path/'a.html').read_text()
+    assert 'data:image' in (tmp_path/'demo.html').read_text(), 'one file stays one file'
+
+
+def test_charts_are_told_from_photographs():
+    import numpy as np
+    from after import chart
+    from PIL import Image
+    drawn = np.full((60, 80, 3), 255, np.uint8)
+    drawn[10:50, 10:30], drawn[10:50, 40:60] = (0, 114, 178), (230, 159, 0)
+    noise = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
+    assert chart(Image.fromarray(drawn)) and not chart(Image.fromarray(noise)) and not chart(Image.fromarray(np.where(drawn == 255, 0, drawn)))
 
 
 # -- as a reader meets it ----------------------------------------------------------------------------------------------------
@@ -65,7 +93,7 @@ def looks():
 
 @pytest.mark.slow
 def test_pages_hold_for_every_reader(site, looks):
-    pages = ['index.html', 'tutorials/the_whole_game.html', 'diagnose.html', 'search.html', '404.html']
+    pages = ['index.html', 'demo.html', 'gallery.html', 'tutorials/the_whole_game.html', 'diagnose.html', 'search.html', '404.html']
     assert looks(site, pages) == []
 
 
@@ -73,14 +101,15 @@ def test_pages_hold_for_every_reader(site, looks):
 def test_pages_say_what_they_are(site):
     page = (site/'diagnose.html').read_text(encoding='utf-8')
     for needed in ('<meta name="description" content="Measure how good', 'property="og:title" content="Diagnose"',
-                   'rel="canonical"', 'favicon.svg', 'nbs/10_diagnose.ipynb" rel="edit"'): assert needed in page, needed
+                   'rel="canonical"', 'favicon.svg', 'edit/main/nbs/10_diagnose.ipynb', 'gh-pages/latest/notebooks/diagnose.ipynb',
+                   'href="notebooks/diagnose.ipynb"', 'placeholders: libkd is not published yet'): assert needed in page, needed
     listed = (site/'sitemap.xml').read_text(encoding='utf-8')
     assert '/tutorials/the_whole_game.html</loc>' in listed and '404' not in listed and (site/'.nojekyll').exists() and (site/'404.html').exists()
 
 
 def test_a_look_names_page_and_fault(tmp_path, looks):
     good = '<!doctype html><html lang="en"><title>t</title><meta name="viewport" content="width=device-width"><main><h1>t</h1>%s</main></html>'
-    light = {'light': dict(viewport=dict(width=390, height=800))}
+    light = {'light': (dict(width=390, height=800), 'light')}
     pale = '<p style="color:#aaa">pale</p>'
     asks = '<script>fetch("http://example.org/x").catch(() => 0)</script>'
     for fault, why in [('<p>well</p>', None), (pale, 'color-contrast'), (f'<details>{pale}</details>', 'color-contrast'),
@@ -90,23 +119,161 @@ def test_a_look_names_page_and_fault(tmp_path, looks):
         assert not found if why is None else any(f.startswith('a.html (light): ') and why in f for f in found), (fault, found)
 
 
-def test_notebooks_were_executed_and_exports_have_words():
-    import check, json, pages
-    cell = lambda source, *outputs: dict(cell_type='code', source=source, outputs=list(outputs), metadata={})
-    books = dict(a=[cell('x = 1'), cell('x + 1')], b=[cell('x + 1', {})], c=[cell('x = 1'), cell('test_eq(x, 1)')])
-    assert check.silent_notebooks({k: dict(cells=v) for k, v in books.items()}) == ['a: shows code and no output']
-    committed = [p for group in pages.contents().values() for p in group]
-    assert check.silent_notebooks({p: json.loads((pages.NBS/p).read_text(encoding='utf-8')) for p in committed}) == []
+def cell(source, *outputs): return dict(cell_type='code', source=source, outputs=list(outputs), metadata={})
+def picture(**data): return dict(output_type='display_data', data=data)
+
+
+def test_what_would_be_built_wrong_is_named():
+    import before
     def f(): pass
     def g(): "says it"
-    room = type(sys)('room'); room.__all__ = ['f', 'g']; room.f, room.g = f, g; f.__module__ = g.__module__ = 'room'
-    assert check.wordless_exports([room]) == ['room.f: exported without a docstring']
+    rooms = []
+    for name, own in dict(one=[f, g], two=[g]).items():
+        rooms.append(room := type(sys)(name))
+        room.__all__ = [o.__name__ for o in own]
+        for o in own: setattr(room, o.__name__, o); o.__module__ = name
+    books = {'a.ipynb': [cell('x = 1'), cell('x + 1')], 'b.ipynb': [cell('x + 1', {})], 'c.ipynb': [cell('x = 1'), cell('test_eq(x, 1)')],
+             'd.ipynb': [cell('plot()', picture(**{'image/png': 'A'}))], 'e.ipynb': [cell('plot()', picture(**{'text/html': ['<img src="x">']}))],
+             'f.ipynb': [cell('#| fig-alt: a line\nplot()', picture(**{'image/png': 'A'}))], '01_a.ipynb': [cell('#| export\ndef h(): "x"'), cell('#| export\ndef h(): "y"')]}
+    books = {k: dict(cells=v) for k, v in books.items()}
+    assert before.silent(books) == ['a.ipynb: shows code and no output; execute it']
+    assert [o[:8] for o in before.wordless_pictures(books)] == ['d.ipynb:', 'e.ipynb:']
+    assert before.wordless_exports(rooms) == ['one.f: exported without a docstring']
+    assert before.twice(books, rooms) == ['page a.html: stands twice, in a.ipynb and 01_a.ipynb', 'name g: stands twice, in one and two',
+                                          'definition of h in 01_a.ipynb: stands twice, in a cell and a cell']
+
+
+def test_no_site_is_built_from_what_is_wrong(tmp_path, monkeypatch):
+    import before, build
+    monkeypatch.setattr(before, 'notebooks', lambda: {'a.ipynb': dict(cells=[cell('1 + 1')])})
+    assert build.main(tmp_path/'html').splitlines()[:2] == ['no site is built:', 'a.ipynb: shows code and no output; execute it'] and not (tmp_path/'html').exists()
+
+
+def test_the_committed_notebooks_are_right():
+    import before, words
+    assert before.faults(before.notebooks(), words.rooms()) == []
+
+
+def test_what_is_not_told_is_counted():
+    import words
+    def f(a, b, # A number
+          dls=None, *args, **kwargs):
+        "Of `kwargs`"
+        if a: raise ValueError(a)
+        return {}
+    def g(a) -> bool:
+        "Whether `a` is 1; `KeyError` where it is not known"
+        if a is None: raise KeyError(a)
+        return a == 1
+    def h() -> dict: # name -> number
+        "A table"
+        return {}
+    assert words.unsaid('f', f) == (['f: a', 'f: args'], ['f: returns something'], ['f: raises ValueError'])
+    assert words.unsaid('g', g) == words.unsaid('h', h) == ([], [], [])
+    def k() -> dict: "A table"; return {}
+    assert words.unsaid('k', k)[1] == ['k: returns dict']
 
 
 def test_what_screen_readers_and_previews_get():
     import polish
     assert polish.spoken('<th></th><th class="blank" >&nbsp;</th><th>a</th>') == '<td></td><td class="blank" >&nbsp;</td><th>a</th>'
-    assert 'aria-level="2"' in polish.spoken('<p class="caption" role="heading">')
+    assert polish.spoken('<p class="caption" role="heading"><span>a</span></p>') == '<h2 class="caption"><span>a</span></h2>'
     assert polish.title_and_promise('<h1>A &amp; b<a>¶</a></h1>\n<blockquote>\n<p>You <em>can</em>.</p></blockquote><p>x</p>', 'd') == ('A & b', 'You can.')
     assert polish.title_and_promise('', 'd') == ('', 'd') and polish.shortened('one two three', 9) == 'one two …'
     assert '&quot;q&quot;' in polish.previews('"q"', 'p', 'https://a/', '') and 'og:image' not in polish.previews('t', 'p', 'https://a/', '')
+
+
+# -- what stands where --------------------------------------------------------------------------------------------------------
+
+class Found(HTMLParser):
+    "(links of the article, [caption or link of the sidebar])"
+    def __init__(self, page):
+        super().__init__()
+        self.article, self.tree, self.at, self.caption = [], [], [], False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        a = dict(attrs)
+        if tag in ('article', 'div'): self.at.append('article' if tag == 'article' else 'tree' if a.get('class') == 'sidebar-tree' else '')
+        self.caption |= tag == 'h2' and 'tree' in self.at
+        if tag == 'a' and a.get('href') and 'article' in self.at: self.article.append(a['href'])
+        if tag == 'a' and a.get('href') and 'tree' in self.at: self.tree.append(a['href'])
+
+    def handle_data(self, data):
+        if self.caption and data.strip(): self.tree.append(data.strip())
+
+    def handle_endtag(self, tag):
+        if tag in ('article', 'div') and self.at: self.at.pop()
+        if tag == 'h2': self.caption = False
+
+
+@pytest.mark.slow
+def test_the_sidebar_is_that_of_quarto(site):
+    import pages
+    wanted = [o for section, notebooks in pages.contents().items()
+              for o in [*[section] * bool(section), *(f'{pages.page_name(nb)}.html' for nb in notebooks if nb != 'index.ipynb')]]
+    assert Found((site/'index.html').read_text(encoding='utf-8')).tree == wanted
+
+
+def clicks(site, start, most):
+    "page#anchor -> the fewest clicks on links of the text that lead there."
+    far, todo = {start: 0}, [start]
+    for page in todo:
+        if far[page] == most: continue
+        for link in Found((site/page).read_text(encoding='utf-8')).article:
+            if re.match(r'\w+:|//|#', link): continue
+            target = os.path.relpath((site/page).parent/link.split('#')[0], site)
+            if target not in far and target.endswith('.html') and (site/target).exists(): far[target] = far[page] + 1; todo.append(target)
+    return far
+
+
+@pytest.mark.slow
+def test_a_newcomer_finds_in_three_clicks(site):
+    far = clicks(site, 'index.html', 3)
+    for page in ('tutorials/the_whole_game.html', 'widgets.html', 'howto/own_images.html', 'losses.html'): assert far.get(page, 9) <= 3, page
+    assert '<math' in (site/'losses.html').read_text(encoding='utf-8')
+
+
+@pytest.mark.slow
+def test_tiles_lead_to_the_cells_that_made_them(site):
+    import before, gallery, pages
+    tiles = gallery.tiles({pages.page_name(p): nb for p, nb in before.notebooks().items()})
+    page = (site/'gallery.html').read_text(encoding='utf-8')
+    assert len(tiles) > 70 and all(f'href="{t.page}.html#cell-{t.cell}"' in page and (site/t.file).exists() and t.alt for t in tiles)
+    assert 'src="demo.html"' in (site/'index.html').read_text(encoding='utf-8') and (site/'demo.html').stat().st_size < 1_800_000
+
+
+@pytest.mark.slow
+def test_notebooks_to_run_install_first(site):
+    for p in [*(site/'notebooks').rglob('*.ipynb')]:
+        nb = json.loads(p.read_text(encoding='utf-8'))
+        assert nb['cells'][0]['source'] == '%pip install -q "libkd[all]"' and not any(c.get('outputs') for c in nb['cells'])
+    assert (site/'notebooks'/'tutorials'/'the_whole_game.ipynb').exists()
+
+
+@pytest.mark.slow
+def test_pages_are_light(site):
+    size = sorted(p.stat().st_size for p in site.rglob('*.html') if p.name != 'demo.html')
+    assert size[len(size)//2] <= 162_000 and size[-1] <= 254_000, size[-3:]
+
+
+def test_versions_stand_beside_each_other(tmp_path, monkeypatch):
+    import pages, versions
+    built = tmp_path/'built'
+    (built/'_static').mkdir(parents=True)
+    for name in ('index.html', '404.html', 'sitemap.xml', '.nojekyll', '_static/versions.js'): (built/name).write_text('old')
+    versions.main(tmp_path/'root', built, release=True)
+    (built/'new.html').write_text('new')
+    monkeypatch.setitem(pages.cfg, 'version', '0.2.0')
+    versions.main(tmp_path/'root', built, release=False)
+    assert versions.kept(tmp_path/'root') == ['latest', '0.1'] and not (tmp_path/'root'/'0.1'/'new.html').exists()
+    told = (tmp_path/'root'/'0.1'/'_static'/'versions.js').read_text()
+    assert json.loads(told.split(' = ')[1].rstrip(';\n')) == {'latest': ['404.html', 'index.html', 'new.html'], '0.1': ['404.html', 'index.html']}
+    assert 'latest/index.html' in (tmp_path/'root'/'index.html').read_text() and (tmp_path/'root'/'404.html').exists()
+
+
+def test_pictures_show_on_a_package_index():
+    text = subprocess.run([sys.executable, '-c', "import runpy, setuptools; setuptools.setup = lambda **k: print(k['long_description']); runpy.run_path('setup.py')"],
+                          cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    pictures = re.findall(r'!\[[^\]]*\]\(([^)]*)\)', text)
+    assert len(pictures) >= 3 and all(p.startswith('https://raw.githubusercontent.com/libkd/libkd/main/nbs/images/') for p in pictures)

@@ -1,6 +1,7 @@
 """A public name of libkd as markdown: heading, signature, docstring, a list of parameters from its docments."""
 import ast, inspect, re, textwrap
 from fastcore.docments import docments
+from words import GLOSSARY
 
 EMPTY = inspect.Parameter.empty
 
@@ -39,21 +40,21 @@ def signature(name, obj, width=90):
 
 
 def parameters(obj):
-    "A definition list: name, type and default, then the docment."
-    try: docs, sig = docments(obj, full=True, returns=True), inspect.signature(obj)
+    "A definition list: name, type and default, then the docment, or what the glossary says. Types are links where `pages` knows them."
+    try: docs, sig = docments(obj, full=True, returns=True, args_kwargs=True), inspect.signature(obj)
     except Exception: return ''      # builtins and objects without source have none
-    kinds = {**{k: v.annotation for k, v in sig.parameters.items()}, 'return': sig.return_annotation}
-    rows = []
+    kinds, rows = {k: v.annotation for k, v in sig.parameters.items()}, []
+    if not inspect.isclass(obj): kinds['return'] = sig.return_annotation
     for name, p in docs.items():
-        if name in ('self', 'cls'): continue
+        if name in ('self', 'cls') or name == 'return' and name not in kinds: continue
         kind, text = type_name(kinds.get(name)), ' '.join((p.get('docment') or '').split())
+        kind = kind and f'`{kind}`{{.type}}'
         if name == 'return':
-            if kind or text: rows.append(f'*returns*{f" `{kind}`" if kind else ""}\n: {text or "&nbsp;"}')
+            if kind or text: rows.append(f'*returns*{" " + kind if kind else ""}\n: {text or "&nbsp;"}')
             continue
         value = p.get('default', EMPTY)
-        extra = ', '.join(filter(None, [kind and f'`{kind}`', '' if value is EMPTY else f'default `{default(value)}`']))
-        rows.append(f'**`{name}`**{" " + extra if extra else ""}\n: {text or "&nbsp;"}')
-    if all(r.endswith('&nbsp;') for r in rows): return ''     # types alone say no more than the signature
+        extra = ', '.join(filter(None, [kind, '' if value is EMPTY else f'default `{default(value)}`']))
+        rows.append(f'**`{name}`**{" " + extra if extra else ""}\n: {text or GLOSSARY.get(name) or "&nbsp;"}')
     return '\n\n'.join(rows)
 
 

@@ -1,57 +1,39 @@
-"""The site in _site/html (or the folder given): pages, Sphinx with warnings as errors, then a look at what came out. Needs no network."""
-import re, sys, tempfile, time, warnings
-from html.parser import HTMLParser
+"""The site in _site/html (or the folder given): what must be right before, pages, Sphinx with warnings as errors, a last pass. Needs no network."""
+import hashlib, sys, time, warnings
 from pathlib import Path
-from urllib.parse import unquote, urldefrag
-from sphinx.cmd.build import main as sphinx
 
 here = Path(__file__).resolve().parent
-LOADS = {'script': 'src', 'img': 'src', 'link': 'href', 'iframe': 'src', 'video': 'src', 'source': 'src', 'object': 'data'}
 
 
-class Page(HTMLParser):
-    "What a page loads, where it links to, its anchors, and its pictures without a text."
-    def __init__(self, text):
-        super().__init__()
-        self.loads, self.links, self.ids, self.silent = [], [], set(), 0
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        a = dict(attrs)
-        self.ids |= {a[k] for k in ('id', 'name') if a.get(k)}
-        if tag == 'a' and a.get('href'): self.links.append(a['href'])
-        if a.get(LOADS.get(tag)) and not (tag == 'link' and a.get('rel') in ('canonical', 'search', 'next', 'prev', 'index', 'author', 'copyright')):
-            self.loads.append(a[LOADS[tag]])
-        self.silent += tag == 'img' and not (a.get('alt') or a.get('aria-hidden') or a.get('role') == 'presentation')
+def made_of(*files):
+    "A checksum of the content of files."
+    total = hashlib.sha256()
+    for file in sorted(files): total.update(file.read_bytes())
+    return total.hexdigest()[:16]
 
 
-def faults(site):
-    "Pages that load from other hosts, links that lead nowhere, pictures without a text."
-    pages, found = {p: Page(p.read_text(encoding='utf-8')) for p in site.rglob('*.html')}, []
-    for path, page in pages.items():
-        name = path.relative_to(site)
-        found += [f'{name}: loads {o[:80]}' for o in page.loads if re.match(r'(https?:)?//', o)]
-        if page.silent: found.append(f'{name}: {page.silent} picture(s) without alt text')
-        for link in page.links:
-            target, anchor = urldefrag(link)
-            if re.match(r'\w+:|//', link) or not (target or anchor): continue
-            file = (path.parent/unquote(target)).resolve() if target else path
-            if not file.exists(): found.append(f'{name}: {link} does not exist')
-            elif anchor and file in pages and unquote(anchor) not in pages[file].ids: found.append(f'{name}: {link} has no such anchor')
-    for css in site.rglob('*.css'):
-        found += [f'{css.relative_to(site)}: loads {o}' for o in re.findall(r'(?:url\(|@import)\s*["\']?((?:https?:)?//[^"\')\s]+)', css.read_text(encoding='utf-8'))]
-    return sorted(set(found))
+def put_playground(site, work):
+    "The playground of the front page, made again where what it is made of has changed."
+    import front, libkd
+    lib = Path(libkd.__file__).parent
+    kept = work/f'demo-{made_of(here/"front.py", front.KEPT, lib/"playground.py", lib/"widgets.py", *(lib/"static").glob("*.[jch][st]*"))}.html'
+    if not kept.exists(): front.page(kept)
+    (site/'demo.html').write_bytes(kept.read_bytes())
 
 
 def main(site):
-    start = time.perf_counter()
-    import pages
-    with tempfile.TemporaryDirectory() as src:
-        with warnings.catch_warnings():  # of the libraries that the rooms import
-            warnings.simplefilter('ignore')
-            pages.main(src)
-        if status := sphinx(['-W', '--keep-going', '-q', '-b', 'html', '-c', str(here), src, str(site)]): return status
-    if found := faults(site): return '\n'.join(['the site has faults:', *found])
+    start, site = time.perf_counter(), Path(site).resolve()
+    work = site.parent/'work'                                     # what a second build need not make again
+    with warnings.catch_warnings():                               # of the libraries that the rooms import
+        warnings.simplefilter('ignore')
+        import after, before, pages, words
+        if found := before.faults(before.notebooks(), words.rooms()): return '\n'.join(['no site is built:', *found])
+        pages.main(work/'pages', work/'extra')
+        put_playground(work/'extra', work)
+    from sphinx.cmd.build import main as sphinx
+    quiet = ['-W', '--keep-going', '-q', '-j', '2', '-b', 'html', '-c', str(here), '-d', str(work/'doctrees')]
+    if status := sphinx([*quiet, '-D', f'html_extra_path={work/"extra"}', str(work/'pages'), str(site)]): return status
+    if found := after.faults(site, write=True): return '\n'.join(['the site has faults:', *found])
     print(f'{len(list(site.rglob("*.html")))} pages in {site} ({time.perf_counter() - start:.0f} s); open {site/"index.html"}')
 
 

@@ -1,36 +1,17 @@
-"""A look at the built site as a reader meets it: `python .ci/docs/check.py [folder [page …]]`. Names page and fault, ends with 1 if there is one."""
-import ast, importlib, inspect, json, re, shutil, sys
+"""A look at the built site as a reader meets it: `python .ci/docs/check.py [folder [page …]]`. Names page and fault, ends with 1 if there is one.
+
+Dead links and requests always; axe where there is a Chromium; html-validate where there is node, and npm can bring it or has brought it.
+"""
+import json, multiprocessing as mp, shutil, subprocess, sys, time
 from pathlib import Path
 
-SAMPLE = ['index.html', 'tutorials/the_whole_game.html', 'losses.html', 'diagnose.html', 'runs/distill.html', 'widgets.html', 'bench/step.html', '404.html']
-UNRUN = {'index.ipynb'}                 # the front page's lines are run by tests/ten_lines.py; their pictures stand beside them
+here = Path(__file__).resolve().parent
 WIDE, NARROW = dict(width=1280, height=900), dict(width=390, height=800)
-HOW = dict(light=dict(viewport=WIDE), dark=dict(viewport=WIDE, color_scheme='dark'), phone=dict(viewport=NARROW))
+HOW = dict(light=(WIDE, 'light'), dark=(WIDE, 'dark'), phone=(NARROW, 'light'))
 AXE = """axe.run(document, {resultTypes: ['violations']}).then(r => r.violations.flatMap(
     v => v.nodes.map(n => `${v.id}: ${n.html.slice(0, 80)}`)))"""
-
-
-def silent_notebooks(notebooks):
-    "Of `{path: notebook}`, those with code that shows something and not one output: they were committed without being executed."
-    silent = lambda nb: any(map(shows, nb['cells'])) and not any(c.get('outputs') for c in nb['cells'])
-    return [f'{path}: shows code and no output' for path, nb in notebooks.items() if path not in UNRUN and silent(nb)]
-
-
-def shows(cell):
-    "Whether a cell on the site ends with an expression or prints."
-    from pages import HIDDEN, split_directives, text_of
-    if cell['cell_type'] != 'code': return False
-    directives, code = split_directives(text_of(cell))
-    if (HIDDEN | {'export'}) & directives.keys() or directives.get('eval') == 'false': return False
-    last = ast.parse(re.sub(r'(?m)^\s*[%!].*$', '', code)).body[-1:]
-    return 'print(' in code or bool(last) and isinstance(last[0], ast.Expr) and not ast.unparse(last[0]).startswith('test_')
-
-
-def wordless_exports(modules):
-    "Functions and classes that `modules` export without a docstring."
-    own = lambda m, o: (inspect.isroutine(o) or inspect.isclass(o)) and getattr(o, '__module__', '') == m.__name__
-    return [f'{m.__name__}.{name}: exported without a docstring' for m in modules for name in getattr(m, '__all__', ())
-            if own(m, o := getattr(m, name, None)) and not ((vars(o).get('__doc__') if inspect.isclass(o) else o.__doc__) or '').strip()]
+VALIDATOR = 'html-validate@10.17.0'
+PROCESSES = 2
 
 
 def seen(site, pages, hows=HOW):
@@ -40,27 +21,37 @@ def seen(site, pages, hows=HOW):
     axe, found = Path(axe_playwright_python.__path__[0])/'axe.min.js', []
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium(), args=['--no-sandbox'])
-        for how, settings in hows.items():
-            context = browser.new_context(offline=True, **settings)
-            for name in pages: found += [f'{name} ({how}): {fault}' for fault in look(context.new_page(), Path(site)/name, axe)]
-            context.close()
+        context = browser.new_context(offline=True, viewport=WIDE)
+        for name in pages: found += [f'{name} ({how}): {fault}' for how, fault in look(context.new_page(), Path(site)/name, axe, hows)]
         browser.close()
     return found
 
 
-def look(tab, path, axe):
-    "One page in one tab."
-    asked = []
-    tab.on('request', lambda r: r.url.startswith(('data:', 'blob:', 'file:')) or asked.append(f'asks for {r.url[:80]}'))
-    tab.on('pageerror', lambda e: asked.append(f'error: {e}'))
-    tab.goto(path.resolve().as_uri())
-    tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true); dispatchEvent(new Event('resize'))")
-    tab.wait_for_function("document.getAnimations().every(a => a.playState != 'running')")      # folds fade in: half-way they are pale
-    tab.add_script_tag(path=str(axe))
-    found = tab.evaluate(AXE)
-    over = tab.evaluate('document.documentElement.scrollWidth - innerWidth')
+def look(tab, path, axe, hows):
+    "One page in one tab: (how, fault)."
+    found, how = [], next(iter(hows))
+    tab.on('request', lambda r: r.url.startswith(('data:', 'blob:', 'file:')) or found.append((how, f'asks for {r.url[:80]}')))
+    tab.on('pageerror', lambda e: found.append((how, f'error: {e}')))
+    for i, (how, (size, scheme)) in enumerate(hows.items()):
+        tab.set_viewport_size(size)
+        tab.emulate_media(color_scheme=scheme)
+        if not i:
+            tab.goto(path.resolve().as_uri())
+            tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+            tab.add_script_tag(path=str(axe))
+        tab.evaluate("dispatchEvent(new Event('resize'))")
+        tab.wait_for_function("document.getAnimations().every(a => a.playState != 'running')")      # folds fade in: half-way they are pale
+        found += [(how, fault) for fault in tab.evaluate(AXE)]
+        over = tab.evaluate('document.documentElement.scrollWidth - innerWidth')
+        if over > 0: found.append((how, f'{over} pixels wider than the screen'))
     tab.close()
-    return [*asked, *found, *([f'{over} pixels wider than the screen'] if over > 0 else [])]
+    return found
+
+
+def all_seen(site, pages):
+    "The same by several processes, each with a browser of its own."
+    parts = [(site, pages[k::PROCESSES]) for k in range(PROCESSES) if pages[k::PROCESSES]]
+    with mp.get_context('spawn').Pool(len(parts)) as pool: return [o for part in pool.starmap(seen, parts) for o in part]
 
 
 def chromium():
@@ -68,15 +59,36 @@ def chromium():
     return next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 
 
+def validator(folder):
+    "html-validate, which npm brings into `folder` once; or the reason why it is not there, as an error."
+    if not shutil.which('node'): raise LookupError('there is no node')
+    program = folder/'node_modules'/'.bin'/'html-validate'
+    if not program.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        if not shutil.which('npm'): raise LookupError('there is no npm to bring it')
+        done = subprocess.run(['npm', 'install', '--silent', '--no-audit', '--no-fund', '--prefix', str(folder), VALIDATOR], capture_output=True, text=True)
+        if done.returncode or not program.exists(): raise LookupError('npm could not bring it: ' + (done.stderr.strip().splitlines() or ['no word'])[-1][:100])
+    return program
+
+
+def invalid(site, pages, program):
+    "What html-validate says of `pages`."
+    done = subprocess.run([str(program), '--config', str(here/'htmlvalidate.json'), '-f', 'json', *(str(Path(site)/p) for p in pages)], capture_output=True, text=True)
+    try: told = json.loads(done.stdout)
+    except json.JSONDecodeError: return [f'html-validate ended with {done.returncode}: {done.stderr.strip()[-200:]}']
+    return [f'{Path(r["filePath"]).relative_to(Path(site).resolve())}:{m["line"]}: {m["ruleId"]}: {m["message"][:120]}' for r in told for m in r['messages']]
+
+
 def main(site, *names):
-    import pages
-    from build import faults
-    books = {path: json.loads((pages.NBS/path).read_text(encoding='utf-8')) for paths in pages.contents().values() for path in paths}
-    lib = pages.ROOT/pages.cfg['lib_name']
-    rooms = [importlib.import_module(f'{lib.name}.{p.stem}') for p in sorted(lib.glob('[a-z]*.py')) if p.stem != 'all']
-    found = faults(site) + silent_notebooks(books) + wordless_exports(rooms)
-    if chromium(): found += seen(site, names or SAMPLE)
-    else: print('no Chromium: not looked at with axe')
+    import after
+    site, start = Path(site).resolve(), time.perf_counter()
+    pages = list(names) or sorted(p.relative_to(site).as_posix() for p in site.rglob('*.html'))
+    found, done, left = after.faults(site), [f'links and requests of {len(list(site.rglob("*.html")))} pages'], []
+    if not chromium(): left.append('axe (no Chromium on the PATH)')
+    else: found += all_seen(site, pages); done.append(f'axe on {len(pages)} pages in light, dark and at 390 pixels')
+    try: found += invalid(site, pages, validator(site.parent/'work'/'node')); done.append(f'html-validate on {len(pages)} pages')
+    except LookupError as why: left.append(f'html-validate ({why})')
+    print(f'checked in {time.perf_counter() - start:.0f} s: {"; ".join(done)}' + (f'. Not checked: {"; ".join(left)}' if left else ''))
     return '\n'.join([f'{len(found)} faults', *found]) if found else print('no fault')
 
 

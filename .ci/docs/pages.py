@@ -2,7 +2,7 @@
 
 Nothing is executed: outputs are the committed ones, and entries come from the installed modules.
 """
-import ast, importlib, inspect, json, re, shutil, sys
+import ast, html, importlib, inspect, json, re, sys
 from configparser import ConfigParser
 from pathlib import Path, PurePosixPath
 import yaml
@@ -13,6 +13,7 @@ NBS = ROOT/'nbs'
 config = ConfigParser(delimiters=['='])
 config.read(ROOT/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
+SITE = '/'.join(cfg[k].strip('/') for k in ('doc_host', 'doc_baseurl', 'doc_version')) + '/'      # where the pages will be
 
 DIRECTIVE = re.compile(r'^\s*#\|\s*([\w-]+)\s*:?\s*(.*)$')
 HIDDEN = {'hide', 'default_exp', 'exporti'}
@@ -85,9 +86,25 @@ def callouts(text):
     return '\n'.join(out)
 
 
+ELSEWHERE = {name: f'https://{at}' for at, names in {
+    'docs.pytorch.org/docs/stable/tensors.html#torch.Tensor': 'Tensor', 'docs.pytorch.org/docs/stable/generated/torch.nn.Module.html': 'Module',
+    'docs.pytorch.org/docs/stable/data.html#torch.utils.data.DataLoader': 'DataLoader', 'docs.fast.ai/learner.html#learner': 'Learner',
+    'docs.fast.ai/data.core.html#dataloaders': 'DataLoaders', 'docs.fast.ai/data.core.html#tfmddl': 'TfmdDL',
+    'pandas.pydata.org/docs/reference/api/pandas.DataFrame.html': 'DataFrame', 'pandas.pydata.org/docs/reference/api/pandas.Series.html': 'Series',
+    'numpy.org/doc/stable/reference/generated/numpy.ndarray.html': 'ndarray', 'docs.python.org/3/library/pathlib.html#pathlib.Path': 'Path',
+    'docs.python.org/3/library/typing.html#typing.Callable': 'Callable'}.items() for name in names.split()}
+
+
 class Links:
-    "Rewrites the links of one page: notebooks become pages, names in backticks become links to their entries."
+    "Rewrites the links of one page: notebooks become pages, names in backticks and in types become links to their entries."
     def __init__(self, page, known): self.page, self.up, self.known = page, '../' * page.count('/'), known
+
+    def type(self, m):
+        "A type, each name in it a link where somebody documents it."
+        known = {**ELSEWHERE, **{name: self.up + at for name, at in self.known.items()}}
+        linked = lambda n: f'<a href="{known[n[0]]}">{n[0]}</a>' if n[0] in known else n[0]
+        text = re.sub(r'[A-Za-z_]\w*', linked, html.escape(m[1], quote=False))
+        return f'<code class="type">{text}</code>'
 
     def notebook(self, m):
         "`](x/01_a.ipynb` -> `](x/a.ipynb`: Sphinx knows the page by that name."
@@ -102,6 +119,7 @@ class Links:
         parts = re.split(r'(```.*?```|~~~.*?~~~)', text, flags=re.S)                  # code fences stay as they are
         for i in range(0, len(parts), 2):
             s = re.sub(r'\]\(((?!\w+:)[^)\s#]+)\.(?:ipynb|html)', self.notebook, parts[i])
+            s = re.sub(r'`([^`\n]+)`\{\.type\}', self.type, s)
             lines = s.split('\n')
             for j, line in enumerate(lines):
                 if not line.startswith(('#', '|', '<', '**`')): lines[j] = re.sub(r'(?<![\[`\w])`([A-Za-z_][\w.]*(?:\(\))?)`(?!`|\])', self.name, line)
@@ -154,21 +172,20 @@ def front_matter(text):
 def markdown(text): return dict(cell_type='markdown', metadata={}, source=text)
 
 
-def outputs_of(cell, links):
-    "Outputs without widget views (their figure stands beside them), with links that hold on the site."
+def outputs_of(cell):
+    "Outputs without widget views: their figure stands beside them."
     kept = []
     for out in cell.get('outputs', []):
         data = out.get('data', {})
         if 'text/html' in data: data.pop('application/vnd.jupyter.widget-view+json', None)
-        if 'text/markdown' in data: data['text/markdown'] = links(''.join(data['text/markdown']))
         kept.append(out)
     return kept
 
 
-def code_cell(cell, directives, code, links):
+def code_cell(cell, directives, code):
     "A code cell with its directives as the tags that myst-nb knows."
     off = lambda key: directives.get(key, '').strip('"\'').lower() == 'false'
-    tags, outputs = list(cell['metadata'].get('tags', [])), outputs_of(cell, links)
+    tags, outputs = list(cell['metadata'].get('tags', [])), outputs_of(cell)
     if off('echo') or 'hide_input' in directives: tags.append('remove-input')
     if off('output') or 'hide_output' in directives: outputs = []
     if directives.get('code-fold') in ('true', 'show'): tags.append('hide-input')
@@ -181,51 +198,117 @@ def code_cell(cell, directives, code, links):
 def text_of(cell): return ''.join(cell['source'])
 
 
-def page(nb, name, known):
-    "The cells of one page."
-    links, module, level, cells = Links(name, known), None, 2, []
+def code_of(cell):
+    "(directives, code) of a code cell that the site shows, or None."
+    if cell['cell_type'] != 'code': return None
+    directives, code = split_directives(text_of(cell))
+    if HIDDEN & directives.keys() or directives.get('include', '').lower() == 'false': return None
+    return directives, code
+
+
+def used(code):
+    "Names in a piece of code."
+    try: tree = ast.parse(re.sub(r'(?m)^(\s*)[%!].*$', r'\1pass', code))
+    except SyntaxError: return set()
+    names = {n.id if isinstance(n, ast.Name) else n.attr for n in ast.walk(tree) if isinstance(n, (ast.Name, ast.Attribute))}
+    return names | {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str) and n.value.isidentifier()}
+
+
+def examples(notebooks):
+    "name -> (page, number of a cell) that shows it: the first of its own room, or else of any page."
+    found = {}
+    for own in (True, False):
+        for name, nb in notebooks.items():
+            exports = {o for c in nb['cells'] if (k := code_of(c)) and 'export' in k[0] for o in defined(k[1])}
+            for i, cell in enumerate(nb['cells']):
+                if not (k := code_of(cell)) or 'export' in k[0]: continue
+                for o in used(k[1]) & exports if own else used(k[1]): found.setdefault(o, (name, i))
+    return found
+
+
+def page(nb, name, shown, pictured=()):
+    "The cells of one page, links not yet made; `shown`: name -> (page, cell), `pictured`: cells to which the gallery leads."
+    module, level, cells, up = None, 2, [], '../' * name.count('/')
+    anchors = {i for p, i in shown.values() if p == name} | {*pictured}
     titled = any(c['cell_type'] == 'markdown' and text_of(c).startswith('# ') for c in nb['cells'][:2])
-    for cell in nb['cells']:
+    for i, cell in enumerate(nb['cells']):
         text = text_of(cell)
         if cell['cell_type'] == 'raw' and not titled and (title := front_matter(text)): cells.append(markdown(title))
         if cell['cell_type'] == 'markdown':
             if found := re.findall(r'(?m)^(#{1,6}) ', re.sub(r'```.*?```', '', text, flags=re.S)): level = len(found[-1])
-            cells.append(markdown(links(callouts(text))))
+            cells.append(markdown(callouts(text)))
         if cell['cell_type'] != 'code': continue
         directives, code = split_directives(text)
         if 'default_exp' in directives:
             module = importlib.import_module(f'{cfg["lib_name"]}.{directives["default_exp"].split()[0]}')
             cells.append(markdown(f'`from {module.__name__} import *`'))
-        if HIDDEN & directives.keys() or directives.get('include', '').lower() == 'false': continue
+        if not code_of(cell): continue
         if 'export' in directives:
             for nm in defined(code):
-                obj = look_up(module, nm)
-                if entry := document(nm, obj, min(max(level + 1, 3), 4), source_url(module, obj)): cells.append(markdown(links(entry)))
-            if cell.get('outputs'): cells.append(code_cell(cell, {'echo': 'false'}, code, links))
+                obj, at = look_up(module, nm), shown.get(nm)
+                example = at and f'{"" if at[0] == name else up + at[0] + ".html"}#cell-{at[1]}'
+                entry = document(nm, obj, min(max(level + 1, 3), 4), source_url(module, obj))
+                if entry and example: entry = entry.replace('{.source}', f'{{.source}} <a class="source" href="{example}">example</a>', 1)
+                if entry: cells.append(markdown(entry))
+            if cell.get('outputs'): cells.append(code_cell(cell, {'echo': 'false'}, code))
         elif code.strip() or cell.get('outputs'):
-            cells.append(code_cell(cell, directives, code, links))
+            if i in anchors: cells.append(markdown(f'<a id="cell-{i}"></a>'))
+            cells.append(code_cell(cell, directives, code))
             if 'fig-cap' in directives: cells.append(markdown(f'*{directives["fig-cap"]}*'))
     return cells
 
 
+def linked(cells, links):
+    "The cells with links in their text and in the text that they put out."
+    for cell in cells:
+        if cell['cell_type'] == 'markdown': cell['source'] = links(cell['source'])
+        for out in cell.get('outputs', []):
+            if 'text/markdown' in (data := out.get('data', {})): data['text/markdown'] = links(''.join(data['text/markdown']))
+    return cells
+
+
 def write(cells, path):
+    "A page for Sphinx; a file that says the same already stays, so that Sphinx need not read it again."
     for i, cell in enumerate(cells): cell['id'] = f'c{i}'
     meta = dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'), language_info=dict(name='python', pygments_lexer='ipython3'))
+    written(path, json.dumps(dict(cells=cells, metadata=meta, nbformat=4, nbformat_minor=5), indent=1).encode())
+
+
+def written(path, data):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dict(cells=cells, metadata=meta, nbformat=4, nbformat_minor=5), indent=1), encoding='utf-8')
+    if not path.exists() or path.read_bytes() != data: path.write_bytes(data)
 
 
-def main(dst):
-    "Write all pages, and the pictures that they show, into the folder `dst`."
-    dst, sections = Path(dst), contents()
+def to_run(nb, name):
+    "A notebook without outputs whose first cell installs the package: for Colab, or any other machine."
+    first = markdown(f'*From {cfg["lib_name"]} {cfg["version"]}, page {name}. The next cell installs the package; in an environment that has it, skip it.*')
+    install = dict(cell_type='code', metadata={}, source=f'%pip install -q "{cfg["lib_name"]}[all]"', execution_count=None, outputs=[])
+    cells = [install, first, *({**c, **({'outputs': [], 'execution_count': None} if c['cell_type'] == 'code' else {})} for c in nb['cells'])]
+    for i, cell in enumerate(cells): cell['id'] = cell.get('id', f'install{i}')
+    return dict(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')), nbformat=4, nbformat_minor=5)
+
+
+def main(dst, extra):
+    "Write all pages, and the pictures that they show, into the folder `dst`; notebooks to run and small pictures into `extra`."
+    import gallery
+    dst, extra, sections = Path(dst), Path(extra), contents()
     notebooks = {page_name(path): json.loads((NBS/path).read_text(encoding='utf-8')) for paths in sections.values() for path in paths}
-    known = symbols({name: page(nb, name, {}) for name, nb in notebooks.items()})       # only what has an entry is linked
-    shutil.rmtree(dst, ignore_errors=True)
-    for name, nb in notebooks.items(): write(page(nb, name, known) + [markdown(toctrees(sections))] * (name == 'index'), dst/f'{name}.ipynb')
+    tiles, shown = gallery.tiles(notebooks), examples(notebooks)
+    pages = {name: page(nb, name, shown, [t.cell for t in tiles if t.page == name]) for name, nb in notebooks.items()}
+    known, kept = symbols(pages), set()                                                 # only what has an entry is linked
+    for name, cells in pages.items():
+        for cell in cells:
+            if cell['cell_type'] == 'markdown': cell['source'] = gallery.filled(cell['source'], tiles, sections)
+        cells = linked(cells, Links(name, known)) + [markdown(toctrees(sections))] * (name == 'index')
+        write(cells, dst/f'{name}.ipynb')
+        written(extra/'notebooks'/f'{name}.ipynb', json.dumps(to_run(notebooks[name], name), indent=1, ensure_ascii=False).encode())
+        kept.add(dst/f'{name}.ipynb')
     for path in NBS.rglob('images/*'):
-        target = dst/path.relative_to(NBS)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, target)
+        written(dst/path.relative_to(NBS), path.read_bytes())
+        kept.add(dst/path.relative_to(NBS))
+    for tile in tiles: written(extra/tile.file, tile.small())
+    for path in dst.rglob('*'):
+        if path.is_file() and path not in kept: path.unlink()
 
 
 if __name__ == '__main__': main(*sys.argv[1:])

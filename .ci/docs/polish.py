@@ -3,14 +3,14 @@ import html, re
 from xml.sax.saxutils import escape
 
 SPOKEN = [                                                     # (pattern, replacement): each mends one kind of axe's findings
-    (r'<p class="caption" role="heading">', '<p class="caption" role="heading" aria-level="2">'),
+    (r'<p class="caption" role="heading"[^>]*>(.*?)</p>', r'<h2 class="caption">\1</h2>'),
     (r'<th\b([^>]*)>(\s*(?:&nbsp;|&#160;|\xa0|<p>\s*</p>)?\s*)</th>', r'<td\1>\2</td>'),     # a corner heads nothing
 ]
 
 
 def spoken(text):
-    "Headings have a level, corners of tables are no headers."
-    for pattern, new in SPOKEN: text = re.sub(pattern, new, text)
+    "Captions are headings, corners of tables are no headers."
+    for pattern, new in SPOKEN: text = re.sub(pattern, new, text, flags=re.S)
     return text
 
 
@@ -41,6 +41,25 @@ def previews(title, promise, address, picture):
     return '\n'.join(lines + [f'<meta property="{k}" content="{quoted(v)}">' for k, v in facts.items() if v])
 
 
+PLACEHOLDERS = 'libkd is not published yet: addresses under {doc_host} and {git_url} are placeholders and lead nowhere.'
+
+
+def links_of(cfg, name, source):
+    "What a reader can do with a page: run it in Colab, take the notebook, mend the text."
+    up, github = '../' * name.count('/'), cfg['git_url'].removeprefix('https://github.com/')
+    colab = f'https://colab.research.google.com/github/{github}/blob/{cfg["doc_branch"]}/{cfg["doc_version"]}/notebooks/{name}.ipynb'
+    links = {'Run in Colab': colab, 'Notebook to run': f'{up}notebooks/{name}.ipynb',
+             'Edit': f'{cfg["git_url"]}/edit/{cfg["branch"]}/{cfg["nbs_path"]}/{source}'}
+    shown = ' · '.join(f'<a href="{at}">{word}</a>' for word, at in links.items())
+    return shown + ' <span>(Colab and Edit are placeholders: libkd is not published yet)</span>' * (cfg['doc_published'] == 'no')
+
+
+def with_links(body, links):
+    "The body of a page with its links below the title and the promise."
+    head = re.search(r'<h1[^>]*>.*?</h1>(\s*<blockquote>.*?</blockquote>)?', body, re.S)
+    return body if not head else f'{body[:head.end()]}\n<p class="of-page">{links}</p>{body[head.end():]}'
+
+
 def on_page(app, name, template, context, doctree):
     "Before a page is written: its head, its edit link, its body and the sidebar mended."
     site, cfg = app.config.html_baseurl, app.config.libkd
@@ -48,14 +67,14 @@ def on_page(app, name, template, context, doctree):
     title, promise = title_and_promise(body, cfg['description'])
     context['metatags'] = context.get('metatags', '').replace('<meta name="viewport" content="width=device-width, initial-scale=1" />', '')
     if name == '404':      # served for any address: links start from the top of the site, on disk from this folder
-        top = cfg['doc_baseurl'].rstrip('/') + '/'
+        top = '/' + site.split('/', 3)[3]
         context['metatags'] += f'<script>if (location.protocol != "file:") document.write(\'<base href="{top}">\')</script>'
         context['pageurl'] = None
     elif body:
         context['metatags'] += previews(title or cfg['title'], promise, site + name + '.html', f'{site}_static/main-run.png')
-    context['edit_words'] = 'Edit this page' + ' (a placeholder: libkd is not published yet)' * (cfg['doc_published'] == 'no')
-    if source := cfg['sources'].get(name):
-        context['edit_url'] = f'{cfg["git_url"]}/edit/{cfg["branch"]}/{cfg["nbs_path"]}/{source}'
+    context['placeholders'] = cfg['doc_published'] == 'no' and PLACEHOLDERS.format(**cfg)
+    if (source := cfg['sources'].get(name)) and source.endswith('.ipynb'):
+        context['body'] = with_links(body, links_of(cfg, name, source))
     for key in ('body', 'furo_navigation_tree'):
         if context.get(key): context[key] = spoken(context[key])
 

@@ -7,7 +7,7 @@ root = Path(__file__).resolve().parents[2]
 config = ConfigParser(delimiters=['='])
 config.read(root/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
-SITE = cfg['doc_host'].rstrip('/') + '/' + cfg['doc_baseurl'].strip('/') + '/'
+SITE = '/'.join(cfg[k].strip('/') for k in ('doc_host', 'doc_baseurl', 'doc_version')) + '/'
 IMAGES = root/'nbs'/'images'
 PLACEHOLDER = f'''> [!NOTE]
 > libkd is not published yet: the pages under {cfg['doc_host']} are placeholders. `make docs` builds the same pages in `_site/html`.'''
@@ -28,6 +28,7 @@ def markdown(text):
         elif quoted and re.match(r'^:{3,}\s*$', line): quoted = False; continue
         lines.append('> ' + line if quoted else line)
     text = re.sub(r'\]\((?!\w+:|#)((?:[\w.-]+/)*)([\w.-]+)\.ipynb', site_url, '\n'.join(lines))
+    text = re.sub(r'<!-- tiles: .*? -->\n*', '', text).replace('](demo.html)', f']({SITE}demo.html)')
     return re.sub(r'\]\(images/', '](nbs/images/', text)
 
 

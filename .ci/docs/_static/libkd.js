@@ -25,3 +25,27 @@ function copyButtons() {
 }
 copyButtons(); stops();
 addEventListener('load', stops); addEventListener('resize', stops); document.addEventListener('toggle', stops, true);
+
+// The playground's frame is as high as what it shows.
+addEventListener('message', e => {
+  for (const frame of document.querySelectorAll('.stage iframe'))
+    if (e.source === frame.contentWindow && e.data.height > 200) frame.style.height = `${Math.ceil(e.data.height) + 4}px`;
+});
+// Versions that are kept beside this one: {name: its pages}, from versions.js; the same page where that version has it.
+const kept = window.libkdVersions || {}, root = document.documentElement.dataset.content_root;
+const folder = new URL(root, location.href), here = location.href.slice(folder.href.length).split(/[?#]/)[0] || 'index.html';
+const mine = folder.pathname.split('/').filter(Boolean).pop();
+if (Object.keys(kept).length > 1 && mine in kept) {
+  const nav = Object.assign(document.createElement('nav'), {className: 'versions'}), label = document.createElement('label'), select = document.createElement('select');
+  nav.setAttribute('aria-label', 'Versions');
+  for (const name in kept) select.append(new Option(name, name, name === mine, name === mine));
+  select.onchange = () => location.href = new URL(`../${select.value}/${kept[select.value].includes(here) ? here : 'index.html'}`, folder);
+  label.append('Version ', select); nav.append(label);
+  document.querySelector('.sidebar-brand').after(nav);
+  if (mine !== 'latest') {
+    const link = Object.assign(document.createElement('a'), {href: new URL(`../latest/${kept.latest.includes(here) ? here : 'index.html'}`, folder), textContent: 'the latest one'});
+    const note = Object.assign(document.createElement('p'), {className: 'older'});
+    note.append(`These pages are of version ${mine}; see `, link, '.');
+    document.querySelector('article').prepend(note);
+  }
+}

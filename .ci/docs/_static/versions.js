@@ -1,0 +1,2 @@
+// Written anew by versions.py where several versions are kept; one alone needs no choice.
+window.libkdVersions = {};
