@@ -91,7 +91,7 @@ def make_plan(dl:ViewDL, # Training loader whose views are stored
              top_k:int=None, # Keep so many logits and the sum of the rest; None keeps all
              T:float=1., # With `top_k`: temperature of the losses that will use the answers
              )->dict: # The content of plan.json
-    "What a cache is going to hold"
+    "What a cache is going to hold; `CacheError` for a `top_k` that saves nothing"
     ids, labels = ids_labels(dl)
     _check_unique(ids, dl)
     fewest = min((len(t.classes) for t in teachers), default=0)
@@ -143,22 +143,33 @@ class _Indices:
 class CacheBuilder:
     """Builds the shards of a plan, one by one; what `LogitCache.build` drives, and what a cluster can drive.
     Made by `LogitCache.builder`"""
-    def __init__(self, path, dl, teachers, plan):
+    def __init__(self,
+        path,     # Folder of the cache
+        dl,       # Training loader whose views are stored
+        teachers, # `Teacher`s
+        plan,     # From `make_plan`
+    ):
         self.path, self.teachers, self.plan = Path(path), teachers, plan
         self.dl = dl.new(shuffle=False, drop_last=False, bs=plan['batch_rows'], rows=None, policy=online())
         self.seen = plan['schema'] > 1      # whether digests of the views are stored with the answers
         starts = range(0, plan['n'], plan['shard_rows'])
         self.shards = [(v, s) for v in range(plan['n_views']) for s in range(len(starts))]   # (view, shard number)
 
-    def files(self, i):
-        "Files of shard `i`: teacher name -> path, and 'views/' -> that of the digests of its views"
+    def files(self,
+        i, # Position in `.shards`
+    ) -> dict: # name of a teacher -> path, and 'views/' -> that of the digests of its views
+        "Where shard `i` lies"
         answers = {t.name: self.path/_shard_name(t.name, *self.shards[i]) for t in self.teachers}
         return answers | ({'views/': self.path/_view_name(*self.shards[i])} if self.seen else {})
-    def done(self, i):
+    def done(self,
+        i, # Position in `.shards`
+    ) -> bool:
         "Whether all files of shard `i` are there, each with the checksum that it was published with"
         whole = (self.path/'manifest.json').is_file()
         return all(f.is_file() and (whole or _sum_of(f).is_file()) for f in self.files(i).values())
-    def rows(self, i):
+    def rows(self,
+        i, # Position in `.shards`
+    ) -> range:
         "The rows of shard `i`"
         start = self.shards[i][1]*self.plan['shard_rows']
         return range(start, min(self.plan['n'], start + self.plan['shard_rows']))
@@ -175,7 +186,9 @@ def _shard_name(teacher, view, shard):
 
 def _view_name(view, shard): return f'views/v{view:04d}-s{shard:05d}.safetensors'
 
-def plan_files(plan:dict)->list: # The content of plan.json
+def plan_files(
+    plan:dict, # The content of plan.json
+) -> list: # Of texts, relative to the folder of the cache
     "Names of all files of a cache besides plan.json and manifest.json"
     shards = [(v, s) for v in range(plan['n_views']) for s in range(-(-plan['n']//plan['shard_rows']))]
     answers = [_shard_name(t['name'], v, s) for v, s in shards for t in plan['teachers']]
@@ -202,7 +215,7 @@ def _sum_of(file): return file.with_name(file.name + '.sum')
 @patch
 def batches(self:CacheBuilder,
     i, # Position in `.shards`
-): # A loader of normalised views (B, 3, H, W) and labels (B,), which carry `digest` (B, 8)
+) -> ViewDL: # Of normalised views (B, 3, H, W) and labels (B,), which carry `digest` (B, 8)
     "The views of shard `i`, in the order of the rows"
     first, rows = self.shards[i][0]*self.plan['n'], self.rows(i)
     return self.dl.new(cls=_SeenDL, get_idxs=_Indices(first + r for r in rows), n=len(rows))
@@ -244,7 +257,7 @@ def encode(self:CacheBuilder,
     logits, # Its answers (B, C)
     row,    # Of the first
 )->dict: # name of a tensor -> (B, …)
-    "What is stored of a batch of answers, of which the first is for `row`"
+    "What is stored of a batch of answers, of which the first is for `row`; `CacheError` for NaN and +∞"
     k, T = self.plan['top_k'], self.plan['tail_T']
     kept = logits if k is None else top_k(logits, k, T)
     values = (kept if k is None else kept.values).to(DTYPES[self.plan['dtype']])
@@ -292,7 +305,7 @@ def drop_damaged(self:CacheBuilder)->list: # names of the files that were remove
 # %% ../nbs/04_cache.ipynb #e85d41f4
 @patch
 def finish(self:CacheBuilder):
-    "Write samples, reference views and, last, the manifest"
+    "Write samples, reference views and, last, the manifest; `CacheCorrupt` where a shard changed meanwhile"
     ids, labels = ids_labels(self.dl)
     own = dict(ids=torch.tensor(ids), labels=torch.tensor(labels), content=torch.tensor(_contents(self.dl)))
     store_bytes(self.path/'samples.safetensors', st.save(own))
@@ -336,7 +349,7 @@ def reference_views(self:CacheBuilder)->dict: # row (k,), view (k,), pixels (k, 
 
 @patch
 def check_company(self:CacheBuilder):
-    "Refuse a teacher whose answer to a picture depends on chance or on the pictures beside it"
+    "`CacheError` for a teacher whose answer to a picture depends on chance or on the pictures beside it"
     *_, x = self._reference_batch()
     for t in self.teachers:
         if isinstance(t, Teacher) and (gap := unsteady(t, x, self.dl.stats)) > TOLERANCE: raise CacheError(
@@ -349,7 +362,7 @@ def make_manifest(plan, # Content of plan.json
                   checksum, # SHA-256 of plan.json
                   where, # name of a file -> where it lies now
                  known={}, # Entries of files that were proved before
-                 )->dict:
+                 )->dict: # schema, plan, files, and `lost` with `top_k`
     "Bytes and SHA-256 of every file of a plan; with `top_k`, what it lost"
     files = plan_files(plan)
     new = [f for f in files if f not in known]
@@ -414,7 +427,12 @@ def _damaged(path):
 # %% ../nbs/04_cache.ipynb #a8e17d3c
 class LogitCache:
     "Stored answers of teachers to known views of known samples. Made by `LogitCache.build` and `LogitCache.open`"
-    def __init__(self, path, plan, manifest, verify='lazy'):
+    def __init__(self,
+        path,          # Its folder
+        plan,          # The content of plan.json
+        manifest,      # The content of manifest.json
+        verify='lazy', # When files are compared with their checksums: 'lazy' as they are first read, 'all', 'never'
+    ):
         self.path, self.plan, self.manifest, self.how = Path(path), plan, manifest, verify
         self.stamp = _stamp_of(self.path/'manifest.json')          # a reader notices when the cache is changed under it
         s = self._proved('samples.safetensors')
@@ -607,7 +625,7 @@ def _prepared(path, dls, teachers, views, dtype, check, shard_rows, top_k, T):
 # %% ../nbs/04_cache.ipynb #c3d569fe
 @patch
 def begin(self:CacheBuilder)->bool: # Whether the cache is finished already
-    "Write the plan, or compare it with the one that is there"
+    "Write the plan, or compare it with the one that is there; `CacheError` where the folder holds something else"
     path, whole = self.path, (self.path/'manifest.json').is_file()
     if (path/'plan.json').is_file():
         there = read_plan(path/'plan.json', 'schema')
@@ -624,7 +642,7 @@ def begin(self:CacheBuilder)->bool: # Whether the cache is finished already
 
 # %% ../nbs/04_cache.ipynb #eb03a064
 @patch
-def run(self:CacheBuilder, overwrite=False):
+def run(self:CacheBuilder, overwrite=False): # Forget what is there: a cache of another plan, say
     "Alone in the folder, build what is missing, one shard after the other, and finish"
     _settle(self.path)
     with alone_in(self.path):
@@ -705,7 +723,7 @@ def gather(self:LogitCache,
            view=0, # View number, or one for each row (B,)
            names=None, # Which teachers; default all
           )->dict: # name -> logits (B, C), float32; `TopK` from a top-k cache
-    "The teachers' answers to these rows. `IndexError` for one that the cache does not have"
+    "The teachers' answers to these rows; `IndexError` for rows that are not there"
     rows = self._there(torch.as_tensor(rows, dtype=torch.int64))
     if self.exchanged is not None: rows = self.exchanged[rows]
     size, view = self.plan['shard_rows'], torch.as_tensor(view).expand(len(rows))
@@ -739,7 +757,8 @@ def _answers(self:LogitCache, name, parts, back):
 def only(self:LogitCache,
          *names:str, # Teachers to listen to
         )->LogitCache: # Over the same files
-    "The same cache with the answers of these teachers alone; nothing is copied, and on disk nothing changes"
+    """The same cache with the answers of these teachers alone; nothing is copied, and on disk nothing changes.
+    `CacheMismatch` for a teacher that it has not"""
     unknown = [n for n in names if n not in self.teachers]
     if unknown or not names:
         raise CacheMismatch(f"{self.path} has no answers of {', '.join(unknown) or 'nobody'}. "
@@ -851,7 +870,7 @@ def compare(self:LogitCache,
     dl,    # The loader, for names
     at=None, # (B,) positions in the loader, for names
 ):
-    "Refuse views whose pixels are not those that the teachers saw"
+    "`CacheMismatch` for views whose pixels are not those that the teachers saw"
     other = (now != self.stored_digests(np.asarray(rows), np.asarray(views))).any(1)
     if not other.any(): return
     here, first = pixel_versions(), int(other.nonzero()[0])
@@ -899,7 +918,8 @@ def spot_check(self:LogitCache,
                seed:int=0, # Which
                tol:float=.02, # Largest difference of a logit, relative to the largest logit: float16 keeps three digits
               )->float: # Largest relative difference found
-    "Ask the teachers again about `n` stored answers"
+    """Ask the teachers again about `n` stored answers. `CacheError` without teachers, `CacheMismatch` where one answers
+    otherwise now"""
     teachers, dl = as_list(teachers or list(self.live.values())), stored_dl(dls, self.policy, self.plan['dtype'])
     if not teachers: raise CacheError("spot_check needs the Teacher objects: cache.spot_check(dls, [teacher, …]).")
     rng, worst = np.random.default_rng(seed), 0.
@@ -916,7 +936,11 @@ def spot_check(self:LogitCache,
 # %% ../nbs/04_cache.ipynb #3e0d749d
 class LogitDL(ViewDL):
     "A `ViewDL` that shows the views of a cache and knows the row of every sample; refuses data that make other views"
-    def __init__(self, dataset, cache=None, **kwargs):
+    def __init__(self,
+        dataset,    # fastai `Datasets` of (picture, label)
+        cache=None, # Whose views are shown; None: an ordinary `ViewDL`
+        **kwargs,   # Of `ViewDL`
+    ):
         self.cache, self.proof = cache, ''
         self.exact = cache is not None and cache.plan['schema'] > 1 and cache.plan['versions'] == pixel_versions()
         if cache is not None: kwargs |= dict(policy=cache.policy)
@@ -1096,7 +1120,7 @@ def show_batch(self:LogitDL, b=None, max_n=9, ctxs=None, show=True, unique=False
 
 # %% ../nbs/04_cache.ipynb #215698c2
 @patch
-def info(self:LogitCache)->dict:
+def info(self:LogitCache)->dict: # name of a fact -> its value
     "What the cache holds, as a small dict for people"
     top = {'top_k': self.plan['top_k'], 'lost': self.manifest['lost']} if self.plan['top_k'] else {}
     who = {n: f"{t['bias']}, {t['fingerprint'][:12]}" for n, t in self.teachers.items()}

@@ -60,18 +60,20 @@ def data_identity(dls, # fastai `DataLoaders`
 _CHANGES_STEPS = MixHandler, GradientAccumulation, GradientClip, ShortEpochCallback, MixedPrecision       # of fastai
 
 def rate_identity(f, # Schedule of a hyper-parameter: progress -> number, or one for each group
-                 ):
+                 ) -> object: # Equal for equal schedules; what `json` can write
     "A schedule by its values"
     try: return schedule_identity(f)
     except (TypeError, ValueError): return digest_of([np.asarray(f(i/100)).tolist() for i in range(101)])[:16]
 
-def made_with(cb)->dict: # A callback
+def made_with(
+    cb, # A callback
+) -> dict: # name of an argument -> its identity
     "The arguments of a callback, as far as it keeps them"
     names = [*signature(type(cb).__init__).parameters, 'distrib']       # fastai's mixing keeps its alpha in there
     return identity({k: vars(cb)[k] for k in names if k in vars(cb)})
 
 def steps_identity(learn, # A learner in a fit
-                  )->dict:
+                  )->dict: # optimiser, hypers, schedule, callbacks, trained
     "Optimiser, rates, schedules and callbacks of fastai that change what a step does"
     scheds = {k: rate_identity(f) for cb in learn.cbs if isinstance(cb, ParamScheduler) for k, f in cb.scheds.items()}
     other = {type(cb).__name__: made_with(cb) for cb in learn.cbs if isinstance(cb, _CHANGES_STEPS)}
@@ -106,7 +108,7 @@ def training_identity(learn, # A learner in a fit
 # %% ../nbs/08a_handover.ipynb #c914613b
 def plain_state(obj, # Numbers, texts, tensors, arrays, and lists and dicts of these
                 at='state', # Where we are, for the error
-               ): # What `torch.load(…, weights_only=True)` reads
+               ) -> object: # What `torch.load(…, weights_only=True)` reads
     "A state without classes of anybody's; `TypeError` where that is not possible"
     if isinstance(obj, np.generic): return obj.item()
     if isinstance(obj, np.ndarray): return obj.tolist()
@@ -118,7 +120,7 @@ def plain_state(obj, # Numbers, texts, tensors, arrays, and lists and dicts of t
     raise TypeError(
         f"{at} is a {type(obj).__name__}: a state holds numbers, texts, tensors, and lists and dicts of these.")
 
-def generators()->dict:
+def generators()->dict: # python, numpy, torch, cuda -> the state of that generator
     "The state of all random number generators"
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     numpy = np.random.get_state(legacy=False)
@@ -232,7 +234,8 @@ def save_student(learn:Learner, # A trained learner
                  onnx:bool=False, # Also `model.onnx`, for ONNX Runtime
                  exported:bool=False, # Also `model.pt2`, for `torch.export.load`
                 )->Path:
-    "Write the student as timm reads it, with a model card; `UserError` where timm could not load it again"
+    """Write the student as timm reads it, with a model card; `UserError` where timm could not load it again,
+    `TypeError` for anything but a Learner"""
     if not isinstance(learn, Learner): raise TypeError(
         f"save_student takes the Learner, which knows classes and normalisation; a {type(learn).__name__} was given.")
     model, folder, size = unwrap(learn.model), Path(folder), size_of(learn.dls)
@@ -313,7 +316,7 @@ def _card(learn, name, notes): # A learner; the student's name; lines by the use
 # %% ../nbs/08a_handover.ipynb #dee9d56f
 def load_student(folder, # Written by `save_student`
                 )->tuple: # (model in eval mode, its `config.json` as a dict)
-    "The student of a folder, without teachers, cache or data"
+    "The student of a folder, without teachers, cache or data; `FileNotFoundError` where the folder holds none"
     folder = Path(folder)
     if not (folder/'config.json').is_file(): raise FileNotFoundError(
         f"{folder} holds no student: config.json is missing. save_student(learn, folder) writes one.")
@@ -328,7 +331,7 @@ class Saved:
     classes: list    # Names of the C classes
     size: tuple      # (height, width) in pixels of what the model sees
     mean: tuple      # What its input is normalised with, three floats between 0 and 1
-    std: tuple
+    std: tuple       # … and by what it is divided, three floats
     folder: Path     # Where it lies
 
 def _saved_student(folder): # With a config.json
@@ -348,7 +351,7 @@ def _saved_teacher(folder, size): # With a teacher.json; (height, width) or None
 def load_saved(folder, # Of a student, of a teacher, or of a run
                size=None, # Pixels, or (height, width): for a teacher whose folder does not say it
               )->Saved:
-    "The model that lies in a folder; of a run, its best one"
+    "The model that lies in a folder; of a run, its best one. `UserError` where none lies there"
     folder, size = Path(folder), (size, size) if isinstance(size, int) else size
     for at in (folder, folder/'best', folder/'student'):
         if (at/'config.json').is_file(): return _saved_student(at)
@@ -454,7 +457,8 @@ def export_onnx(saved, # `Saved`
                 file, # What is written
                 pictures=None, # Arrays (H, W, 3) uint8 to try it on; None: `sample_pictures`
                )->str: # What was proved, in a sentence
-    "Write the graph of `picture_onnx` and try it; one that names another class than torch is not kept"
+    """Write the graph of `picture_onnx` and try it; one that names another class than torch is not kept, and a
+    `UserError` says so"""
     pictures = pictures or sample_pictures()
     picture_onnx(saved, file)
     try: same, far = onnx_agrees(saved, file, pictures)

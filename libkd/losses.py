@@ -30,7 +30,8 @@ def top_k(
     k,       # How many to keep, fewer than C
     T=1.,    # Temperature of the losses that will use it
 )->TopK:
-    "The `k` largest logits of each row and the log-sum-exp of the rest at temperature `T`, exactly"
+    """The `k` largest logits of each row and the log-sum-exp of the rest at temperature `T`, exactly; `ValueError`
+    where `k` leaves no rest"""
     z = teacher if teacher.dtype == torch.float64 else teacher.float()
     if not 0 < k < z.shape[1]:
         raise ValueError(f'k={k}: between 1 and {z.shape[1]-1} of {z.shape[1]} classes leave a tail')
@@ -39,7 +40,7 @@ def top_k(
 
 # %% ../nbs/03a_losses.ipynb #8e5d4319
 @patch
-def dense(self:TopK):
+def dense(self:TopK) -> Tensor: # (B, C)
     "Logits `(B, C)`, the tail spread evenly over the classes not kept: FKD's and TinyViT's reading of a sparse label"
     n_rest = torch.tensor(float(self.classes - self.values.shape[1]))
     even = (self.tail.float() - n_rest.log())*self.T                     # (B,)
@@ -48,7 +49,7 @@ def dense(self:TopK):
 @patch
 def at(self:TopK,
     T, # Another temperature
-):
+) -> 'TopK':
     """The same target at another temperature, **approximately**: the tail is taken as even, which for a higher T
     bounds its mass from above"""
     return self if T == self.T else top_k(self.dense(), self.values.shape[1], T)
@@ -123,7 +124,8 @@ def kd_loss(student, # Student logits (B, C)
             teacher, # Teacher logits (B, C), or a `TopK`
             target=None, # Not used: the soft loss needs no label
             *, T=1., # Temperature; Co-advise uses 1, CIFAR recipes 4
-            reduction='mean'): # 'mean' or 'none' (B,)
+            reduction='mean', # 'mean' or 'none' (B,)
+) -> Tensor: # Scalar, or (B,) with reduction='none'
     "`T²·KL(teacher‖student)`, summed over classes, averaged over samples (Hinton et al., 1503.02531 §2)"
     if isinstance(teacher, TopK): return _topk_kd(student, teacher, T, reduction)
     s, t = _check(student, teacher, T, reduction)
@@ -134,8 +136,9 @@ def hard_kd_loss(student, # Student logits (B, C)
                  teacher, # Teacher logits (B, C), or a `TopK`
                  target=None, # Not used
                  *, T=1., # Must be 1: an argmax has no temperature
-                 reduction='mean'): # 'mean' or 'none' (B,)
-    "Cross-entropy with the teacher's argmax (DeiT, 2012.12877 eq. 3)"
+                 reduction='mean', # 'mean' or 'none' (B,)
+) -> Tensor: # Scalar, or (B,) with reduction='none'
+    "Cross-entropy with the teacher's argmax (DeiT, 2012.12877 eq. 3); `ValueError` for a temperature, which it has not"
     if T != 1: raise ValueError(f'hard_kd_loss has no temperature (T={T}): the argmax is the same at every T. '
                                 'Leave T=1, or use `kd_loss`')
     if isinstance(teacher, TopK): teacher = teacher.dense()
@@ -156,7 +159,8 @@ def dkd_loss(student, # Student logits (B, C)
              *, T=1., # Temperature; 4 in the authors' CIFAR recipe
              reduction='mean', # 'mean' or 'none' (B,)
              alpha=1., # Weight of the label's class against the rest
-             beta=8.): # Weight of the order of the rest; 1 − p_t[target] would be plain KD
+             beta=8., # Weight of the order of the rest; 1 − p_t[target] would be plain KD
+) -> Tensor: # Scalar, or (B,) with reduction='none'
     "Decoupled KD, `T²·(α·KL(target) + β·KL(rest))` (2203.08679 eq. 7; constants of the authors' code)"
     s, t = _check(student, teacher, T, reduction)
     y = _check_target(target, s, 'dkd_loss')
@@ -169,7 +173,8 @@ def nkd_loss(student, # Student logits (B, C)
              target=None, # Labels (B,), needed
              *, T=1., # Temperature of the second term only
              reduction='mean', # 'mean' or 'none' (B,)
-             gamma=1.5): # Weight of the second term
+             gamma=1.5, # Weight of the second term
+) -> Tensor: # Scalar, or (B,) with reduction='none'
     "Normalised KD, `−p_t[y]·log p_s[y] − γT²·Σ p̂_t·log p̂_s` (2303.13005 eq. 8; constants of the authors' code)"
     s, t = _check(student, teacher, T, reduction)
     y = _check_target(target, s, 'nkd_loss')
@@ -190,8 +195,10 @@ def dist_loss(student, # Student logits (B, C)
               *, T=1., # Temperature; 4 in the authors' CIFAR recipe
               reduction='mean', # 'none' (B,) only with gamma=0
               beta=1., # Weight of the inter-class term (rows); 2 on CIFAR
-              gamma=1.): # Weight of the intra-class term (columns); 2 on CIFAR
-    "DIST, `T²·(β·(1−ρ over classes) + γ·(1−ρ over samples))` (2205.10536 eq. 7 to 10)"
+              gamma=1., # Weight of the intra-class term (columns); 2 on CIFAR
+) -> Tensor: # Scalar, or (B,) with reduction='none'
+    """DIST, `T²·(β·(1−ρ over classes) + γ·(1−ρ over samples))` (2205.10536 eq. 7 to 10). Raises `ValueError` where the
+    second term would have to speak of one sample"""
     s, t = _check(student, teacher, T, reduction)
     if reduction == 'none' and gamma: raise ValueError(
         'The intra-class term of DIST compares the samples of a batch, so it has no value for one sample: '
@@ -210,7 +217,8 @@ def ofa_loss(student, # Student logits (B, C)
              target=None, # Labels (B,), needed
              *, T=1., # Temperature; no T² here, as in the authors' code
              reduction='mean', # 'mean' or 'none' (B,)
-             eps=1.): # Exponent; 1 is plain KD, 1.5 the authors' example for DeiT-T → ResNet-18
+             eps=1., # Exponent; 1 is plain KD, 1.5 the authors' example for DeiT-T → ResNet-18
+) -> Tensor: # Scalar, or (B,) with reduction='none'
     "OFA-KD on logits, `−Σ ((p_t + [c=y])^ε − [c=y])·log p_s` (2310.19444 eq. 6; the authors' `ofa_loss`)"
     s, t = _check(student, teacher, T, reduction)
     y = _check_target(target, s, 'ofa_loss')
@@ -222,8 +230,10 @@ def ofa_loss(student, # Student logits (B, C)
 LOSSES = {'kd': kd_loss, 'hard': hard_kd_loss, 'dkd': dkd_loss, 'nkd': nkd_loss, 'dist': dist_loss, 'ofa': ofa_loss}
 NEEDS_TARGET = ('dkd', 'nkd', 'ofa')
 
-def get_loss(loss): # A name of `LOSSES`, or any function with their signature
-    "The loss function called `loss`"
+def get_loss(
+    loss, # A name of `LOSSES`, or any function with their signature
+) -> 'Callable': # It is called as `loss(student, teacher, target, T=…, reduction=…)`
+    "The loss function called `loss`; `KeyError` with close names where there is none"
     if callable(loss): return loss
     if loss in LOSSES: return LOSSES[loss]
     raise KeyError(f'No loss is called {loss!r}.' + did_you_mean(loss, LOSSES))
@@ -249,8 +259,10 @@ def _topk_kd(student, teacher, T, reduction):
 
 # %% ../nbs/03a_losses.ipynb #eb43c5bc
 def combine_losses(losses, # One loss a teacher, each (B,), or a tensor (K, B)
-                   weights=None): # None: mean over teachers; (K,) or (K, B), normalised to sum 1 over teachers
-    "Weighted mean over teachers, `(B,)`"
+                   weights=None, # None: mean over teachers; (K,) or (K, B), normalised to sum 1 over teachers
+) -> Tensor: # (B,)
+    """Weighted mean over teachers. Raises `ValueError` for losses that are not one a sample, and for weights that are
+    not one a teacher"""
     losses = torch.stack(list(losses)) if not isinstance(losses, Tensor) else losses
     if losses.ndim != 2:
         raise ValueError(f"Losses of {tuple(losses.shape)}: one number for each teacher and sample is needed, "
@@ -264,8 +276,9 @@ def combine_losses(losses, # One loss a teacher, each (B,), or a tensor (K, B)
 
 # %% ../nbs/03a_losses.ipynb #a2294765
 def confidence_weights(teachers, # Logits of K teachers, each (B, C)
-                       target): # Labels (B,)
-    """Weights `(K, B)`: who is right about a sample counts more
+                       target, # Labels (B,)
+) -> Tensor: # (K, B)
+    """Who is right about a sample counts more; `ValueError` for fewer than two teachers
     (CA-MKD, 2201.00007: `(1 − softmax of the teachers' cross-entropies)/(K−1)`)"""
     def entropies(t):
         z = _check_logits(t, 'teacher').detach()
@@ -277,8 +290,10 @@ def confidence_weights(teachers, # Logits of K teachers, each (B, C)
 
 # %% ../nbs/03a_losses.ipynb #fa0ad65f
 def drop_easiest(loss, # (B,)
-                 share=.2): # Part of the samples to leave out, 0 to below 1
-    "Mean over the samples with the largest losses: what the student already does well no longer pulls"
+                 share=.2, # Part of the samples to leave out, 0 to below 1
+) -> Tensor: # Scalar
+    """Mean over the samples with the largest losses: what the student already does well no longer pulls. Raises
+    `ValueError` for a share that is none, and for a loss that is not one a sample"""
     if not 0 <= share < 1: raise ValueError(f'share={share}: from 0 (keep all) to below 1')
     if loss.ndim != 1:
         raise ValueError(f"drop_easiest needs one number a sample, from reduction='none'; got {tuple(loss.shape)}")

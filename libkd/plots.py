@@ -29,7 +29,9 @@ _INK, _QUIET, _PICK = '#222222', '#666666', '#D55E00'          # text, secondary
 
 class LibkdFigure(Figure):
     "A matplotlib figure that carries its description in words and shows itself as a small accessible picture"
-    def __init__(self, width=6., height=3., alt='', # Inches; what the figure shows, in a sentence or two
+    def __init__(self, width=6., # Inches
+                 height=3., # Inches
+                 alt='', # What the figure shows, in a sentence or two
                  dpi=80):
         super().__init__(figsize=(width, height), dpi=dpi, facecolor='white')
         FigureCanvasAgg(self)
@@ -69,7 +71,7 @@ def _ipython_display_(self:LibkdFigure):
 @patch
 def save(self:LibkdFigure, path # File ending in .png, .svg or .pdf
          )->Path:
-    "Write the figure to a file; png and svg hold the description too"
+    "Write the figure to a file; png and svg hold the description too. `ValueError` for another ending"
     path = Path(path); kind = path.suffix.lower()
     if kind not in ('.png', '.svg', '.pdf'):
         given = path.suffix or 'a file without an ending'
@@ -103,7 +105,7 @@ def middle(name, # Any name
 
 def short_names(names, # Names that should stay different
                 n=8, # Letters that fit; names that would become equal get more
-                )->list:
+                )->list: # In their order
     "Short names that still tell all apart: of `class 0` to `class 10` only `…0` to `…10` is left"
     names = [str(s) for s in names]
     same = len(os.path.commonprefix(names)) if len(names) > 1 else 0
@@ -140,7 +142,7 @@ def _size_note(r):
 def plot_scoreboard(board:pd.DataFrame, # From `libkd.diagnose.scoreboard`
                     metric='accuracy', # Column that gives the bars their length
                     )->LibkdFigure:
-    "One bar a model, with its number, its size and its speed"
+    "One bar a model, with its number, its size and its speed; `KeyError` for a column that is not there"
     if metric not in board: raise KeyError(f'no column {metric!r}; there are: {", ".join(map(str, board.columns))}')
     n, v = len(board), board[metric].astype(float)
     alt = f'{metric} of {n} models: ' + ', '.join(f'{k} {_number(x, metric)}' for k, x in v.items()) + '.'
@@ -176,7 +178,7 @@ def paired_differences(results:pd.DataFrame, # Columns arm, seed and the metric
                        baseline, # The arm that the others are compared with
                        metric='accuracy', # Column to compare
                        )->pd.DataFrame: # One row a seed, one column an arm
-    "Difference to the baseline of the same seed"
+    "Difference to the baseline of the same seed; `KeyError` where there is no such arm"
     wide = results.pivot_table(index='seed', columns='arm', values=metric, sort=False)
     if baseline not in wide: raise KeyError(f'no arm {baseline!r}; there are: {", ".join(map(str, wide.columns))}')
     return wide.drop(columns=baseline).sub(wide[baseline], axis=0)
@@ -219,7 +221,7 @@ def plot_paired(results:pd.DataFrame, # Columns arm, seed and the metric
 # %% ../nbs/11_plots.ipynb #8916c1ed
 def history_of(learn, # `Learner` after `fit`; a table is returned as it is
                )->pd.DataFrame: # A column for each loss and metric
-    "The recorder of a `Learner` as a table, one row an epoch"
+    "The recorder of a `Learner` as a table, one row an epoch; `ValueError` before the first fit"
     if isinstance(learn, pd.DataFrame): return learn
     seen = getattr(learn, 'recorder', None)
     if not getattr(seen, 'values', None): raise ValueError('this Learner has no history yet: call fit first')
@@ -430,7 +432,7 @@ def _thumbs(ax, imgs, captions, cols=8, size=48, pad=(2, 14)):
 
 def as_rgb(imgs, # Arrays or tensors (n, H, W[, 1 or 3]) or (n, 1 or 3, H, W), bytes or floats from 0 to 1
            )->np.ndarray: # (n, H, W, 3) uint8
-    "Images as bytes in colour"
+    "Images as bytes in colour; `ValueError` for arrays of another shape"
     a = as_array(imgs)
     if a.ndim == 3: a = a[..., None]
     if a.ndim != 4:
@@ -461,7 +463,8 @@ def plot_disagreement(imgs, # (n, H, W, 3) uint8
                       # How many images, those of the highest JS divergence; or the rows to show, the first with bars
                       show=24,
                       )->LibkdFigure:
-    "The images on which the teachers differ most, their answers, and who says what"
+    """The images on which the teachers differ most, their answers, and who says what; `ValueError` where there are not
+    as many images as predictions"""
     df = sample_disagreement(preds, y, T, teachers, student); teachers, student = roles_of(preds, teachers, student)
     imgs, classes = as_rgb(imgs), _names(classes, as_array(next(iter(preds.values()))).shape[1])
     if len(imgs) != len(df): raise ValueError(f'{len(imgs)} images but predictions of {len(df)}')

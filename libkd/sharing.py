@@ -119,7 +119,7 @@ def add(self:LogitCache,
         replace:bool=False, # Put a teacher in the place of another one of the same name
         check:bool=True, # Refuse teachers that answer at chance level
        )->LogitCache: # The changed one
-    "Ask further teachers about the views of this cache"
+    "Ask further teachers about the views of this cache; `CacheMismatch` where another one has a name already"
     dl, teachers = self._same_views(dls), checked_teachers([as_teacher(t, dls) for t in as_list(teachers)])
     new = [t for t in teachers if not self._knows(t)]
     taken = [t.name for t in new if t.name in self.teachers and not replace]
@@ -202,8 +202,10 @@ def _begin_change(new, plan):
     store_json(new/'plan.json', plan)
 
 @patch
-def drop(self:LogitCache, *names)->LogitCache: # The changed one
-    "Forget what these teachers said"
+def drop(self:LogitCache,
+    *names, # Of teachers
+) -> LogitCache: # The changed one
+    "Forget what these teachers said; `CacheError` for a teacher that is not there, or the last one"
     strange = [n for n in names if n not in self.teachers]
     if strange:
         raise CacheError(f"The cache {self.path} has no teacher {strange[0]!r}; it has {', '.join(self.teachers)}.")
@@ -228,7 +230,7 @@ def extend(self:LogitCache,
            teachers, # All teachers of the cache
            views, # More views than before, of the same policy: a number, finite(V), replay(E)
           )->LogitCache: # The changed one
-    "Ask all teachers about further views"
+    "Ask all teachers about further views; `CacheError` for fewer views, or another policy"
     dl, teachers = self._same_views(dls), checked_teachers([as_teacher(t, dls) for t in as_list(teachers)])
     views = as_policy(views)
     if views.name != self.policy.name or views.n < self.policy.n or views.name == 'clean':

@@ -154,6 +154,12 @@ def test_the_committed_notebooks_are_right():
     assert before.faults(before.notebooks(), words.rooms()) == []
 
 
+def test_the_api_is_told_in_words():
+    import words
+    params, returns, errors = words.wordless(words.rooms())
+    assert (params, returns, errors) == ([], [], [])
+
+
 def test_what_is_not_told_is_counted():
     import words
     def f(a, b, # A number
