@@ -507,15 +507,15 @@ def steps_of(nb,      # A student's notebook, as a dict
 ) -> list: # Of `Step`s
     "What to run and ask, in order: `setup` of the lesson, the student's own cells, what they build on, and the checks"
     by_id, by_text, setup = _lessons_own(lesson, name, seed)
-    steps = [Step(source, ours=True) for source in setup]
+    steps = []
     for cell in nb['cells']:
         if cell['cell_type'] != 'code': continue
         source = source_of(cell)
         known = by_id.get(cell.get('id')) or by_text.get(source.strip())
         asked = re.search(r"checks_of\(.*?\)\[['\"](\w+)['\"]\]", source)
-        if known in setup: continue
         steps.append(Step(known, ours=True) if known is not None else Step(check=asked[1]) if asked else Step(source))
-    return _needed(steps, setup)
+    gone = [s for s in setup if s not in {step.source for step in steps}]          # deleted, or changed beyond knowing
+    return _needed([*(Step(s, ours=True) for s in gone), *steps], setup)
 
 # %% ../nbs/17_course.ipynb #94ff727c
 def _walk(kernel, steps, made, verdicts, seed, seconds): # made: Checks; verdicts: dict that grows

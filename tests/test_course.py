@@ -224,6 +224,13 @@ def test_an_answer_may_build_on_what_the_lesson_has_made():
     assert [s for s in sources if 'scale' in s or 'stats' in s][:2] == ['scale = 3', 'stats = scale + 1'] and 'hours = train()' not in sources
     nb['cells'][-2]['source'] = 'def square(x): return x*x'
     assert not [s for s in course.steps_of(nb, lesson, '01_toy') if 'scale' in s.source]
+    again = dict(lesson, cells=[*lesson['cells'][:2], code('scale = 7', 'setup'), *lesson['cells'][2:]])      # one name twice: the later one counts
+    nb = course.students_copy(again, '01_toy')
+    nb['cells'][-2]['source'] = 'def square(x): return x*x*scale/7'
+    sources = [s.source for s in course.steps_of(nb, again, '01_toy')]
+    assert 'scale = 7' in sources and 'scale = 3' not in sources
+    del nb['cells'][2]                                                       # a setup that the student has deleted runs first
+    assert [s.source for s in course.steps_of(nb, again, '01_toy')][:2] == ['scale = 7', TOY['cells'][0]['source']]
 
 
 def test_an_array_comes_to_a_students_function_as_one():
