@@ -185,7 +185,7 @@ def find_method(name:str)->Method: # In `METHODS`
 
 def cite(
     method:str, # Name in `METHODS`
-) -> str: # Name in `METHODS`
+) -> str:
     "BibTeX of a method's paper"
     m = find_method(method)
     authors = [a.strip() for a in m.authors.split(',')]
@@ -372,7 +372,7 @@ def default_method(student, # Name or module
 # %% ../nbs/08b_learner.ipynb #5c8ac366
 def with_train(dls:DataLoaders,
     train, # Another training loader
-) -> DataLoaders: # Another training loader
+) -> DataLoaders:
     "`dls` with another training loader"
     res = DataLoaders(train, *dls.loaders[1:], path=dls.path, device=dls.device)
     if len(dls.loaders) > 2: res.test = dls[2]

@@ -16,6 +16,7 @@ BARE = {'defer', 'async', 'hidden', 'open', 'disabled', 'checked', 'required', '
 LONGEST_TITLE = 70
 PLAIN = {'n', 'p', 'w'}                 # tokens of code in the colour of all text: names, brackets, blanks
 WHOLE = 'demo.html'                     # one file that works from a memory stick: it stays as libkd wrote it
+FRAMES = '_frames'                     # likewise, of pages that show one
 
 
 def chart(picture):
@@ -112,16 +113,27 @@ class Page(HTMLParser):
         if tag in ('table', 'td', 'th', 'col'): [a.pop(k, None) for k in ('border', 'width', 'align')]
         if a.get('id') in self.ids and tag in ('a', 'span', 'section'): del a['id']                 # the place has that name already
         if tag == 'img' and self.site: self.picture(a)
+        if tag == 'iframe' and self.site and 'srcdoc' in a: self.frame(a)
         return a
+
+    def beside(self, data, folder, end):
+        "The address, seen from this page, of a file that holds `data`."
+        file = self.site/folder/f'{hashlib.sha256(data).hexdigest()[:20]}.{end}'
+        file.parent.mkdir(exist_ok=True)
+        if not file.exists(): file.write_bytes(data)
+        return '../' * (len(self.path.relative_to(self.site).parts) - 1) + f'{folder}/{file.name}'
+
+    def frame(self, a):
+        "A live page within a page becomes a file, too, and is loaded when it comes into sight."
+        import front
+        a['src'] = self.beside(front.strict(a.pop('srcdoc')).encode(), FRAMES, 'html')
+        if m := re.search(r'height: *(\d+)px', a.pop('style', '')): a['height'] = m[1]
+        a |= {'class': 'live', 'loading': 'lazy'}
 
     def picture(self, a):
         "A picture in the page becomes a file; all have a size, wait until they are needed, and say whether they may be turned around."
         if m := re.match(r'data:image/(png|jpeg|gif|webp|svg\+xml)(;charset=[^;,]+)?;base64,(.*)', a.get('src', ''), re.S):
-            data = base64.b64decode(m[3])
-            file = self.site/'_images'/f'{hashlib.sha256(data).hexdigest()[:20]}.{m[1].split("+")[0]}'
-            file.parent.mkdir(exist_ok=True)
-            if not file.exists(): file.write_bytes(data)
-            a['src'] = '../' * (len(self.path.relative_to(self.site).parts) - 1) + f'_images/{file.name}'
+            a['src'] = self.beside(base64.b64decode(m[3]), '_images', m[1].split('+')[0])
         file = (self.path.parent/unquote(a.get('src', '').split('#')[0])).resolve()
         if file.suffix in ('.png', '.jpeg', '.webp', '.gif') and file.is_file() and (size := measured(file.read_bytes())):
             a.setdefault('width', str(size[0])); a.setdefault('height', str(size[1]))
@@ -148,7 +160,7 @@ def met(path, site, write=True):
 def faults(site, write=False):
     "Pages that load from other hosts, links that lead nowhere, pictures without a text; with `write` pages are finished on the way."
     site = site.resolve()
-    pages, found = {p: met(p, site, write and p.name != WHOLE) for p in sorted(site.rglob('*.html'))}, []
+    pages, found = {p: met(p, site, write and p.name != WHOLE and p.parent.name != FRAMES) for p in sorted(site.rglob('*.html'))}, []
     for path, (loads, links, _, silent) in pages.items():
         name = path.relative_to(site)
         found += [f'{name}: loads {o[:80]}' for o in loads if re.match(r'(https?:)?//', o)]
