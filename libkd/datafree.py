@@ -169,19 +169,6 @@ def _parts(x, y, reads, layers, rival, terms):
     if rival: f['compete'] = lambda: mean(lambda o, l, z=_asked(rival, x): competition_loss(z, o[0]))
     return {k: f[k]() for k, a in terms.items() if a}
 
-# %% ../nbs/09_datafree.ipynb #060bb119
-def _moves(x, plan, steps): # Images, moved in place
-    "For each step what moves the pixels down the gradient of its terms, and back into their range"
-    opt = torch.optim.Adam([x], betas=(.5, .9))
-    lr = combine_scheds([.05, .95], [SchedLin(0, plan['lr']), SchedCos(plan['lr'], 0)])
-    def move(parts): # name -> term
-        x.grad, = torch.autograd.grad(sum(plan['terms'][n]*v for n, v in parts.items()), x)
-        opt.step()
-        with torch.no_grad(): x.copy_(_pixels(x, clip=True))
-    for i in range(steps):
-        opt.param_groups[0]['lr'] = lr((i + 1)/(steps + 1))
-        yield move
-
 # %% ../nbs/09_datafree.ipynb #4c1faadd
 def _pixels(x, clip=False):
     "Images `(B, 3, H, W)` in [0, 1]; or, with `clip`, in the units of `STATS` again"
@@ -202,6 +189,19 @@ def _dream(plan, k, y, reads, layers, rival, device, watch):
     if not x.isfinite().all():
         raise ValueError(f'batch {k} became NaN: a teacher answers NaN, or lr={plan["lr"]:g} is too high.')
     return _pixels(x.detach()).cpu()
+
+# %% ../nbs/09_datafree.ipynb #060bb119
+def _moves(x, plan, steps): # Images, moved in place
+    "For each step what moves the pixels down the gradient of its terms, and back into their range"
+    opt = torch.optim.Adam([x], betas=(.5, .9))
+    lr = combine_scheds([.05, .95], [SchedLin(0, plan['lr']), SchedCos(plan['lr'], 0)])
+    def move(parts): # name -> term
+        x.grad, = torch.autograd.grad(sum(plan['terms'][n]*v for n, v in parts.items()), x)
+        opt.step()
+        with torch.no_grad(): x.copy_(_pixels(x, clip=True))
+    for i in range(steps):
+        opt.param_groups[0]['lr'] = lr((i + 1)/(steps + 1))
+        yield move
 
 # %% ../nbs/09_datafree.ipynb #7039cfe1
 def _checked_teachers(teachers):
@@ -320,6 +320,18 @@ def _batches(n_classes, per_class, bs):
     order = np.lexsort((j, c, j//max(4, bs//n_classes)))
     return [(c[i], j[i]) for i in np.array_split(order, -(-len(order)//bs))]
 
+# %% ../nbs/09_datafree.ipynb #d6ce8c93
+def _page():
+    from IPython.display import HTML, display
+    return display(HTML(''), display_id=True)
+
+def _shown(x):
+    from IPython.display import HTML
+    out = io.BytesIO()
+    image_grid(_pixels(x)[:40].cpu()).save(out, 'PNG')
+    return HTML(f'<img alt="The first synthetic images of this batch, still changing." '
+                f'src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">')
+
 # %% ../nbs/09_datafree.ipynb #e27363fe
 def image_grid(
     x,         # Images `(B, 3, H, W)` in [0, 1]
@@ -345,18 +357,6 @@ class _Watch:
         self.bar.update()
         if self.page and self.bar.n % 20 == 0: self.page.update(_shown(x))
         if self.bar.n % 20 == 0: self.bar.set_postfix({k: f'{float(v):.3g}' for k, v in parts.items()})
-
-# %% ../nbs/09_datafree.ipynb #d6ce8c93
-def _page():
-    from IPython.display import HTML, display
-    return display(HTML(''), display_id=True)
-
-def _shown(x):
-    from IPython.display import HTML
-    out = io.BytesIO()
-    image_grid(_pixels(x)[:40].cpu()).save(out, 'PNG')
-    return HTML(f'<img alt="The first synthetic images of this batch, still changing." '
-                f'src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">')
 
 # %% ../nbs/09_datafree.ipynb #00b3437a
 def _files_of(folder, plan): # See `synthesize`

@@ -71,20 +71,6 @@ def as_feature(out,    # Answer of a layer
     raise ValueError(f"Layer {layer!r} answers {tuple(out.shape)} to images of {size[0]}×{size[1]}: no vectors on a "
                      "grid. Take a layer of feature_layers(model, x).")
 
-# %% ../nbs/08_features.ipynb #5279bfc4
-@contextmanager
-def reading(model:nn.Module, # Any model
-            layers, # Names of layers, as in `model.named_modules()`
-           ) -> dict: # layer -> `Feature`, filled by each forward
-    "While this block runs, keep what `layers` answer"
-    feats, size = {}, []
-    def keep(layer): return lambda module, args, out: feats.__setitem__(layer, as_feature(out, model, size[-1], layer))
-    with ExitStack() as hooks:
-        pre = model.register_forward_pre_hook(lambda module, args: size.append(tuple(args[0].shape[-2:])))
-        hooks.callback(pre.remove)
-        for layer in layers: hooks.callback(_module(model, layer).register_forward_hook(keep(layer)).remove)
-        yield feats
-
 # %% ../nbs/08_features.ipynb #0bd635b5
 def _module(model, layer):
     "The module called `layer`; `ValueError` with close names where there is none"
@@ -99,6 +85,20 @@ def _taps(model):
     info = getattr(model, 'feature_info', None)
     if info: return [d['module'] for d in (info if isinstance(info, list) else info.info)]
     return [n for n, _ in model.named_children()]
+
+# %% ../nbs/08_features.ipynb #5279bfc4
+@contextmanager
+def reading(model:nn.Module, # Any model
+            layers, # Names of layers, as in `model.named_modules()`
+           ) -> dict: # layer -> `Feature`, filled by each forward
+    "While this block runs, keep what `layers` answer"
+    feats, size = {}, []
+    def keep(layer): return lambda module, args, out: feats.__setitem__(layer, as_feature(out, model, size[-1], layer))
+    with ExitStack() as hooks:
+        pre = model.register_forward_pre_hook(lambda module, args: size.append(tuple(args[0].shape[-2:])))
+        hooks.callback(pre.remove)
+        for layer in layers: hooks.callback(_module(model, layer).register_forward_hook(keep(layer)).remove)
+        yield feats
 
 # %% ../nbs/08_features.ipynb #0b72a6b1
 def depth_of(model, # Any model
@@ -162,23 +162,6 @@ class Pair(NamedTuple):
         shape = lambda f: f'{f.grid[0]}×{f.grid[1]}×{f.tokens.shape[-1]}'
         return f'{self.student} {shape(self.s)} ← {self.teacher} {shape(self.t)}'
 
-# %% ../nbs/08_features.ipynb #53a75655
-def match_features(student:nn.Module, # Who learns
-                   teacher, # `Teacher` or module
-                   x:torch.Tensor, # Some images (B, 3, H, W)
-                   layers=None, # dict student layer -> teacher layer, names or depths; None: by depth and grid
-                   student_depth:float=1/3, # Pair the student's layers up to this depth, at least one
-                   teacher_depth:float=1/2, # … with the teacher's layers up to this one
-                  )->list: # of `Pair`s
-    "Which layer listens to which. Raises `ValueError` where no pair is left"
-    net, x_t = (teacher.model, teacher.adapt(x)) if isinstance(teacher, Teacher) else (teacher, x)
-    if layers is not None: layers = {find_layer(student, s, x): find_layer(net, t, x_t) for s, t in layers.items()}
-    else: layers = _by_depth(feature_layers(student, x), feature_layers(net, x_t), student_depth, teacher_depth)
-    if not layers: raise ValueError(
-        "layers={} pairs nothing. Give at least one pair, {'blocks.0': 'layer1'}, or None to pair by depth and grid.")
-    s, t = probe(student, x[:1], layers), probe(net, x_t[:1], set(layers.values()))
-    return [_checked_pair(Pair(a, b, s[a], t[b])) for a, b in layers.items()]
-
 # %% ../nbs/08_features.ipynb #b9aa5a05
 def _by_depth(s, t, s_depth, t_depth): # tables of `feature_layers`
     "dict student layer -> teacher layer"
@@ -195,6 +178,23 @@ def _checked_pair(p):
     why = 'one of them has a single place' if min(h*w, a*b) == 1 else 'they have different proportions'
     raise ValueError(f"{p} cannot be matched: {why}. Choose layers with feature_layers(model, x): "
                      f"layers={{'{p.student}': …}}.")
+
+# %% ../nbs/08_features.ipynb #53a75655
+def match_features(student:nn.Module, # Who learns
+                   teacher, # `Teacher` or module
+                   x:torch.Tensor, # Some images (B, 3, H, W)
+                   layers=None, # dict student layer -> teacher layer, names or depths; None: by depth and grid
+                   student_depth:float=1/3, # Pair the student's layers up to this depth, at least one
+                   teacher_depth:float=1/2, # … with the teacher's layers up to this one
+                  )->list: # of `Pair`s
+    "Which layer listens to which. Raises `ValueError` where no pair is left"
+    net, x_t = (teacher.model, teacher.adapt(x)) if isinstance(teacher, Teacher) else (teacher, x)
+    if layers is not None: layers = {find_layer(student, s, x): find_layer(net, t, x_t) for s, t in layers.items()}
+    else: layers = _by_depth(feature_layers(student, x), feature_layers(net, x_t), student_depth, teacher_depth)
+    if not layers: raise ValueError(
+        "layers={} pairs nothing. Give at least one pair, {'blocks.0': 'layer1'}, or None to pair by depth and grid.")
+    s, t = probe(student, x[:1], layers), probe(net, x_t[:1], set(layers.values()))
+    return [_checked_pair(Pair(a, b, s[a], t[b])) for a, b in layers.items()]
 
 # %% ../nbs/08_features.ipynb #105b68ff
 def to_grid(f:Feature, # What a layer says

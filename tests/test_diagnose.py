@@ -355,3 +355,13 @@ def test_what_tells_kinds_apart_is_the_area_under_the_roc_curve(a, b):
     from sklearn.metrics import roc_auc_score
     want = roc_auc_score([1]*len(a) + [0]*len(b), a + b)
     assert np.isclose(D.tells_apart(a, b), max(want, 1 - want))
+
+
+def test_bootstrap_is_scipys_percentile_interval():
+    from scipy import stats
+    rng = np.random.default_rng(1)
+    a, b, y = rng.normal(size=(41, 5)), rng.normal(size=(41, 5)), rng.integers(0, 5, 41)
+    for measure, args in ((D.accuracy, (a, y)), (D.error_consistency, (a, b, y))):
+        theirs = stats.bootstrap((np.arange(41),), lambda rows: measure(*(o[rows] for o in args)), vectorized=False, n_resamples=500,
+                                 method='percentile', rng=np.random.default_rng(0)).confidence_interval
+        assert np.allclose(D.bootstrap(measure, *args), theirs, rtol=0, atol=1e-12)

@@ -1,5 +1,5 @@
 """The house: notebooks and modules belong together, imports go down, pages can be read, and nothing is loaded that was not asked for."""
-import ast, html, importlib, inspect, io, json, re, subprocess, sys, tokenize
+import ast, builtins, html, importlib, inspect, io, json, re, subprocess, sys, tokenize
 from configparser import ConfigParser
 from pathlib import Path
 import pytest
@@ -146,6 +146,55 @@ def test_functions_are_short_and_not_confetti():
     assert not long, f'name a step of these: {long}'
     assert sizes[len(sizes)//2] <= MEDIAN and weighted <= WEIGHTED, (sizes[len(sizes)//2], weighted)
     assert len(sizes) <= MOST_FUNCTIONS, len(sizes)
+
+
+def code_of(cell): return ast.parse(re.sub(r'(?m)^\s*[%!].*$', '', text(cell)))
+
+
+def visible(cell): return not re.search(r'^#\|\s*(export|hide)', text(cell), re.M)
+
+
+def shown_by_name():
+    "{room.name: whether one of the next three cells that a reader sees as code names it}, of functions and classes in `__all__`."
+    found = {}
+    for room, path in ROOMS.items():
+        public, page = set(importlib.import_module(f'libkd.{room}').__all__), cells(path)
+        for i, cell in enumerate(page):
+            if not EXPORTED.search(text(cell)): continue
+            after = '\n'.join([text(c) for c in page[i+1:] if visible(c)][:3])
+            for node in code_of(cell).body:
+                if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in public:
+                    found[f'{room}.{node.name}'] = bool(re.search(rf'\b{node.name}\b', after))
+    return found
+
+
+def test_what_is_exported_is_shown_by_name_soon_after():
+    found = shown_by_name()
+    assert sum(found.values())/len(found) >= .75, f'show these: {[name for name, shown in found.items() if not shown]}'
+
+
+def defined(cell):
+    "Names that a cell gives to functions, classes and values; not those that it patches into a class."
+    for node in code_of(cell).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not any('patch' in ast.unparse(d) for d in node.decorator_list): yield node.name
+        if isinstance(node, ast.Assign): yield from (n.id for t in node.targets for n in ast.walk(t) if isinstance(n, ast.Name))
+
+
+def uses_what_comes_later(path):
+    "(cells that name what only a later cell defines, all code cells)"
+    page = cells(path)
+    first = {name: i for i, cell in reversed(list(enumerate(page))) for name in defined(cell)}
+    early = 0
+    for i, cell in enumerate(page):
+        nodes = list(ast.walk(code_of(cell)))
+        own = {n.id for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)} | {n.arg for n in nodes if isinstance(n, ast.arg)}
+        early += any(first.get(n.id, -1) > i for n in nodes if isinstance(n, ast.Name) and n.id not in own and not hasattr(builtins, n.id))
+    return early, len(page)
+
+
+def test_few_cells_use_what_is_defined_later():
+    early, all_ = map(sum, zip(*map(uses_what_comes_later, ROOMS.values())))
+    assert early/all_ <= .03 , f'{early} of {all_} cells'         # the house aims at 1 %; steps of a long function often stand below it
 
 
 @pytest.mark.parametrize('path', PAGES, ids=name_of)
