@@ -51,6 +51,6 @@ setuptools.setup(
                  'Topic :: Scientific/Engineering :: Artificial Intelligence', 'Framework :: Jupyter']
         + [f'Programming Language :: Python :: 3.{minor}' for minor in range(int(lowest.split('.')[1]), 14)],
     packages=setuptools.find_packages(include=[lib, f'{lib}.*']),
-    package_data={lib: ['static/*.js', 'static/*.css', 'static/*.html', 'static/*.zip', 'py.typed', '*.pyi']}, include_package_data=False, cmdclass={'build_py': BuildNotebooks},
+    package_data={lib: ['static/*.js', 'static/*.css', 'static/*.html', 'static/*.json', 'static/*.zip', 'py.typed', '*.pyi']}, include_package_data=False, cmdclass={'build_py': BuildNotebooks},
     python_requires=f'>={lowest}', install_requires=reqs('requirements'), extras_require=extras,
     entry_points={'console_scripts': reqs('console_scripts'), 'nbdev': [f'{lib}={lib}._modidx:d']}, zip_safe=False)

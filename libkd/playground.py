@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'PRESETS', 'HEAVIEST', 'NOT_A_VERDICT', 'Packed', 'Packer', 'packed_logits', 'pack_net', 'bias_verdict',
-           'measured', 'BiasPlayground', 'bias_playground', 'telling', 'demo']
+           'measured', 'preset_numbers', 'BiasPlayground', 'bias_playground', 'telling', 'demo']
 
 # %% ../nbs/12a_playground.ipynb #5afe031b
 import base64, json
@@ -23,7 +23,8 @@ from torch import nn
 from . import UserError
 from .data import Samples
 from .diagnose import (accuracy, as_array, changed_accuracy, clean_dl, clean_images, evaluating, ground,
-                            is_teacher, js_divergence, named, shift_images, shuffle_patches, silhouettes, tells_apart)
+                            is_teacher, js_divergence, named, patch_shuffle_drop, shift_consistency, shift_images,
+                            shuffle_patches, silhouettes, tells_apart)
 from .handover import load_student
 from .involution import Involution2d, InvolutionBlock, RedNet
 from .plots import LibkdFigure, looks, plot_softened
@@ -423,6 +424,16 @@ def measured(answers, # name -> function from pictures (n, H, W, 3), 0 to 1, to 
     after = lambda f: {'as it is': accuracy(f(imgs), y), **{k: _after(f, k, imgs, y) for k in PRESETS}}
     return pd.DataFrame({n: after(f) for n, f in answers.items()}).T
 
+# %% ../nbs/12a_playground.ipynb #edd48bea
+def preset_numbers(answer, # From pictures (n, H, W, 3), 0 to 1, to logits (n, C)
+                   imgs, # (n, H, W, 3), 0 to 1
+                   y, # (n,) labels
+                   )->dict: # preset -> 0 to 1 (of `shuffle` -1 to 1)
+    """What is asked about a bias: decisions that survive shifts, accuracy that shuffled patches cost, and accuracy
+    after each other preset"""
+    after = {k: changed_accuracy(answer, imgs, y, _CHANGES[k]) for k in ('silhouette', 'grey', 'noise', 'cover')}
+    return dict(shift=shift_consistency(answer, imgs), shuffle=patch_shuffle_drop(answer, imgs, y), **after)
+
 # %% ../nbs/12a_playground.ipynb #4d46c985
 def _unwrapped(model, stats):
     "The network, and the mean and std of its pictures"
@@ -454,7 +465,7 @@ def _as_pixels(images):
 # %% ../nbs/12a_playground.ipynb #8beda1e6
 class BiasPlayground(View):
     "Networks that live in the page, and pictures to change. Raises `UserError` without a picture"
-    module, title = 'playground.js', 'Who changes their mind?'
+    module, title, sheets = 'playground.js', 'Who changes their mind?', ('kd.css', 'play.css')
     selected, T = Synced(0), Synced(1.)
 
     def __init__(self,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np, pandas as pd, torch
 
 __all__ = ['KINDS', 'PRESETS', 'HEAVIEST', 'NOT_A_VERDICT', 'Packed', 'Packer', 'packed_logits', 'pack_net',
-           'bias_verdict', 'measured', 'BiasPlayground', 'bias_playground', 'telling', 'demo']
+           'bias_verdict', 'measured', 'preset_numbers', 'BiasPlayground', 'bias_playground', 'telling', 'demo']
 
 @dataclass
 class Packed:
@@ -37,9 +37,11 @@ def pack_net(model, size, stats=None, kinds=None) -> Packed: ...
 PRESETS: Any
 def bias_verdict(groups) -> str: ...
 def measured(answers, imgs, y) -> pd.DataFrame: ...
+def preset_numbers(answer, imgs, y) -> dict: ...
 class BiasPlayground(View):
     module: str
     title: str
+    sheets: tuple
     selected: Synced
     T: Synced
     pool: Any

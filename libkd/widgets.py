@@ -68,6 +68,7 @@ class Synced:
 class View:
     "Something to look at: live in a notebook, a figure elsewhere, an html page on request"
     module, title = '', ''                                       # file in `libkd/static`; heading of the html page
+    sheets = ('kd.css',)                                         # its style, in `libkd/static`
 
     def __init__(self):
         self.id, self.alt = uuid4().hex[:8], ''                  # `alt`: what there is to see, in a sentence
@@ -120,6 +121,8 @@ def static_text(name, # File in `libkd/static`
     "A file of the page, as text"
     return (files('libkd')/'static'/name).read_text(encoding='utf-8')
 
+def _style(sheets): return ''.join(map(static_text, sheets))
+
 def _packed(state):
     "The state as JSON that is safe inside html: bytes deflated and in base64"
     squeeze = lambda v: base64.b64encode(zlib.compress(v, 9)).decode()
@@ -131,7 +134,7 @@ def html_page(view, # A `View`
               title, # Heading
               )->str:
     "A self-contained page of a view, interactive without Python and without network"
-    parts = dict(title=escape(title), css=static_text('kd.css'), data=_packed(view.state()),
+    parts = dict(title=escape(title), css=_style(view.sheets), data=_packed(view.state()),
                  figure=figure_html(view.snapshot().png(), view.alt, f'kd-snap-{view.id}'),
                  module=bundle(view.module).replace('export default', 'const widget =') + static_text('page.js'))
     return re.sub(r'\{\{(\w+)\}\}', lambda m: parts[m[1]], static_text('page.html'))
@@ -149,17 +152,21 @@ def to_html(self:View, path, # File to write
 _TRAITS = {bytes: 'Bytes', dict: 'Dict', float: 'Float', int: 'Int', str: 'Unicode', list: 'List'}
 
 @cache
-def _model_class(module, names):
+def _model_class(module, sheets, names):
     "The anywidget class of a module: one for each, made on first use, with a trait for every (name, type)"
     import anywidget, traitlets
     traits = {k: getattr(traitlets, _TRAITS[t])().tag(sync=True) for k, t in names}
-    return type('LibkdView', (anywidget.AnyWidget,), dict(_esm=bundle(module), _css=static_text('kd.css'), **traits))
+    return type('LibkdView', (anywidget.AnyWidget,), dict(_esm=bundle(module), _css=_style(sheets), **traits))
+
+@patch
+def _new_model(self:View, state):
+    return _model_class(self.module, self.sheets, tuple((k, type(v)) for k, v in state.items()))(**state)
 
 @patch
 def _open(self:View, model=None):
     "Become live, in a model of our own or in that of a view that is gone"
     state = self.state()
-    if model is None: model = _model_class(self.module, tuple((k, type(v)) for k, v in state.items()))(**state)
+    if model is None: model = self._new_model(state)
     else:
         with model.hold_sync():                                # one message: the page draws once
             for k, v in state.items(): setattr(model, k, v)

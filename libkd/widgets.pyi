@@ -24,6 +24,7 @@ class Synced:
 class View:
     module: str
     title: str
+    sheets: tuple
     id: Any
     alt: str
     selected: Any

@@ -35,3 +35,34 @@ def root():
     "The top of the repository."
     from pathlib import Path
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='module')
+def browser():
+    "A headless Chromium; skips, and says why, where there is none."
+    sync = pytest.importorskip('playwright.sync_api', reason='playwright is not installed: pip install "libkd[dev]"')
+    path = next((p for p in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if p), None)
+    if path is None: pytest.skip('no Chromium on this machine: apt-get install chromium')
+    args = ['--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking']
+    with sync.sync_playwright() as p:
+        b = p.chromium.launch(executable_path=path, args=args)
+        yield b
+        b.close()
+
+
+@pytest.fixture
+def show(browser, tmp_path):
+    "Open a view's offline page; complain about any error and any request but the page itself."
+    opened = []
+    def open_page(view, **context):
+        ctx = browser.new_context(**{'offline': True, 'viewport': dict(width=1120, height=900), **context})
+        page, trouble = ctx.new_page(), []
+        page.on('pageerror', lambda e: trouble.append(str(e)))
+        page.on('console', lambda m: m.type == 'error' and trouble.append(m.text))
+        page.on('request', lambda r: r.url.startswith(('data:', 'blob:', 'file:')) or trouble.append(r.url))
+        page.trouble = trouble; page.set_default_timeout(15_000)
+        page.goto(view.to_html(tmp_path/'page.html').as_uri()); page.wait_for_selector('.kd')
+        opened.append((ctx, trouble)); return page
+    yield open_page
+    for ctx, trouble in opened:
+        ctx.close(); assert not trouble

@@ -1,9 +1,8 @@
 """One session of a real JupyterLab: the explorer is alive there, keeps its keys, talks to Python, and leaves no state behind."""
-import json, os, shutil, socket, subprocess, sys, time, urllib.request, uuid
+import json, os, socket, subprocess, sys, time, urllib.request, uuid
 import pytest
 
 pytestmark = pytest.mark.slow
-CHROMIUM = next((p for p in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if p), None)
 CELLS = ['''import warnings; warnings.simplefilter('ignore')
 import numpy as np, ipywidgets
 from libkd.widgets import explore_disagreement
@@ -20,11 +19,9 @@ def notebook(path):
 
 
 @pytest.fixture(scope='module')
-def lab(tmp_path_factory):
-    sync = pytest.importorskip('playwright.sync_api', reason='playwright is not installed: pip install "libkd[dev]"')
+def lab(browser, tmp_path_factory):
     pytest.importorskip('jupyterlab', reason='JupyterLab is not installed: pip install "libkd[notebooks]"')
     pytest.importorskip('anywidget', reason='anywidget is not installed: pip install "libkd[widgets]"')
-    if CHROMIUM is None: pytest.skip('no Chromium on this machine: apt-get install chromium')
     home = tmp_path_factory.mktemp('lab'); notebook(home/'x.ipynb')
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
     token = uuid.uuid4().hex; url = f'http://127.0.0.1:{port}'
@@ -37,12 +34,10 @@ def lab(tmp_path_factory):
         env=env, cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait(lambda: urllib.request.urlopen(f'{url}/api/status?token={token}').status == 200, 90, 'JupyterLab did not start')
-        with sync.sync_playwright() as p:
-            browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking'])
-            page = browser.new_page(viewport=dict(width=1400, height=1000)); page.set_default_timeout(60_000)
-            page.goto(f'{url}/lab/tree/x.ipynb?token={token}&reset'); page.wait_for_selector('.jp-NotebookPanel .jp-Cell'); run_all(page)
-            yield page, home
-            browser.close()
+        page = browser.new_page(viewport=dict(width=1400, height=1000)); page.set_default_timeout(60_000)
+        page.goto(f'{url}/lab/tree/x.ipynb?token={token}&reset'); page.wait_for_selector('.jp-NotebookPanel .jp-Cell'); run_all(page)
+        yield page, home
+        page.close()
     finally: server.terminate(); server.wait(30)
 
 

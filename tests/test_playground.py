@@ -1,5 +1,5 @@
 """The playground: networks in the page answer as torch does, what it cannot is refused by name; then played."""
-import json, shutil
+import json
 import numpy as np, pytest, timm, torch
 from torch import nn
 import libkd.diagnose as D
@@ -9,9 +9,7 @@ from libkd.students import create_student
 import libkd.widgets as W
 from libkd.widgets import bundle
 
-CHROMIUM = next((p for p in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if p), None)
 SIDE, C, STATS = 16, 5, ((.485, .456, .406), (.229, .224, .225))
-ARGS = ['--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking']
 VIT = dict(img_size=SIDE, depth=2)
 NETS = dict(resnet_mini={}, rednet_mini={}, vit_nano=VIT, vit_civt_nano=VIT)
 
@@ -45,28 +43,25 @@ def trained(name, seed=0, steps=60, **kw):
 def nets(): return {n: trained(n) for n in NETS}
 
 @pytest.fixture(scope='module')
-def browser():
-    sync = pytest.importorskip('playwright.sync_api', reason='playwright is not installed: pip install "libkd[dev]"')
-    if CHROMIUM is None: pytest.skip('no Chromium on this machine: apt-get install chromium')
-    with sync.sync_playwright() as p:
-        b = p.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        yield b
-        b.close()
+def module(browser):
+    "A blank page with a file of `libkd/static`, and a function of it that may be called"
+    opened = []
+    def load(name, function):
+        opened.append(browser.new_context(offline=True)); page = opened[-1].new_page()
+        page.add_script_tag(content=f'{bundle(name)}\nwindow.called = {function}', type='module')
+        page.wait_for_function('() => Boolean(window.called)')
+        return lambda *args: page.evaluate('args => called(...args)', list(args))
+    yield load
+    for ctx in opened: ctx.close()
 
 @pytest.fixture(scope='module')
-def engine(browser):
-    "A blank page with `nets.js`: from a packed network and pictures to answers"
-    ctx = browser.new_context(offline=True); page = ctx.new_page()
-    page.add_script_tag(content=bundle('nets.js') + '\nwindow.network = network', type='module')
-    page.wait_for_function('() => Boolean(window.network)')
-    def run(packed, x):
-        return page.evaluate('''([text, pictures]) => {
-            const net = network(JSON.parse(text)), out = pictures.map(p => net.run(Float32Array.from(p)))
-            const plain = o => Object.fromEntries(Object.entries(o).map(([k, v]) => [k, [...v]]))
-            return { answers: out.map(o => [...o.answer]), heads: out.map(o => plain(o.heads)) } }''',
-            [packed.to_json(), x.reshape(len(x), -1).tolist()])
-    yield run
-    ctx.close()
+def engine(module):
+    "From a packed network and pictures to the answers of `nets.js`"
+    run = module('nets.js', """(text, pictures) => {
+        const net = network(JSON.parse(text)), out = pictures.map(p => net.run(Float32Array.from(p)))
+        const plain = o => Object.fromEntries(Object.entries(o).map(([k, v]) => [k, [...v]]))
+        return { answers: out.map(o => [...o.answer]), heads: out.map(o => plain(o.heads)) } }""")
+    return lambda packed, x: run(packed.to_json(), x.reshape(len(x), -1).tolist())
 
 
 # -- networks in the page ----------------------------------------------------------------------------------------------
@@ -162,14 +157,10 @@ def test_the_module_of_networks_is_small_and_alone():
 # -- changes of a picture ----------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope='module')
-def edits(browser):
+def edits(module):
     "From an edit to the pixels that the page makes of a picture"
-    ctx = browser.new_context(offline=True); page = ctx.new_page()
-    page.add_script_tag(content=bundle('edits.js') + '\nwindow.edit = (p, H, W, e) => [...edited(p, H, W, { ...NEUTRAL, ...e })]', type='module')
-    page.wait_for_function('() => Boolean(window.edit)')
-    yield lambda x, **e: np.array(page.evaluate('([p, H, W, e]) => edit(Float32Array.from(p), H, W, e)',
-                                                [x.ravel().tolist(), *x.shape[:2], e])).reshape(x.shape)
-    ctx.close()
+    run = module('edits.js', '(p, H, W, e) => [...edited(Float32Array.from(p), H, W, { ...NEUTRAL, ...e })]')
+    return lambda x, **e: np.array(run(x.ravel().tolist(), *x.shape[:2], e)).reshape(x.shape)
 
 
 def test_the_page_changes_pictures_as_diagnose_does(edits):
@@ -210,24 +201,6 @@ def playground(nets):
     x, y = pictures(48, 8)
     models = {'conv': nets['resnet_mini'], 'inv': nets['rednet_mini'], 'plain': nets['vit_nano'], 'student': nets['vit_civt_nano']}
     return P.bias_playground(models, x[:8], y[:8], [f'class {c}' for c in range(C)], stats=STATS, probe=(x[8:], y[8:]))
-
-
-@pytest.fixture
-def show(browser, tmp_path):
-    "Open a playground's offline page; complain about any error and any request but the page itself"
-    opened = []
-    def open_page(w, **context):
-        ctx = browser.new_context(**{'offline': True, 'viewport': dict(width=1120, height=900), **context})
-        page, trouble = ctx.new_page(), []
-        page.on('pageerror', lambda e: trouble.append(str(e)))
-        page.on('console', lambda m: m.type == 'error' and trouble.append(m.text))
-        page.on('request', lambda r: r.url.startswith(('data:', 'blob:', 'file:')) or trouble.append(r.url))
-        page.set_default_timeout(15_000)
-        page.goto(w.to_html(tmp_path/'page.html').as_uri()); page.wait_for_selector('.kd-net')
-        opened.append((ctx, trouble)); return page
-    yield open_page
-    for ctx, trouble in opened:
-        ctx.close(); assert not trouble
 
 
 def bars(page, name): return page.eval_on_selector_all(f'[data-model="{name}"] rect', 'all => all.map(r => +r.dataset.p)')
@@ -371,6 +344,16 @@ def test_a_live_playground_keeps_its_model_when_a_picture_comes(nets, monkeypatc
     model.observe(lambda c: sent.append(c['name'])); w.show(4)
     assert w.widget is model and model.selected == 2 and len(model.pixels) == 3*16*16*3 and 'meta' in sent and 'weights' not in sent
     w.close()
+
+
+def test_numbers_of_presets_by_hand():
+    x, y = np.zeros((2, 8, 8, 3), 'f4'), np.array([0, 1]); x[0, :, 2] = x[1, :, 5] = 1             # a bar on the left, one on the right
+    n = P.preset_numbers(lambda p: p.reshape(-1, 8, 2, 4, 3).mean((1, 3, 4)), x, y)                 # says which half is brighter
+    assert n['shift'] == 6/8                     # of four shifts each, the one by two pixels to the middle takes it to the other half
+    assert [n[k] for k in ('silhouette', 'grey', 'noise', 'cover')] == [1, 1, 1, 1]                 # half of the bar shows beside the cover
+    assert n['shuffle'] == 1 - D.accuracy(D.shuffle_patches(x).reshape(-1, 8, 2, 4, 3).mean((1, 3, 4)), y)
+    blind = P.preset_numbers(lambda p: np.tile([1., 0], (len(p), 1)), x, y)
+    assert blind == dict(shift=1, shuffle=0, silhouette=.5, grey=.5, noise=.5, cover=.5)
 
 
 def test_a_bias_is_named_only_with_evidence(nets, playground):

@@ -1,5 +1,5 @@
 """Figures that say what they show, weigh little, need no colour, and hold any name."""
-import io, re, sys
+import io, json, re, sys
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 import libkd.plots as P
@@ -35,8 +35,45 @@ def test_figures_say_what_they_show_and_stay_light(name):
     fig = make(); img = Image.open(io.BytesIO(fig.png()))
     assert re.search(said, fig.alt), fig.alt
     assert img.mode == 'P' and len(img.getcolors(256)) > 3 and len(fig.png()) < 60_000
-    assert img.convert('RGB').getpixel((0, 0)) == (255, 255, 255)          # white paper, also on a dark page
+    assert img.convert('RGB').getpixel((0, 0)) == (255, 255, 255)          # white paper, unless a page turns it dark
     assert fig._repr_mimebundle_().keys() == {'text/html', 'text/plain'} and fig._repr_mimebundle_()['text/plain'] == fig.alt
+
+
+def as_seen(browser, html, **page):
+    "The pixels of the picture in a page, (height, width, 3)"
+    page = browser.new_page(**page); page.set_content(f'<style>:root{{color-scheme:light dark}}</style>{html}')
+    page.wait_for_function('() => [...document.images].every(i => i.complete && i.naturalWidth)')
+    seen = np.asarray(Image.open(io.BytesIO(page.locator('img').screenshot())).convert('RGB')).astype(int); page.close()
+    return seen
+
+
+def test_figures_follow_a_dark_page(browser):
+    fig = P.plot_disagreement(IMGS, PREDS, Y); html, light = P.figure_html(fig.png(), fig.alt), np.asarray(Image.open(io.BytesIO(fig.png())).convert('RGB')).astype(int)
+    white, dark = (as_seen(browser, html, color_scheme=s, viewport=dict(width=1100, height=400)) for s in ('light', 'dark'))
+    assert abs(white - light[:white.shape[0], :white.shape[1]]).max() <= 2
+    stays = json.loads(Image.open(io.BytesIO(fig.png())).info['Staying']); ours = np.zeros(dark.shape[:2], bool)
+    assert len(stays) == min(24, len(IMGS)) + 1                                        # the thumbnails, and the confusion of two teachers
+    for x, y, w, h in stays: ours[y+1:y+h-1, x+1:x+w-1] = True
+    assert abs(dark - white)[ours].max() <= 2                                          # pictures and colour scales are what they were
+    for x, y, w, h in stays: ours[y-2:y+h+2, x-2:x+w+2] = True
+    paper = (white == 255).all(-1) & ~ours
+    assert paper.mean() > .5 and abs(dark[paper] - 28).max() <= 3                      # white paper is dark,
+    assert white[~ours].min(-1).min() < 60 and dark[~ours].max(-1).max() > 200         # dark ink is light,
+    blue = (abs(white - [0, 114, 178]).max(-1) < 6) & ~ours; assert blue.sum() > 100
+    assert (dark[blue].argmax(-1) == 2).all() and dark[blue].min(0)[2] > 230           # and blue is a lighter blue
+
+
+@pytest.mark.parametrize('theme', [True, False])
+def test_figures_follow_the_theme_of_jupyterlab_against_the_system(browser, theme):
+    fig = P.plot_matrix(MATRIX); page = f'<body data-jp-theme-light="{str(theme).lower()}">{P.figure_html(fig.png(), fig.alt)}</body>'
+    seen = as_seen(browser, page, color_scheme='dark' if theme else 'light')
+    assert abs(seen[2, 2] - (255 if theme else 28)).max() <= 3
+
+
+def test_any_png_can_follow_a_dark_page(browser):
+    out = io.BytesIO(); Image.new('RGB', (30, 20), 'white').save(out, 'png')
+    seen = as_seen(browser, f'<img src="{P.follows_dark(out.getvalue())}">', color_scheme='dark')
+    assert seen.shape == (20, 30, 3) and abs(seen - 28).max() <= 3
 
 
 @pytest.mark.parametrize('name', FIGURES)

@@ -4,7 +4,6 @@ import numpy as np, pytest, torch
 import libkd.widgets as W
 from libkd.diagnose import TokenMaps, js_divergence, kl_divergence, sample_disagreement, soften, token_maps
 
-CHROMIUM = next((p for p in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if p), None)
 N, C = 150, 6
 rng = np.random.default_rng(3)
 Y = rng.integers(0, C, N)
@@ -16,32 +15,6 @@ NAMES = [f'img{i}.png' for i in range(N)]
 EVIL = '<img src=x onerror="window.hacked=1"></script><script>window.hacked=1</script>'
 
 def explorer(**kw): return W.explore_disagreement(IMGS, PREDS, Y, **dict(dict(names=NAMES, heads=HEADS, classes=[f'c{i}' for i in range(C)]), **kw))
-
-
-@pytest.fixture(scope='module')
-def browser():
-    sync = pytest.importorskip('playwright.sync_api', reason='playwright is not installed: pip install "libkd[dev]"')
-    if CHROMIUM is None: pytest.skip('no Chromium on this machine: apt-get install chromium')
-    with sync.sync_playwright() as p:
-        b = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking'])
-        yield b
-        b.close()
-
-
-@pytest.fixture
-def show(browser, tmp_path):
-    "Open an explorer's offline page; complain about any error and any request but the page itself."
-    opened = []
-    def open_page(w, **context):
-        ctx = browser.new_context(offline=True, **dict(viewport=dict(width=1120, height=900)) | context); page = ctx.new_page(); trouble = []
-        page.on('pageerror', lambda e: trouble.append(str(e))); page.on('console', lambda m: m.type == 'error' and trouble.append(m.text))
-        page.on('request', lambda r: r.url.startswith(('data:', 'blob:', 'file:')) or trouble.append(r.url))
-        page.trouble = trouble; page.set_default_timeout(15_000)
-        page.goto(w.to_html(tmp_path/'page.html').as_uri()); page.wait_for_selector('.kd')
-        opened.append((ctx, trouble)); return page
-    yield open_page
-    for ctx, trouble in opened:
-        ctx.close(); assert not trouble
 
 
 def thumbs(page): return [int(i) for i in page.eval_on_selector_all('[role=option]', 'all => all.map(b => b.dataset.index)')]
@@ -233,8 +206,8 @@ def live(monkeypatch):
 
 def test_module_and_style_are_strings_and_travel_with_the_package(live):
     w = explorer().widget
-    assert all(type(vars(W._model_class('disagree.js', tuple((k, type(v)) for k, v in explorer().state().items())))[k]) is str for k in ('_esm', '_css'))         # a Path would keep every instance for ever
-    for name in ('disagree.js', 'attention.js', 'dom.js', 'kd.css', 'page.js', 'page.html'): assert (importlib.resources.files('libkd')/'static'/name).is_file()
+    assert all(type(vars(type(w).__mro__[1])[k]) is str for k in ('_esm', '_css'))            # a Path would keep every instance for ever
+    for name in ('disagree.js', 'attention.js', 'dom.js', 'kd.css', 'play.css', 'page.js', 'page.html'): assert (importlib.resources.files('libkd')/'static'/name).is_file()
     assert not re.search(r'^\s*import\b|https?://(?!www\.w3\.org/2000/svg)', w._esm, re.M)
 
 

@@ -44,7 +44,7 @@ class Output:
     def __call__(self, out):
         data = {k: ''.join(v) for k, v in out.get('data', {}).items()}
         page = data.get('text/html', '')
-        if m := re.search(r'<img[^>]+src="data:image/png;base64,([^"]+)"', page):
+        if m := re.search(r'<img[^>]+src="data:image/[^"]*?png;base64,([\w+/=]+)', page):
             alt = re.search(r'\balt="([^"]*)"', page)
             return self.picture(m[1], html.unescape(alt[1]) if alt else '')
         if 'image/png' in data: return self.picture(data['image/png'], data.get('text/plain', ''))
