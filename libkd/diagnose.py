@@ -249,7 +249,11 @@ def clean_images(dls, # fastai `DataLoaders`
 
 # %% ../nbs/10_diagnose.ipynb #a8b89bb6
 def _decisions(preds, y=None):
-    d = {k: _logits(v, k).argmax(1) for k, v in preds.items()}
+    given = {k: _logits(v, k) for k, v in preds.items()}
+    wide = {k: v.shape[1] for k, v in given.items()}
+    if len(set(wide.values())) > 1: raise ValueError(f'different numbers of classes: {wide}')
+    if not all(map(len, given.values())): raise ValueError('there is no image here; one or more are needed')
+    d = {k: v.argmax(1) for k, v in given.items()}
     if y is not None: d = {'truth': as_array(y).astype(int), **d}
     n = {k: len(v) for k, v in d.items()}
     if len(set(n.values())) > 1: raise ValueError(f'different numbers of images: {n}')
@@ -361,6 +365,13 @@ def roles_of(preds, # name -> logits
     return teachers, student
 
 # %% ../nbs/10_diagnose.ipynb #a4558689
+def _whole(y, C):
+    "Labels as whole numbers below `C`, -1 where there is none, or an error"
+    y = as_array(y)
+    if not np.isfinite(y).all(): raise ValueError('some labels are NaN; an image without a label has the label -1')
+    if len(y) and y.max() >= C: raise ValueError(f'label {y.max()} does not fit {C} classes (0 to {C - 1})')
+    return y.astype(int)
+
 def sample_disagreement(preds:dict, # name -> logits (n, C)
                         y=None, # (n,) labels; without them the case is 'agree' or 'disagree'
                         T=1., # Temperature of js and kl
@@ -376,7 +387,7 @@ def sample_disagreement(preds:dict, # name -> logits (n, C)
     if y is None:
         alike = np.ptp(np.stack([d[t] for t in teachers]), 0) == 0
         return df.assign(case=np.where(alike, 'agree', 'disagree'))
-    y = as_array(y).astype(int)
+    y = _whole(y, as_array(next(iter(preds.values()))).shape[1])
     if len(y) != len(df): raise ValueError(f'{len(df)} images but {len(y)} labels')
     return df.assign(y=y, case=np.where(y < 0, 'no label', _cases({t: d[t] == y for t in teachers})))
 
@@ -703,6 +714,8 @@ class TokenMaps:
             if self.attn.ndim != 5 or len(self.attn) != len(self.imgs):
                 raise ValueError(f'attention has shape {self.attn.shape}; '
                                  f'needed is (n, L, H, N, N) for the {len(self.imgs)} pictures')
+            if not np.isfinite(self.attn).all():
+                raise ValueError('attention holds NaN or infinity: did training diverge?')
             self.maps = token_maps(self.attn, len(self.tokens), self.grid)
 
 # %% ../nbs/10_diagnose.ipynb #50d13b1b
@@ -838,8 +851,11 @@ def plane(features, # (n, D)
           )->tuple: # (points (n, 2), names of the two axes, what may be read from them)
     "Points of many dimensions in two; `ValueError` for another method"
     X = as_array(features).astype(np.float64)
+    if X.ndim != 2 or min(X.shape) < 2:
+        raise ValueError(f'features have shape {X.shape}; needed are two images or more, with two numbers or more each')
+    if not np.isfinite(X).all(): raise ValueError('features hold NaN or infinity: did training diverge?')
     if method == 'tsne':
-        points = TSNE(perplexity=min(30, (len(X) - 1)/3), init='pca', random_state=seed).fit_transform(X)
+        points = TSNE(perplexity=min(30, (len(X) - 1)/3), init='random', random_state=seed).fit_transform(X)
         note = 't-SNE keeps neighbours together; distances of far points and sizes of groups mean nothing.'
         return points, ('t-SNE', 't-SNE'), note
     if method != 'pca': raise ValueError(f"method={method!r} is unknown; it is 'pca' or 'tsne'")

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 import numpy as np, pandas as pd, torch
 
-__all__ = ['KINDS', 'PRESETS', 'HEAVIEST', 'NOT_A_VERDICT', 'Packed', 'Packer', 'packed_logits', 'pack_net',
-           'bias_verdict', 'measured', 'preset_numbers', 'BiasPlayground', 'bias_playground', 'telling', 'demo']
+__all__ = ['KINDS', 'PRESETS', 'NUMBERS', 'HEAVIEST', 'LEAD', 'LOOKS', 'READING', 'SECOND', 'NOT_A_VERDICT', 'Packed',
+           'Packer', 'packed_logits', 'pack_net', 'bias_verdict', 'Evidence', 'measured', 'preset_numbers',
+           'BiasPlayground', 'bias_playground', 'telling', 'demo']
 
 @dataclass
 class Packed:
@@ -35,7 +36,15 @@ KINDS: dict
 def packed_logits(packed, x) -> torch.Tensor: ...
 def pack_net(model, size, stats=None, kinds=None) -> Packed: ...
 PRESETS: Any
-def bias_verdict(groups) -> str: ...
+def bias_verdict(groups, before=None) -> str: ...
+@dataclass
+class Evidence:
+    numbers: dict
+    about: str = ...
+    @classmethod
+    def measured(cls, part='valid'): ...
+    def says(self, preset): ...
+NUMBERS: Any
 def measured(answers, imgs, y) -> pd.DataFrame: ...
 def preset_numbers(answer, imgs, y) -> dict: ...
 class BiasPlayground(View):
@@ -49,7 +58,9 @@ class BiasPlayground(View):
     truth: Any
     nets: dict
     kinds: dict
+    biases: dict
     answers: dict
+    looks: Any
     names: Any
     evidence: Any
     note: Any
@@ -66,6 +77,9 @@ class BiasPlayground(View):
     def data(self) -> dict: ...
     def snapshot(self) -> LibkdFigure: ...
 HEAVIEST: int
+LEAD: str
+LOOKS: Any
+READING: str
 def bias_playground(
     models,
     images,
@@ -81,5 +95,6 @@ def bias_playground(
     rows=None,
 ) -> BiasPlayground: ...
 def telling(logits: dict, y, k=8) -> np.ndarray: ...
+SECOND: str
 def demo(folder, path=None, n=8, probe=300) -> Path: ...
 NOT_A_VERDICT: str

@@ -26,13 +26,13 @@ from PIL import Image
 from .cache import LogitCache, plan_files
 from .diagnose import TokenMaps, as_array, clean_images, ece, head_predictions, last_features
 from .diagnose import mean_attention_distance, per_uniform, plane, predictions, read_maps, roles_of
-from .diagnose import sample_disagreement, to_pixels, uniform_distance
+from .diagnose import sample_disagreement, scoreboard, to_pixels, uniform_distance
 from .distill import MultiTeacherDistill
 from .files import frontend, is_live, sha256
 from .losses import TopK
 from .plots import (LibkdFigure, as_rgb, attention_alt, contact_sheet, disagreement_alt, figure_html, looks,
-                         middle, plot_disagreement, plot_points, plot_softened, plot_token_maps, plot_training,
-                         training_parts)
+                         middle, plot_disagreement, plot_points, plot_reliability, plot_scoreboard, plot_softened,
+                         plot_token_maps, plot_training, training_parts)
 from .teachers import stats_of
 
 # %% ../nbs/12_widgets.ipynb #6c2e07cd
@@ -529,6 +529,9 @@ def explore_attention(source, # A `Learner`, a student, any timm ViT; a `TokenMa
     if attn is not None:
         source = TokenMaps(as_rgb(source), grid or _square(attn, tokens), attn, tuple(tokens), **kwargs)
     if isinstance(source, TokenMaps): return AttentionView(source)
+    if isinstance(source, (np.ndarray, torch.Tensor, list)):
+        raise ValueError('pictures alone have no attention: give it too, attn=(n, layers, heads, N, N), '
+                         'or give a model')
     rows = kwargs.pop('rows', 6)
     read = partial(read_maps, source, **kwargs)
     maps = read(rows=rows)
@@ -594,6 +597,43 @@ def explore_attention(self:Learner,
     "Look through where this model's tokens look, beside what its teachers see"
     return explore_attention(self, rows=rows, part=part, teachers=teachers_of(self, teachers), **kwargs)
 
+# %% ../nbs/12_widgets.ipynb #633ca0d6
+def _chapters(learn, live, part): # A Learner; `Teacher`s; 'train', 'valid' or 'test'
+    "Heading, how to read it, figure: one chapter after the other"
+    models, names = {**{t.name: t for t in live}, 'student': learn}, [t.name for t in live]
+    preds, y = predictions(models, learn.dls, part)
+    yield ('How good they are', 'One training of each, on the same images: a picture, not a verdict.',
+           plot_scoreboard(scoreboard(models, learn.dls, part)))
+    yield ('How honest their confidence is', 'On the diagonal, answers of 80 % confidence are right 80 times in 100.',
+           plot_reliability(preds, y))
+    if live: yield ('Where they disagree', 'The images on which the answers differ most; below each, who says what.',
+                    plot_disagreement(clean_images(learn.dls, part), preds, y, classes=list(learn.dls.vocab),
+                                      teachers=names if len(names) > 1 else list(preds)))
+    yield ('Where it looks', NOT_AN_EXPLANATION, plot_token_maps(read_maps(learn, rows=1, part=part, teachers=live)))
+
+def _chapter(heading, reading, fig):
+    frame = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(heading)}">'
+    return (f'<section><h2>{escape(heading)}</h2><p>{escape(reading)}</p>{frame}{figure_html(fig.png(), fig.alt)}</div>'
+            f'<p class="said">{escape(fig.alt)}</p></section>')
+
+# %% ../nbs/12_widgets.ipynb #3851ff14
+@patch
+def report(self:Learner,
+           path='report.html', # File to write
+           teachers=None, # `Teacher`s; by default those that advised this Learner
+           part='valid', # 'train', 'valid' or 'test'
+           )->Path:
+    "One page about a student and its teachers, in figures and words; any browser opens it, without network"
+    live = teachers_of(self, teachers)
+    n, who = len(clean_images(self.dls, part)), ', '.join(t.name for t in live) or 'nobody'
+    words = dict(title='A student and its teachers' if live else 'A student',
+                 lead=f'Taught by {who}; all figures are of the {n} images of part {part!r}, shown as they are.')
+    chapters = ''.join(_chapter(*c) for c in _chapters(self, live, part))
+    parts = {k: escape(v) for k, v in words.items()} | dict(chapters=chapters)
+    path = Path(path)
+    path.write_text(re.sub(r'\{\{(\w+)\}\}', lambda m: parts[m[1]], static_text('chapters.html')), encoding='utf-8')
+    return path
+
 # %% ../nbs/12_widgets.ipynb #cd49cde4
 def _thin(xs, ys, n=200):
     "At most about `n` points of a curve, the last one included, without those that are not known"
@@ -638,7 +678,7 @@ class TrainingMonitor(Callback):
     order, run_valid = 61, True                                  # after Recorder and the progress bar
 
     def __init__(self, csv=None, # File for the numbers
-                 every=.5): # Seconds between two pictures
+                 every=1.): # Seconds between two pictures, more where drawing is slow (0.5 % at most); 0: each batch
         self.csv, self.every = csv and Path(csv), every
 
     def before_fit(self):
@@ -655,7 +695,9 @@ class TrainingMonitor(Callback):
         self.step += 1
         total, n = self.sums.get('loss', (0., 0))
         self.sums['loss'] = total + self.loss.detach(), n + 1                 # stays on the device
-        if perf_counter() >= self.due: self._look(); self._show()
+        if (now := perf_counter()) >= self.due:
+            self._look(); self._show()
+            self.due = perf_counter() + (max(self.every, 200*(perf_counter() - now)) if self.every else 0)
         if self.stop: raise CancelFitException
 
     def after_epoch(self):
@@ -685,7 +727,7 @@ def _look(self:TrainingMonitor, **more):
         before, k = self.seen.get(name, (0., 0))
         if n < k: before, k = 0., 0                                            # a new epoch counts from 0
         if n > k: row[self._named(name)] = float(total - before)/(n - k)
-    self.seen, self.due = dict(sums), perf_counter() + self.every
+    self.seen = dict(sums)
     self.rows.append(row | self._agreement() | more)
 
 # %% ../nbs/12_widgets.ipynb #88c9d172

@@ -1,21 +1,26 @@
-"""One session of a real JupyterLab: the explorer is alive there, keeps its keys, talks to Python, and leaves no state behind."""
+"""One session of a real JupyterLab: explorer, attention and playground live there, keep their keys, talk to Python, and leave no state."""
 import json, os, socket, subprocess, sys, time, urllib.request, uuid
 import pytest
 
 pytestmark = pytest.mark.slow
 CELLS = ['''import warnings; warnings.simplefilter('ignore')
-import numpy as np, ipywidgets
-from libkd.widgets import explore_disagreement
-r = np.random.default_rng(0); y = r.integers(0, 4, 80)
+import numpy as np, ipywidgets, timm
+from libkd.playground import bias_playground
+from libkd.widgets import explore_attention, explore_disagreement
+r = np.random.default_rng(0); y = r.integers(0, 4, 80); imgs = r.integers(0, 255, (80, 16, 16, 3), dtype=np.uint8)
 preds = {k: 2*np.eye(4)[y] + r.normal(0, 1, (80, 4)) for k in ('conv', 'inv', 'student')}
-w = explore_disagreement(r.integers(0, 255, (80, 8, 8, 3), dtype=np.uint8), preds, y)''',
-         'w', 'print("T is", w.T, "and selected", w.selected)']
+w = explore_disagreement(imgs, preds, y)
+v = explore_attention(imgs[:4], r.dirichlet(np.ones(19), (4, 3, 2, 19)), tokens=('cls', 'conv', 'inv'))
+p = bias_playground({k: timm.create_model(k, num_classes=4) for k in ('resnet_mini', 'rednet_mini')}, imgs[:5], y[:5])''',
+         'w', 'v', 'p', 'print("T is", w.T, "and selected", w.selected, "layer", v.layer, "picture", p.selected)']
+VIEWS = [1, 2, 3]                                            # the cells that show one
+READY = ['[role=option]', '.kd-maps', '.kd-net']             # what each of them has when it is drawn
 
 
 def notebook(path):
-    cell = lambda i, s: dict(cell_type='code', id=f'c{i}', metadata={}, execution_count=None, outputs=[], source=s)
+    one = lambda i, s: dict(cell_type='code', id=f'c{i}', metadata={}, execution_count=None, outputs=[], source=s)
     kernel = dict(kernelspec=dict(display_name='python3', language='python', name='python3'))
-    path.write_text(json.dumps(dict(cells=[cell(i, s) for i, s in enumerate(CELLS)], metadata=kernel, nbformat=4, nbformat_minor=5)))
+    path.write_text(json.dumps(dict(cells=[one(i, s) for i, s in enumerate(CELLS)], metadata=kernel, nbformat=4, nbformat_minor=5)))
 
 
 @pytest.fixture(scope='module')
@@ -59,54 +64,72 @@ def run_all(page):
     wait(lambda: state(page).get('idle'), 90, 'no kernel')
     page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
     wait(lambda: state(page).get('done') and state(page)['idle'], 180, 'the notebook did not finish')
-    page.wait_for_selector('section.kd [role=option]')
+    for i, what in zip(VIEWS, READY): cell(page, i).locator(f'.kd {what}').first.wait_for()
+
+def cell(page, i): return page.locator('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell').nth(i)
 
 def output(page, i): return page.evaluate(f'() => jupyterapp.shell.currentWidget.content.widgets[{i}].model.outputs.toJSON()')
 
 
-def test_view_is_live_and_hides_its_figure(lab):
+def test_views_are_live_and_hide_their_figures(lab):
     page, _ = lab
-    assert page.locator('section.kd').count() == 1 and page.locator('figure[class^=kd-snap]').first.is_hidden()
-    kinds = [set(o['data']) for o in output(page, 1)]
-    assert kinds == [{'application/vnd.jupyter.widget-view+json', 'text/html', 'text/plain'}, {'text/html', 'text/plain'}]
+    for i in VIEWS:
+        assert cell(page, i).locator('.kd').count() == 1 and cell(page, i).locator('figure[class^=kd-snap]').first.is_hidden()
+        kinds = [set(o['data']) for o in output(page, i)]
+        assert kinds == [{'application/vnd.jupyter.widget-view+json', 'text/html', 'text/plain'}, {'text/html', 'text/plain'}]
 
 
 def test_keys_do_not_edit_the_notebook(lab):
     page, _ = lab; before = state(page)['cells']
-    for selector in ('[aria-label="Temperature T"]', '[role=option][tabindex="0"]', '[aria-label="Case"]'):
-        page.focus(f'section.kd {selector}')
+    for i, selector in ((1, '[aria-label="Temperature T"]'), (1, '[role=option][tabindex="0"]'), (1, '[aria-label="Case"]'), (2, '[aria-label="Layer"]'),
+                        (2, '.kd-stage'), (3, '.kd-easel'), (3, '[role=option][tabindex="0"]'), (3, '[data-preset=grey]')):
+        cell(page, i).locator(selector).first.focus()
         for key in 'abdd': page.keyboard.press(key)
     assert state(page)['cells'] == before
 
 
 def test_python_sees_what_the_user_does(lab):
     page, _ = lab
-    page.focus('section.kd [aria-label="Temperature T"]')
+    cell(page, 1).locator('[aria-label="Temperature T"]').focus()
     for _ in range(4): page.keyboard.press('ArrowRight')
-    page.click('section.kd [role=option] >> nth=3'); chosen = int(page.get_attribute('section.kd [aria-selected=true]', 'data-index'))
-    page.evaluate("() => { const n = jupyterapp.shell.currentWidget.content; n.activeCellIndex = 2; jupyterapp.commands.execute('notebook:run-cell') }")
-    heard = lambda: f'T is 4.0 and selected {chosen}' in json.dumps(output(page, 2))
-    wait(heard, 30, f'Python did not hear: {output(page, 2)}')
-    assert heard()
+    cell(page, 1).locator('[role=option]').nth(3).click(); chosen = int(cell(page, 1).locator('[aria-selected=true]').get_attribute('data-index'))
+    cell(page, 2).locator('[aria-label="Layer"]').focus(); page.keyboard.press('ArrowLeft')
+    cell(page, 3).locator('[role=option]').nth(2).click()
+    page.evaluate("() => { const n = jupyterapp.shell.currentWidget.content; n.activeCellIndex = 4; jupyterapp.commands.execute('notebook:run-cell') }")
+    heard = lambda: f'T is 4.0 and selected {chosen} layer 1 picture 2' in json.dumps(output(page, 4))
+    wait(heard, 60, f'Python did not hear: {output(page, 4)}')
+
+
+def test_the_networks_answer_in_jupyterlab(lab):
+    page, _ = lab; play = cell(page, 3)
+    play.locator('.kd-easel').focus(); page.keyboard.press('ArrowRight'); page.keyboard.press('ArrowRight')
+    assert play.locator('.kd-moves .kd-quiet').text_content().startswith('2 moves')
+    play.get_by_text('Start again').click()
 
 
 def test_running_again_shows_one_view(lab):
     page, _ = lab; run_all(page); page.wait_for_timeout(500)
-    assert page.locator('section.kd').count() == 1
+    assert [cell(page, i).locator('.kd').count() for i in VIEWS] == [1, 1, 1]
 
 
-def test_saved_notebook_holds_the_picture_and_no_state(lab):
+def test_saved_notebook_holds_the_pictures_and_no_state(lab):
     page, home = lab
     page.evaluate("() => { jupyterapp.commands.execute('docmanager:save') }")
-    wait(lambda: '<img' in (home/'x.ipynb').read_text(), 30, 'not saved')
+    wait(lambda: (home/'x.ipynb').read_text().count('<img') == 3, 60, 'not saved')
     text = (home/'x.ipynb').read_text()
     assert 'widgets' not in json.loads(text)['metadata'] and len(text) < 300_000 and 'alt=\\"The teachers conv and inv decide differently on' in text
 
 
-def test_reopened_with_a_dead_kernel_only_the_figure_is_seen(lab):
+def test_reopened_with_a_dead_kernel_only_the_figures_are_seen(lab):
     page, _ = lab
     page.evaluate("() => { jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart() }"); page.wait_for_timeout(1500)
-    page.reload(); page.wait_for_selector('.jp-NotebookPanel figure[class^=kd-snap] img'); wait(lambda: state(page).get('idle'), 60, 'no kernel')
+    page.reload(); page.wait_for_selector('.jp-NotebookPanel figure[class^=kd-snap] img'); wait(lambda: state(page).get('idle'), 90, 'no kernel')
     page.wait_for_timeout(1500)
-    assert page.locator('section.kd').count() == 0 and page.locator('figure[class^=kd-snap]').first.is_visible()
+    for i in VIEWS: assert cell(page, i).locator('.kd').count() == 0 and cell(page, i).locator('figure[class^=kd-snap]').first.is_visible()
     assert not [e for e in page.get_by_text('Error displaying widget').all() if e.is_visible()]
+
+
+def test_after_a_restart_a_run_of_all_cells_brings_the_views_back(lab):
+    page, _ = lab; run_all(page); page.wait_for_timeout(500)
+    assert [cell(page, i).locator('.kd').count() for i in VIEWS] == [1, 1, 1]
+    assert all(cell(page, i).locator('figure[class^=kd-snap]').first.is_hidden() for i in VIEWS)

@@ -1,5 +1,5 @@
 """The playground: networks in the page answer as torch does, what it cannot is refused by name; then played."""
-import json
+import json, shutil
 import numpy as np, pytest, timm, torch
 from torch import nn
 import libkd.diagnose as D
@@ -315,7 +315,7 @@ def test_what_does_not_fit_is_said_in_a_sentence(nets):
     ask = lambda *a, **kw: lambda: P.bias_playground(*a, **kw)
     for f, words in ((ask({}, x), 'no networks'), (ask({'a': net}, x[:0]), 'no pictures'), (ask({'a': net}, x, y[:2]), '2 labels for 3 pictures'),
                      (ask({'a': net}, x[..., 0]), 'pictures are an array'), (ask({'a': net}, x*np.nan), 'NaN'), (ask({'a': net}, x, y, ['x']), '1 class names'),
-                     (ask({'a': net}, x, y + 9), 'beyond the 5 classes'), (ask({'my net': nn.Sequential(nn.Hardswish())}, x), r'^my net: .* is a Hardswish'),
+                     (ask({'a': net}, x, y + 9), 'beyond the 5 classes'), (ask({'a': net}, x, y*np.nan), 'labels are NaN'), (ask({'a': net}, x, T=9), 'T=9; the slider'), (ask({'my net': nn.Sequential(nn.Hardswish())}, x), r'^my net: .* is a Hardswish'),
                      (ask({'a': net, 'b': timm.create_model('resnet_mini', num_classes=3)}, x), 'different numbers of classes')):
         with pytest.raises(UserError, match=words): f()
 
@@ -360,10 +360,42 @@ def test_a_bias_is_named_only_with_evidence(nets, playground):
     apart, alike = dict(conv=[.9, .91, .92, .93, .94], inv=[.7, .72, .75, .78, .8]), dict(conv=[.9, .8, .85, .7, .95], inv=[.8, .9, .7, .88, .86])
     x, y = pictures(2, 0)
     w = P.bias_playground({'a': nets['resnet_mini']}, x, y, evidence=dict(shift=apart, grey=alike, noise=dict(conv=[1, 2], inv=[3, 4])))
-    says = {p['key']: p['verdict'] for p in w.data()['meta']['presets']}
-    assert says['shift'] == 'Tells convolution and involution apart (AUC 1.00 over 5 seeds each).'
-    assert says['grey'].startswith('Does not tell convolution and involution apart') and 'five are needed' in says['noise'] and 'not measured' in says['cover']
-    assert all('not measured' in p['verdict'] for p in playground.data()['meta']['presets'])
+    says = {p['key']: p['says'] for p in w.data()['meta']['presets']}
+    assert says['shift'] == ('Decisions that stay: convolution 92\u00a0%, involution 75\u00a0%.', 'Tells apart convolution and involution (AUC 1.00).')
+    assert says['grey'][1].startswith('Does not tell apart convolution and involution (AUC 0.') and 'five are needed' in says['noise'][1]
+    assert says['cover'] == ('', 'Which bias this shows: not measured here.')
+    unequal = P.Evidence(dict(shift=apart, **{'as it is': dict(conv=[.9]*5, inv=[.8]*5)})).says('shift')[1]
+    assert unequal == 'Not equally accurate, so not compared: convolution and involution.'
+
+
+def test_what_was_measured_comes_along_and_is_said(show, playground):
+    found = P.Evidence.measured(); accuracy = found.numbers['as it is']
+    assert set(found.numbers) == {'as it is', *P.PRESETS} and all(len(v) >= 5 for g in found.numbers.values() for v in g.values())
+    for a, b in (('conv', 'inv'), ('conv', 'attn'), ('inv', 'attn')): assert D.tells_apart(accuracy[a], accuracy[b]) < .9     # equally accurate
+    assert np.ptp(np.concatenate(list(accuracy.values()))) <= .05
+    page = show(playground); told = page.eval_on_selector_all('.kd-presets li', 'all => all.map(l => l.textContent)')
+    for key, text in zip(P.PRESETS, told):
+        g = found.numbers[key]; areas = {f'{a} and {b}': D.tells_apart(g[x], g[y]) for (a, x), (b, y) in
+                                         ((('convolution', 'conv'), ('involution', 'inv')), (('convolution', 'conv'), ('attention', 'attn')), (('involution', 'inv'), ('attention', 'attn')))}
+        for who, area in areas.items():
+            assert f'{who} (AUC {area:.2f})' in text
+            apart = text.split('Does not tell apart')[0] if 'Tells apart' in text else ''
+            assert (who in apart) == (area >= .9)
+    assert 'digits of 16 pixels' in page.text_content('.kd-evidence')
+    assert P.bias_playground({'a': trained('resnet_mini', steps=1)}, playground.imgs, evidence={}).data()['meta']['about'] == ''
+
+
+def test_the_page_says_what_it_is_about(show, playground):
+    page = show(playground, viewport=dict(width=390, height=844))
+    assert 'inductive bias' in page.text_content('.kd-lead') and page.locator('.kd-lead').bounding_box()['y'] < 200
+    page.click('.kd-reading summary'); text = page.text_content('.kd-reading')
+    assert all(P.LOOKS[k] in text for k in ('conv', 'inv', 'attn')) and P.READING in text and P.LOOKS['mlp'] not in text
+
+
+def test_a_network_has_one_look_in_page_and_figure(playground):
+    nets = {n['name']: n['colour'] for n in playground.data()['meta']['nets']}
+    assert (nets['conv'], nets['inv'], nets['student']) == ('#0072B2', '#E69F00', '#009E73')
+    assert P._alike(dict(a='conv', b='conv', c='inv', taught='attn', plain='attn')) == dict(a='conv', b='b', c='inv', taught='student', plain='plain')
 
 
 def test_headless_shows_the_figure_with_its_text(monkeypatch, playground):
@@ -413,6 +445,19 @@ def test_a_run_becomes_one_page(browser, run_folder):
     assert page.eval_on_selector_all('.kd-thumb', 'all => all.length') == 8 and 'A <small> run' in page.text_content('.kd-note')
     assert [u for u in asked if not u.startswith(('data:', 'blob:'))] == [file.as_uri()]
     page.close()
+
+
+def test_a_second_convolution_of_a_run_is_in_its_page(run_folder):
+    from libkd.sets import digits
+    from libkd.teachers import fit_teacher
+    from libkd.views import image_dls
+    dls = image_dls(digits(), size=8, check=False, device=torch.device('cpu'))
+    fit_teacher('resnet_mini', dls, epochs=1, seed=1, folder=run_folder/P.SECOND/'teachers', check=False, verbose=False)
+    try:
+        text = P.demo(run_folder, run_folder/'both.html').read_text(encoding='utf-8')
+        names = [n['name'] for n in json.loads(text.split('id="data">')[1].split('</script>')[0])['values']['meta']['nets']]
+        assert names == ['resnet_mini', 'resnet_mini, another seed', 'taught']
+    finally: shutil.rmtree(run_folder/P.SECOND)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

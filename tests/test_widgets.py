@@ -481,3 +481,63 @@ def test_learner_brings_its_teachers_images_and_heads():
     v = distill_learner(dls, 'civt_nano', teachers=teachers, check=False).explore_attention(rows=2, others=4, shuffles=1)
     assert v.maps.guides == {'conv': 'resnet-mini', 'inv': 'rednet-mini'} and v.maps.targets[1] == 'the saliency of resnet-mini' and v.rows.tolist() == [0, 1]
     with pytest.raises(ValueError, match='knows no live teachers'): distill_learner(dls, 'civt_nano').explore_disagreement()
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+SAY = lambda C=C, n=N: np.random.default_rng(C).normal(0, 2, (n, C)).astype('f4')
+ATTN = np.random.default_rng(0).dirichlet(np.ones(19), (4, 3, 2, 19))
+FEATURES = np.random.default_rng(0).normal(0, 1, (N, 8))
+REFUSED = {
+    'one teacher': (lambda: W.explore_disagreement(IMGS, dict(conv=SAY(), student=SAY()), Y), 'two teachers or more; given: conv'),
+    'NaN in answers': (lambda: W.explore_disagreement(IMGS, dict(conv=SAY()*np.nan, inv=SAY()), Y), 'conv hold NaN or infinity in 150 of 150 rows'),
+    'NaN in pictures': (lambda: W.explore_disagreement(IMGS*np.nan, PREDS, Y), 'images hold NaN'),
+    'NaN in labels': (lambda: W.explore_disagreement(IMGS, PREDS, Y*np.nan), 'labels are NaN; an image without a label has the label -1'),
+    'a label too many': (lambda: W.explore_disagreement(IMGS, PREDS, Y + 1), 'label 6 does not fit 6 classes'),
+    'other classes': (lambda: W.explore_disagreement(IMGS, dict(conv=SAY(), inv=SAY(7)), Y), r"different numbers of classes: {'conv': 6, 'inv': 7}"),
+    'sizes': (lambda: W.explore_disagreement([*IMGS[1:], IMGS[0, :4]], PREDS, Y), r'different sizes, \[\(4, 8, 3\), \(8, 8, 3\)\]'),
+    'nothing': (lambda: W.explore_disagreement(IMGS[:0], dict(conv=SAY(n=0), inv=SAY(n=0))), 'no image here'),
+    'NaN in attention': (lambda: W.explore_attention(IMGS[:4], ATTN*np.nan, tokens=('cls', 'conv', 'inv')), 'attention holds NaN'),
+    'no attention': (lambda: W.explore_attention(IMGS[:4]), 'pictures alone have no attention'),
+    'other tokens': (lambda: W.explore_attention(IMGS[:4], ATTN), '18 patches beside 1 tokens are no square'),
+    'NaN in features': (lambda: W.explore_features(IMGS, FEATURES*np.nan, PREDS, Y), 'features hold NaN'),
+    'one feature': (lambda: W.explore_features(IMGS, FEATURES[:, :1], PREDS, Y), r'shape \(150, 1\); needed are two images or more, with two numbers')}
+
+@pytest.mark.parametrize('what', REFUSED)
+def test_what_cannot_be_shown_is_refused_in_a_sentence(what):
+    make, words = REFUSED[what]
+    with pytest.raises(ValueError, match=words): make()
+
+
+@pytest.mark.parametrize('preds, y, classes, cases', [
+    (dict(conv=PREDS['conv'], inv=PREDS['conv']), Y, None, {'both right', 'both wrong'}), (PREDS, np.where(Y > 2, -1, Y), None, None),
+    (dict(conv=SAY(1500), inv=SAY(1500)), Y, None, None), (PREDS, Y, ['قطة', 'כלב', 'گربه', *'abc'], None)],
+    ids=['no disagreement', 'some labels', '1,500 classes', 'right to left'])
+def test_what_is_odd_is_shown(show, preds, y, classes, cases):
+    w = W.explore_disagreement(IMGS, preds, y, classes=classes); page = show(w)
+    assert page.locator('[role=option]').count() >= 8 and w.snapshot().png()
+    if cases: assert set(w.df.case) <= cases and w.df.js.max() == pytest.approx(0, abs=1e-9)
+    if classes: assert all(name in page.text_content('.kd') for name in classes[:3])
+    assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')
+
+
+def test_an_old_browser_shows_the_figure_and_says_so(browser, tmp_path):
+    ctx = browser.new_context(java_script_enabled=False); page = ctx.new_page()
+    page.goto(explorer().to_html(tmp_path/'p.html').as_uri())
+    assert 'This browser cannot show the view' in page.text_content('#view') and page.locator('figure img').is_visible()
+    assert page.locator('figure img').get_attribute('alt').startswith('The teachers conv and inv')
+    ctx.close()
+
+
+def test_points_of_tsne_depend_on_the_seed_alone():
+    one, same, other = (W.explore_features(IMGS, FEATURES, PREDS, Y, method='tsne', seed=s).points for s in (0, 0, 1))
+    np.testing.assert_array_equal(one, same); assert one.shape == (N, 2) and not np.allclose(one, other)
+
+
+def test_a_learner_writes_its_report_as_one_page(browser, stored, tmp_path):
+    learn = learner(stored); file = learn.report(tmp_path/'r.html'); page = browser.new_page(viewport=dict(width=390, height=800))
+    asked = []; page.on('request', lambda r: asked.append(r.url)); page.goto(file.as_uri())
+    assert page.eval_on_selector_all('h2', 'all => all.map(h => h.textContent)') == ['How good they are', 'How honest their confidence is', 'Where they disagree', 'Where it looks']
+    assert all(page.eval_on_selector_all('figure img', 'all => all.map(i => i.complete && i.naturalWidth > 0 && i.alt === i.closest("section").querySelector(".said").textContent)'))
+    assert page.evaluate('document.documentElement.scrollWidth <= innerWidth') and not [u for u in asked if not u.startswith(('data:', 'file:'))]
+    page.close()

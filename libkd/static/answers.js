@@ -99,7 +99,7 @@ export function curve(nets) {                        // trust in one class, move
   } }
 }
 
-export function counted({ measured, presets, of }) { // what the changes do on many pictures, and what that shows
+export function counted({ measured, presets, of, about }) { // what the changes do on many pictures, and what that shows
   const share = (v, first) => Math.round(45 * Math.max(0, first - v))
   const fell = (v, first) => `background:color-mix(in srgb, #D55E00 ${share(v, first)}%, transparent)`
   const cell = (v, first) => make('td', { style: fell(v, first) }, String(Math.round(100 * v)))
@@ -110,8 +110,9 @@ export function counted({ measured, presets, of }) { // what the changes do on m
   const body = make('tbody', {}, ...measured.map(row))
   const table = make('table', { class: 'kd-counts' }, make('caption', {}, of), head, body)
   const scroll = { class: 'kd-scroll', tabindex: 0, role: 'region', 'aria-label': 'Accuracy after each change' }
-  const quiet = p => make('span', { class: 'kd-quiet' }, p.verdict)
-  const say = p => make('li', {}, make('strong', {}, p.title), ` ${p.text} `, quiet(p))
+  const quiet = p => p.says.filter(Boolean).map(text => make('span', { class: 'kd-quiet' }, text))
+  const say = p => make('li', {}, make('strong', {}, p.title), p.text, ...quiet(p))
   return make('section', { class: 'kd-card' }, make('h2', {}, 'What these changes show'),
-    measured.length ? make('div', scroll, table) : null, make('ul', { class: 'kd-presets' }, ...presets.map(say)))
+    measured.length ? make('div', scroll, table) : null, about ? make('p', { class: 'kd-evidence' }, about) : null,
+    make('ul', { class: 'kd-presets' }, ...presets.map(say)))
 }

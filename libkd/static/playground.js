@@ -336,7 +336,9 @@ function draw(model, el) {
     row(button('Undo', picture.undo), button('Start again', () => picture.begin(now.first, now.truth)),
       button('Your own picture…', () => file.click()))), tools.knobs)
   const right = make('div', { class: 'kd-col kd-wide' }, answers.root, answers.history)
-  const root = make('div', { class: 'kd kd-play' }, make('p', { class: 'kd-lead' }, meta.lead), game.root,
+  const reading = make('details', { class: 'kd-reading' }, make('summary', {}, 'How each of them looks at a picture'),
+    ...meta.reading.map(text => make('p', {}, text)))
+  const root = make('div', { class: 'kd kd-play' }, make('p', { class: 'kd-lead' }, meta.lead), reading, game.root,
     make('div', { class: 'kd-two' }, left, right), counted(meta), make('p', { class: 'kd-note' }, meta.note), status)
   keepKeys(root); el.replaceChildren(root)
   choose(Math.min(model.get('selected'), meta.labels.length - 1))
