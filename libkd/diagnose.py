@@ -248,12 +248,16 @@ def clean_images(dls, # fastai `DataLoaders`
     return np.concatenate(out)[:n]
 
 # %% ../nbs/10_diagnose.ipynb #a8b89bb6
-def _decisions(preds, y=None):
+def _comparable(preds):
+    "Logits of one number of classes, for one image or more"
     given = {k: _logits(v, k) for k, v in preds.items()}
     wide = {k: v.shape[1] for k, v in given.items()}
     if len(set(wide.values())) > 1: raise ValueError(f'different numbers of classes: {wide}')
     if not all(map(len, given.values())): raise ValueError('there is no image here; one or more are needed')
-    d = {k: v.argmax(1) for k, v in given.items()}
+    return given
+
+def _decisions(preds, y=None):
+    d = {k: v.argmax(1) for k, v in _comparable(preds).items()}
     if y is not None: d = {'truth': as_array(y).astype(int), **d}
     n = {k: len(v) for k, v in d.items()}
     if len(set(n.values())) > 1: raise ValueError(f'different numbers of images: {n}')
@@ -845,15 +849,20 @@ def last_features(model, # `Teacher`, `Learner` or module
     return torch.cat(out).numpy()
 
 # %% ../nbs/10_diagnose.ipynb #059add0f
+def _features(features):
+    "(n, D) that can be drawn in a plane, or an error"
+    X = as_array(features).astype(np.float64)
+    if X.ndim != 2 or min(X.shape) < 2:
+        raise ValueError(f'features have shape {X.shape}; needed are two images or more, with two numbers or more each')
+    if not np.isfinite(X).all(): raise ValueError('features hold NaN or infinity: did training diverge?')
+    return X
+
 def plane(features, # (n, D)
           method='pca', # 'pca' or 'tsne'
           seed=0, # Of t-SNE
           )->tuple: # (points (n, 2), names of the two axes, what may be read from them)
     "Points of many dimensions in two; `ValueError` for another method"
-    X = as_array(features).astype(np.float64)
-    if X.ndim != 2 or min(X.shape) < 2:
-        raise ValueError(f'features have shape {X.shape}; needed are two images or more, with two numbers or more each')
-    if not np.isfinite(X).all(): raise ValueError('features hold NaN or infinity: did training diverge?')
+    X = _features(features)
     if method == 'tsne':
         points = TSNE(perplexity=min(30, (len(X) - 1)/3), init='random', random_state=seed).fit_transform(X)
         note = 't-SNE keeps neighbours together; distances of far points and sizes of groups mean nothing.'

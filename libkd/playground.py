@@ -623,13 +623,18 @@ def _presets(self:BiasPlayground):
     "What the page says, about each preset and above all"
     presets = [dict(key=k, short=short, title=title, text=text, says=self.evidence.says(k))
                for k, (short, title, text) in PRESETS.items()]
+    hint = 'Try Shift first: for us nothing changes.'
+    return dict(presets=presets, about=self.evidence.about, hint=hint) | self._told()
+
+@patch
+def _told(self:BiasPlayground):
+    "What it is about, how to read it, and the table of many pictures"
     rows = [] if self.table is None else [[n, r.tolist()] for n, r in zip(self.table.index, self.table.to_numpy())]
     n = f'{len(self.nets)} small networks'
     lead = LEAD.format(n=n) if len(self.nets) > 1 else 'A small network looks at a picture. Change it and watch.'
     kinds = [LOOKS[b] for b in LOOKS if b in self.biases.values()]
-    return dict(presets=presets, measured=rows, of=f'Accuracy in percent, on {self.probed} other pictures',
-                lead=lead, reading=[*kinds, READING], about=self.evidence.about,
-                hint='Try Shift first: for us nothing changes.')
+    return dict(measured=rows, of=f'Accuracy in percent, on {self.probed} other pictures',
+                lead=lead, reading=[*kinds, READING])
 
 # %% ../nbs/12a_playground.ipynb #df96af77
 @patch
@@ -741,18 +746,20 @@ def _run_pictures(params, size, stats):
     dls, part = image_dls(samples, size=size, check=False), 'test' if samples.has('test') else 'valid'
     return clean_images(dls, part), _labels(dls, part), samples.classes
 
-def _run_networks(folder, facts):
-    "name -> student of the first seed, name -> teacher, the students' `config.json`"
+def _run_students(folder, facts):
+    "name -> student of the first seed, and its `config.json`"
     files = {}
     for row in facts.get('runs', []):
         if row.get('files'): files.setdefault(row['arm'], row['files'])
     found = {arm: folder/'students'/f for arm, f in files.items()} or {'student': folder/'student'}
-    loaded = {arm: load_student(p) for arm, p in found.items()}
-    students = {arm: m for arm, (m, _) in loaded.items()}
-    teachers = [load_teacher(p) for p in sorted((folder/'teachers').glob('*')) if p.is_dir()]
-    teachers = named(sorted(teachers, key=lambda t: t.bias))
-    seconds = [load_teacher(p) for p in sorted((folder/SECOND/'teachers').glob('*')) if p.is_dir()]
-    return students, {**teachers, **{f'{t.name}, another seed': t for t in seconds}}, next(iter(loaded.values()))[1]
+    return {arm: load_student(p) for arm, p in found.items()}
+
+def _loaded(folder): return [load_teacher(p) for p in sorted(folder.glob('*')) if p.is_dir()]
+
+def _run_teachers(folder):
+    "name -> teacher; at the end a convolution of another seed, where the run made one"
+    seconds = {f'{t.name}, another seed': t for t in _loaded(folder/SECOND/'teachers')}
+    return {**named(sorted(_loaded(folder/'teachers'), key=lambda t: t.bias)), **seconds}
 
 SECOND = 'second'        # folder of a run with another convolution, of another seed: what chance alone does
 
@@ -764,11 +771,11 @@ def demo(folder, # Of a run: `libkd run` has made it
          )->Path:
     "One offline page in which the networks of a run answer while you change a picture"
     folder = Path(folder); facts = _run_facts(folder)
-    students, teachers, cfg = _run_networks(folder, facts)
-    p = cfg['pretrained_cfg']
+    students, teachers = _run_students(folder, facts), _run_teachers(folder)
+    p = next(iter(students.values()))[1]['pretrained_cfg']
     stats, size = (tuple(p['mean']), tuple(p['std'])), tuple(p['input_size'][1:])
     imgs, y, classes = _run_pictures(facts['params'], size, stats)
-    models, out = _packable({**teachers, **students}, size, stats)
+    models, out = _packable({**teachers, **{n: m for n, (m, _) in students.items()}}, size, stats)
     rows = telling(_say_all(models, imgs, stats), y, n)
     others = _others(len(imgs), rows, probe)
     note = ' '.join([f"{facts.get('title', '')}. {NOT_A_VERDICT}", *out])

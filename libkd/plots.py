@@ -418,28 +418,32 @@ def plot_softened(logits:dict, # name -> logits (C,) of one image
                   classes=None, # Class names
                   y=None, # The true class, marked
                   top=10, # At most so many classes, the most probable
+                  like=None, # name -> another name, whose look it has; None: each its own
                   )->LibkdFigure:
     "Probabilities of one image, softened, side by side for every model"
     P = {k: soften(as_array(z)[None], T)[0] for k, z in logits.items()}
     classes = _names(classes, len(next(iter(P.values()))))
     fig = LibkdFigure(6.2, 2.6)
-    _bars(_axes(fig, (.09, .2, .88, .66), f'T = {T:g}', '', 'probability'), P, classes, y, top)
+    _bars(_axes(fig, (.09, .2, .88, .66), f'T = {T:g}', '', 'probability'), P, classes, y, top, like)
     said = '; '.join(f'{k} says {classes[p.argmax()]} ({p.max():.2f})' for k, p in P.items())
     fig.alt = f'Answers at temperature {T:g}: {said}'
     fig.alt += f'; true class {classes[y]}.' if y is not None and y >= 0 else '.'
     return fig
 
-def _bars(ax, P, classes, y=None, top=10):
+def _bars(ax, P, classes, y=None, top=10, like=None):
     "Grouped, hatched bars of several distributions over the most probable classes"
-    order = np.sort(np.argsort(-np.max(list(P.values()), 0))[:top])
-    w, at = .84/len(P), np.arange(len(order))
-    for k, (name, (c, h, *_)) in enumerate(looks(P).items()):
-        x = at + (k - (len(P) - 1)/2)*w
-        ax.bar(x, P[name][order], w, color=c, hatch=h, edgecolor='white', lw=.4, label=_text(name))
+    order = np.sort(np.argsort(-np.max(list(P.values()), 0))[:top]); at = np.arange(len(order))
+    _groups(ax, {k: p[order] for k, p in P.items()}, at, looks((like or {}).get(n, n) for n in P).values())
     short = short_names([classes[i] for i in order], 8)
     names = [('▸' if i == y else '') + _text(c, 30) for i, c in zip(order, short)]
     ax.set_xticks(at, names, rotation=0 if max(map(len, short)) < 7 else 30)
     _room_for_legend(ax, 1.3*max(p.max() for p in P.values()))
+
+def _groups(ax, P, at, style):
+    "A bar of each model beside each other at every place"
+    w = .84/len(P)
+    for k, ((name, p), (c, h, *_)) in enumerate(zip(P.items(), style)):
+        ax.bar(at + (k - (len(P) - 1)/2)*w, p, w, color=c, hatch=h, edgecolor='white', lw=.4, label=_text(name))
 
 def _room_for_legend(ax, high):
     "Space for the legend above the bars, and no tick beyond what a probability can be"
@@ -475,8 +479,11 @@ def _thumbs(ax, imgs, captions, cols=8, size=48, pad=(2, 14)):
 
 def as_rgb(imgs, # Arrays or tensors (n, H, W[, 1 or 3]) or (n, 1 or 3, H, W), bytes or floats from 0 to 1
            )->np.ndarray: # (n, H, W, 3) uint8
-    "Images as bytes in colour; `ValueError` for arrays of another shape"
+    "Images as bytes in colour; `ValueError` where they have another shape, sizes that differ, or NaN"
+    sizes = {tuple(np.shape(im)) for im in imgs}
+    if len(sizes) > 1: raise ValueError(f'images of different sizes, {sorted(sizes)}: bring them to one size first')
     a = as_array(imgs)
+    if not np.isfinite(a).all(): raise ValueError('images hold NaN or infinity')
     if a.ndim == 3: a = a[..., None]
     if a.ndim != 4:
         raise ValueError(f'images have shape {a.shape}; needed is (n, H, W, 3) uint8, as `clean_images` returns')
@@ -592,12 +599,15 @@ def plot_token_maps(maps:TokenMaps, # From `libkd.diagnose.read_maps`
     return fig
 
 # %% ../nbs/11_plots.ipynb #23e221ee
+def _map_tiles(rows, cols, size):
+    "Where a table of maps has a picture or a map"
+    seen = [m is not None for _, cells in rows for m, _ in [(True, ''), *cells]]
+    return _tiles(np.flatnonzero(seen), cols, size, (4, 18))
+
 def _map_table(ax, heats, cols, rows, size):
     "Cells of maps with the names of columns and rows and a caption below each"
     sheet = contact_sheet(np.concatenate([np.stack(r) for r in heats]), len(cols), size, (4, 18))
-    seen = [m is not None for _, cells in rows for m, _ in [(True, ''), *cells]]
-    spots = _tiles(np.flatnonzero(seen), len(cols), size, (4, 18))
-    ax.imshow(sheet, interpolation='none', aspect='auto').tiles = spots
+    ax.imshow(sheet, interpolation='none', aspect='auto').tiles = _map_tiles(rows, len(cols), size)
     for j, c in enumerate(cols):
         ax.text(j*(size + 4) + size/2, -4, _text(c, 10), ha='center', va='bottom', fontsize=9, color=_INK)
     for i, (name, cells) in enumerate(rows):
