@@ -4,14 +4,19 @@
 
 # %% auto #0
 __all__ = ['seeds_needed', 'verdict', 'compare', 'mcnemar', 'choose', 'teachers_below', 'still_rising', 'teacher_advice',
-           'conclusion']
+           'conclusion', 'differs', 'Protocol', 'do_study', 'study_rows', 'holm', 'answers_of_study']
 
 # %% ../nbs/14_evidence.ipynb #1df530fb
-import bisect, math
+import bisect, json, math
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import stats
+
+from . import UserError, did_you_mean
+from .runs import job_key, read_json, read_rows, run_jobs, write_json
 
 # %% ../nbs/14_evidence.ipynb #13b502e9
 def _by_seed(results, arm, metric):
@@ -272,3 +277,148 @@ def comparison_rows(table,    # From `compare`
                 '95 % interval': f"{r['low']:+.1f} to {r['high']:+.1f}", 'seeds': int(r['seeds']),
                 'verdict': r['verdict'], 'seeds that would do': needed(r['needed'])}
     return [row(arm, r) for arm, r in table.iterrows()]
+
+# %% ../nbs/14_evidence.ipynb #edf1555e
+def differs(a,      # Settings of an arm: a dict of plain values, also of dicts
+            b,      # Those of another one
+            at='',  # What stands before the names
+)->list:            # Names such as 'steps' or 'teaching.T'
+    "In which settings two arms differ; a dict that only one of them has is one setting"
+    found = []
+    for k in dict.fromkeys([*a, *b]):
+        x, y = a.get(k), b.get(k)
+        if isinstance(x, dict) and isinstance(y, dict): found += differs(x, y, f'{at}{k}.')
+        elif x != y: found.append(at + k)
+    return found
+
+# %% ../nbs/14_evidence.ipynb #6fcdad3f
+def _check_pair(p, arm, baseline, one):
+    "A pair names two arms that differ in the one setting that it says"
+    for name in (arm, baseline):
+        if name not in p.arms: raise UserError(f'{p.study}: no arm is called {name!r}.' + did_you_mean(name, p.arms))
+    found = differs(p.arms[arm], p.arms[baseline])
+    if found == [one]: return
+    raise UserError(f"{p.study}: {arm} and {baseline} differ in {' and '.join(found) or 'nothing'}; a pair differs in "
+                    f"one thing, here {one}. Otherwise nobody could say what made the difference.")
+
+# %% ../nbs/14_evidence.ipynb #2114c145
+@dataclass(frozen=True)
+class Protocol:
+    "What a study asks and how it will be answered, written down before its first training"
+    study: str             # its name, such as 'clothes, 30 labels a class'
+    question: str          # the primary one, as a sentence
+    arms: dict             # name -> settings, plain values: all that decides a result but the seed
+    pairs: tuple           # (arm, baseline, the one setting in which they differ); the first is the primary question
+    seeds: tuple           # whole numbers, fixed now
+    effect: float = 1.     # points: a difference that is surely smaller does not matter
+    metric: str = 'accuracy' # a column of the rows, a share
+    part: str = 'test'     # 'valid' while something is still chosen
+    budget: str = ''       # what the machine was given, in words
+
+    def __post_init__(self):
+        if not self.pairs: raise UserError(f'{self.study}: a protocol asks something: pairs is empty')
+        if len(set(self.seeds)) < max(1, len(self.seeds)): raise UserError(f'{self.study}: seeds {self.seeds} repeat')
+        for arm, baseline, one in self.pairs: _check_pair(self, arm, baseline, one)
+    @property
+    def key(self)->str: return job_key(asdict(self))
+    @property
+    def jobs(self)->list: # seed by seed, so that what is stopped early has whole pairs
+        return [dict(arm=a, seed=s, **v) for s in self.seeds for a, v in self.arms.items()]
+
+
+# %% ../nbs/14_evidence.ipynb #a9a7b3c6
+def _settle(p, folder):
+    "Write the protocol of a folder, or find the same one there"
+    path = Path(folder)/'protocol.json'
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return write_json(path, {**asdict(p), 'key': p.key})
+    there = read_json(path)
+    if there.get('key') == p.key: return
+    mine = json.loads(json.dumps(asdict(p)))                              # tuples are lists in a file
+    raise UserError(f"{folder} holds the study of another protocol, which differs in "
+                    f"{', '.join(differs({**there, 'key': None}, mine)[:3])}. "
+                    "What is asked is not changed after the first row: give the new protocol a folder of its own.")
+
+def read_protocol(folder, # Of a study
+)->Protocol:
+    "The protocol of a folder; `UserError` where it was altered"
+    said = read_json(Path(folder)/'protocol.json')
+    key = said.pop('key', None)
+    p = Protocol(**{**said, 'pairs': tuple(map(tuple, said['pairs'])), 'seeds': tuple(said['seeds'])})
+    if p.key == key: return p
+    raise UserError(f"{folder}/protocol.json was altered after it was written (its key is {p.key}, and says {key}).")
+
+# %% ../nbs/14_evidence.ipynb #7ad7f64a
+def do_study(p,      # `Protocol`
+             fn,     # Takes the values of a job as keywords, returns a dict with the metric
+             folder, # Of the study
+             most=None, # Jobs to do now; None: all
+)->pd.DataFrame:     # The rows that are there afterwards
+    "Do the jobs of a protocol that are not done yet, seed by seed"
+    _settle(p, folder)
+    done = {job_key(j) for j in (_job_of(p, r) for r in study_rows(p, folder).to_dict('records'))}
+    todo = [j for j in p.jobs if job_key(j) not in done][:most]
+    if todo: run_jobs(fn, todo, Path(folder)/'rows', progress=_told, about=dict(protocol=p.key))
+    return study_rows(p, folder)
+
+def _told(done, of, row, fresh):
+    said = row.get('error', f"done in {row.get('job_seconds', 0):.0f} s")
+    print(f"{row['arm']}, seed {row['seed']}: {said}", flush=True)
+
+def _job_of(p, row): # Of the protocol; None if it is not
+    return next((j for j in p.jobs if j['arm'] == row.get('arm') and j['seed'] == row.get('seed')), None)
+
+def study_rows(p,      # `Protocol`
+               folder, # Of the study
+)->pd.DataFrame:       # One row a finished job
+    "The rows of a study; `UserError` for one that is altered, doubled, or of another protocol"
+    rows = read_rows(Path(folder)/'rows', dict(protocol=p.key))
+    seen = [(r.get('arm'), r.get('seed')) for r in rows]
+    for r, name in zip(rows, seen):
+        if _job_of(p, r) is None: raise UserError(f'{folder}: a row is of {name}, which the protocol does not ask for.')
+        if seen.count(name) > 1: raise UserError(f'{folder}: two rows are of {name}. Delete one of them.')
+    order = [(j['arm'], j['seed']) for j in p.jobs]
+    rows.sort(key=lambda r: order.index((r['arm'], r['seed'])))
+    return pd.DataFrame(rows, columns=None if rows else ['arm', 'seed', p.metric])
+
+# %% ../nbs/14_evidence.ipynb #a4b2e0b8
+def holm(p, # dict: name -> p value
+)->dict:    # name -> corrected p value
+    "Holm's correction: the chance of one false alarm among all of them stays what it is for one"
+    out, least = {}, 0.
+    for i, k in enumerate(sorted(p, key=p.get)):
+        least = max(least, min(1., (len(p) - i)*p[k]))
+        out[k] = least
+    return {k: out[k] for k in p}
+
+def _p_value(d): # Differences
+    if len(d) < 2: return 1.
+    if np.ptp(d) < 1e-9: return 1. if abs(d[0]) < 1e-9 else 2*.5**len(d)     # no spread: only the signs speak
+    return float(stats.ttest_1samp(d, 0).pvalue)
+
+# %% ../nbs/14_evidence.ipynb #c66cbca0
+def _word(n, of, low, high, mean, p, effect, level):
+    "The answer to one pair"
+    if n < of: return 'UNFINISHED'
+    if n >= 3 and -effect < low and high < effect: return 'EQUIVALENT'
+    if n >= 3 and p < 1 - level: return 'BEATS' if mean > 0 else 'WORSE'
+    return 'NOT ENOUGH RUNS'
+
+# %% ../nbs/14_evidence.ipynb #a4487096
+def answers_of_study(p,    # `Protocol`
+                     rows, # From `study_rows`
+                     level=.95, # Of intervals and words
+)->pd.DataFrame:           # One row a pair, the primary one first
+    "What a study says: difference, interval, p value, the rest of them after Holm, and a word"
+    found = {}
+    for arm, baseline, one in p.pairs:
+        d = paired(rows, arm, baseline, p.metric).to_numpy() if len(rows) else np.array([])
+        mean, low, high = interval(d, level)
+        found[arm, baseline] = dict(differs_in=one, difference=mean, low=low, high=high, seeds=len(d), p=_p_value(d))
+    first, *rest = found
+    fair = {first: found[first]['p'], **holm({k: found[k]['p'] for k in rest})}
+    for k, f in found.items():
+        f |= dict(p_holm=fair[k], answer=_word(f['seeds'], len(p.seeds), f['low'], f['high'], f['difference'], fair[k],
+                                               p.effect, level))
+    return pd.DataFrame.from_dict(found, orient='index').rename_axis(['arm', 'baseline'])
