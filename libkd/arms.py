@@ -22,7 +22,7 @@ from . import UserError, moved
 from .cache import LogitCache
 from .data import Samples
 from .sets import cluttered_digits, folder_of
-from .diagnose import accuracy, ece, macro_accuracy, nll, predictions
+from .diagnose import accuracy, ece, macro_accuracy, nll, predictions, soften
 from .evidence import advice, choose, still_rising, teacher_advice, teachers_below
 from .features import FeatureDistill
 from .handover import save_student
@@ -508,6 +508,25 @@ def _seconds(name, rows, arms, teachers, cache_seconds): # A row's name and its 
     if name not in arms: return sum(teachers.values())          # the teachers' mean
     return rows['seconds'].mean() + (sum(teachers.values()) + cache_seconds if arms[name][1] else 0)
 
+# %% ../nbs/15_arms.ipynb #7648f869
+def shown_files(runs, # From `do_jobs`
+                arms, # Names
+)->pd.Series:         # arm -> files
+    "The students that are shown: of the first seed with which all arms came to an end, else of each arm's own first"
+    done = runs[runs['accuracy'].notna()].sort_values('seed')
+    whole = [s for s, own in done.groupby('seed')['arm'] if set(own) >= set(arms)]
+    some = done[done['seed'] == whole[0]] if whole else done.drop_duplicates('arm')
+    return some.set_index('arm')['files']
+
+def refuse_nothing(runs, # From `do_jobs`
+                   needed, # Names of arms
+):
+    "Stop where an arm of the question has no student, with the error of its first one"
+    for arm in needed:
+        own = runs[runs['arm'] == arm]
+        if own['accuracy'].notna().any(): continue
+        raise RuntimeError(f"no student of the arm {arm} could be trained; the first one: {own['error'].iloc[0]}")
+
 # %% ../nbs/15_arms.ipynb #b4483e70
 KINDS = dict(taught='a taught student', untaught='the student without teachers')
 
@@ -515,23 +534,27 @@ def right(logits, y): # (n, C), (n,); −1: no label
     "Which of the labelled images are answered rightly"
     return (logits.argmax(1) == y)[y >= 0]
 
+def _answered_row(z, y, kind, **about): # Answers, labels (validation, then verdict); what it is
+    "What is known of one that could be taken"
+    hits = [right(*zy) for zy in zip(z, y)]
+    return dict(about, kind=kind, right=hits[0], accuracy=float(hits[1].mean()), answers=tuple(zip(z, y)))
+
 def candidates(places, # As for `train_arm`
                runs,   # From `do_jobs`
                teachers, # `Teacher`s
                dls, part, # Loaders with all validation images; the verdict's part
-)->dict:               # name -> arm, seed, kind, right (validation images), accuracy (on `part`), files
-    "All that could be taken"
+)->dict:               # name -> arm, seed, kind, right (validation images), accuracy (on `part`), files, answers
+    "All that could be taken; `answers` are logits and labels of the validation images, then those of `part`"
     found = {}
     for arm, seed, files in runs.loc[runs['accuracy'].notna(), ['arm', 'seed', 'files']].itertuples(index=False):
         z = np.load(Path(places['out'])/'answers'/f'{files}.npz')
-        found[f'{arm}, seed {seed}'] = dict(
-            arm=arm, seed=int(seed), kind=KINDS.get(arm, f'a student of the arm {arm}'), files=files,
-            right=right(z['valid'], z['valid_y']), accuracy=float(right(z['logits'], z['y']).mean()))
+        kind = KINDS.get(arm, f'a student of the arm {arm}')
+        found[f'{arm}, seed {seed}'] = _answered_row((z['valid'], z['logits']), (z['valid_y'], z['y']), kind, arm=arm,
+                                                     seed=int(seed), files=files)
     said = {p: predictions({t.name: t for t in teachers}, dls, p) for p in {part, 'valid'}}
     for t in teachers:
-        hits = {p: right(z[t.name], y) for p, (z, y) in said.items()}
-        found[t.name] = dict(arm=t.name, seed=None, kind='a teacher', files='', right=hits['valid'],
-                             accuracy=float(hits[part].mean()))
+        z, y = zip(*((said[p][0][t.name], said[p][1]) for p in ('valid', part)))
+        found[t.name] = _answered_row(z, y, 'a teacher', arm=t.name, seed=None, files='')
     return found
 
 # %% ../nbs/15_arms.ipynb #3863d0b9
@@ -567,6 +590,52 @@ def keep_best(best,     # From `best_model`
     lines = '\n'.join(f'- {s}' for s in (best['why'], *said))
     with open(folder/'README.md', 'a', encoding='utf-8') as f: f.write(f'\n## Why this model\n\n{lines}\n')
     return folder
+
+# %% ../nbs/15_arms.ipynb #45cec78c
+def fitted_T(logits, # (n, C), of validation images
+             y,      # (n,) labels; −1: none
+)->float:            # Above 1: the model is surer than it should be
+    "The temperature at which the labels are likeliest; between 1/20 and 20"
+    from scipy.optimize import minimize_scalar
+    known = y >= 0
+    loss = lambda t: nll(logits[known]/math.exp(t), y[known])
+    return math.exp(minimize_scalar(loss, bounds=(-3, 3), method='bounded').x)
+
+def surest(probs,   # (n, C)
+           y,       # (n,) labels, all known
+           precision=.95, # Share of right answers that is wanted
+)->float:           # infinite where no number of images has it
+    "The lowest probability of the answer above which so many answers are right"
+    sure, order = probs.max(1), np.argsort(-probs.max(1), kind='stable')
+    share = np.cumsum((probs.argmax(1) == y)[order])/np.arange(1, len(y) + 1)
+    last = np.append(np.diff(sure[order]) < 0, True)           # equally sure ones come together
+    enough = np.flatnonzero((share >= precision) & last)
+    return float(sure[order][enough[-1]]) if len(enough) else math.inf
+
+# %% ../nbs/15_arms.ipynb #96b70f24
+def trust(answers, # Logits and labels of the validation images, then of those of the verdict, from `candidates`
+          precision=.95, # As for `surest`
+)->dict:           # Plain values
+    "Temperature and threshold of a model, and what they are worth on the images of the verdict"
+    (valid, valid_y), (z, y) = ((z[y >= 0].astype(float), y[y >= 0]) for z, y in answers)
+    T = fitted_T(valid, valid_y)
+    least, p = surest(soften(valid, T), valid_y, precision), soften(z, T)
+    above = p.max(1) >= least
+    sure = float((p.argmax(1) == y)[above].mean()) if above.any() else None
+    return dict(T=T, ece=ece(z, y), ece_at_T=ece(z/T, y), threshold=least, coverage=float(above.mean()),
+                precision=sure, wanted=precision)
+
+def say_trust(t,    # From `trust`
+              part, # The verdict's part
+)->str:
+    "How far to trust the model, in words"
+    images = f'the {dict(valid="validation").get(part, part)} images'
+    text = (f"Divide its answers by T = {t['T']:.2f} (fitted on the validation images): the calibration error on "
+            f"{images} is {100*t['ece']:.1f} without and {100*t['ece_at_T']:.1f} % with it.")
+    if t['precision'] is None: return f"{text} Of none of them it is so sure that {t['wanted']:.0%} would be right."
+    return (f"{text} Then {t['coverage']:.0%} of them have an answer with a probability of {t['threshold']:.2f} or "
+            f"more, and {100*t['precision']:.1f} % of those are right ({t['wanted']:.0%} were wanted, on the "
+            "validation images).")
 
 # %% ../nbs/15_arms.ipynb #a4fdf5ab
 __getattr__ = moved(__name__, threads_or_processes='price', train_step='price')      # where they stood before

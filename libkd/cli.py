@@ -68,6 +68,7 @@ def cmd_run(a):
     given = parse_pairs(a.p)
     # these two have a place of their own, and -p finds them too
     data, folder = given.pop('data', a.data), given.pop('folder', a.folder)
+    if a.deadline: given.setdefault('deadline', a.deadline)
     if data:
         from libkd.data import Samples
         from libkd.sets import SETS, folder_of
@@ -275,6 +276,7 @@ def _parser_run(sub):
          ('data', dict(nargs='?', help='a folder of <class>/<image> or train|valid|test/<class>/<image>, or clothes; '
                                        'default: cluttered digits')),
          ('--plan', dict(action='store_true', help='say what it would take, and stop')),
+         ('--deadline', dict(metavar='6h', help='train as many steps as fit into this time: 6h, 90m')),
          ('-p', dict(nargs='+', action='append', metavar='NAME=VALUE', help='parameters of the notebook')),
          ('--params', dict(action='store_true', help='list the parameters')),
          ('--folder', dict(help='where results go; the same folder again resumes (default: runs/<name>)')),

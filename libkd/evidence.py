@@ -292,11 +292,13 @@ def differs(a,      # Settings of an arm: a dict of plain values, also of dicts
     return found
 
 # %% ../nbs/14_evidence.ipynb #6fcdad3f
+def _arm(p, name):
+    if name in p.arms: return p.arms[name]
+    raise UserError(f'{p.study}: no arm is called {name!r}.' + did_you_mean(name, p.arms))
+
 def _check_pair(p, arm, baseline, one):
     "A pair names two arms that differ in the one setting that it says"
-    for name in (arm, baseline):
-        if name not in p.arms: raise UserError(f'{p.study}: no arm is called {name!r}.' + did_you_mean(name, p.arms))
-    found = differs(p.arms[arm], p.arms[baseline])
+    found = differs(_arm(p, arm), _arm(p, baseline))
     if found == [one]: return
     raise UserError(f"{p.study}: {arm} and {baseline} differ in {' and '.join(found) or 'nothing'}; a pair differs in "
                     f"one thing, here {one}. Otherwise nobody could say what made the difference.")

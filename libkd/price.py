@@ -6,7 +6,7 @@
 __all__ = ['Plan']
 
 # %% ../nbs/14a_price.ipynb #6ee87f56
-import contextlib, os, time
+import bisect, contextlib, math, os, re, time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -14,6 +14,7 @@ import numpy as np
 import timm, torch
 from fastcore.basics import patch
 
+from . import UserError
 from .students import create_student
 from .teachers import PACKAGED, model_for
 
@@ -243,3 +244,34 @@ def __str__(self:Plan):
         f"cache     {w.views} views, {self.cache_bytes/1e6:.1f} MB: {m['cache']:.1f} min; {pays}",
         f"arms      {models} × {w.seeds} seeds of {w.steps} steps ({each}): {m['arms']:.1f} min",
         f"in all    about {sum(m.values()):.1f} min"])
+
+# %% ../nbs/14a_price.ipynb #45d56b58
+def in_minutes(text, # '6h', '90m', '1.5h'; '' for none
+)->float:            # infinite without one
+    "A deadline in minutes"
+    if not text.strip(): return math.inf
+    found = re.fullmatch(r'(\d+(?:\.\d+)?) *(h|m|min)', text.strip().lower())
+    if not found or not float(found[1]): raise UserError(
+        f"deadline={text!r}: needed are hours or minutes from now, as '6h' or '90m'")
+    return float(found[1])*(60 if found[2] == 'h' else 1)
+
+def shorter(plan,  # `Plan`
+            steps, # Of each student
+)->Plan:           # Teachers keep their share
+    "The same plan with other steps"
+    w = plan.work
+    return replace(plan, work=replace(w, steps=steps, teacher_steps=math.ceil(w.teacher_steps*steps/w.steps)))
+
+def fitted(plan,       # `Plan`
+           minutes,    # From `in_minutes`
+           least=100,  # Steps below which a student learns too little to be judged
+)->Plan:
+    "The plan itself where it fits, else one with as many steps as fit; `UserError` where nothing does"
+    most = plan.work.steps
+    def over(steps): return sum(shorter(plan, steps).minutes.values()) > .9*minutes
+    if not over(most): return plan
+    n = bisect.bisect_left(range(most + 1), True, key=over) - 1
+    if n >= min(least, most): return shorter(plan, n)
+    need = sum(shorter(plan, min(least, most)).minutes.values())/.9
+    raise UserError(f"In {minutes:.0f} minutes only {max(0, n)} steps fit, too few to learn anything; {least} need "
+                    f"about {need:.0f} minutes. Fewer seeds (-p seeds 3), fewer views or a smaller student take less.")

@@ -519,6 +519,64 @@ def test_a_run_can_be_parameterised_by_scalars_that_are_explained(notebook):
         assert isinstance(default, (bool, int, float, str)) and len(comment) > 8, name
 
 
+# -- what a run says of its best model, and how long it may take ---------------------------------------------------------
+def answers_at(T, n=4000, seed=0):
+    "Logits whose likeliest temperature is T, and labels that were drawn from their probabilities"
+    rng = np.random.default_rng(seed)
+    z = rng.normal(0, 2, (n, 4))
+    p = np.exp(z - np.logaddexp.reduce(z, 1)[:, None])
+    return T*z, (p.cumsum(1) > rng.uniform(size=(n, 1))).argmax(1)
+
+
+@pytest.mark.parametrize('T', [.5, 1., 2.5])
+def test_the_temperature_is_the_likeliest_and_makes_probabilities_true(T):
+    valid, judged = answers_at(T), answers_at(T, seed=1)
+    t = arms.trust((valid, judged))
+    assert abs(t['T']/T - 1) < .1 and t['ece_at_T'] < .03 and (T == 1 or t['ece_at_T'] < t['ece'])
+    assert abs(t['precision'] - .95) < .03 and 0 < t['coverage'] < 1
+    flip = lambda z, y: (z, np.where(np.arange(len(y)) % 2, y, -1))                 # images without a label do not count
+    assert abs(arms.trust((flip(*valid), flip(*judged)))['T']/T - 1) < .1
+
+
+def test_a_threshold_is_the_lowest_that_keeps_its_promise():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        p = rng.dirichlet(np.ones(3), 40).round(1) + 1e-9
+        y = rng.integers(0, 3, 40)
+        right, sure = p.argmax(1) == y, p.max(1)
+        brute = min((t for t in sure if right[sure >= t].mean() >= .7), default=np.inf)
+        assert arms.surest(p, y, .7) == brute
+
+
+def test_students_that_are_shown_are_of_one_seed_where_there_is_one():
+    def rows(**failed): return pd.DataFrame([dict(arm=a, seed=s, files=f'{a}{s}', accuracy=np.nan if s in failed.get(a, ()) else .5, error='no memory') for s in (3, 4, 5) for a in ('taught', 'untaught')])
+    both = ['taught', 'untaught']
+    assert arms.shown_files(rows(), both).to_dict() == dict(taught='taught3', untaught='untaught3')
+    assert arms.shown_files(rows(taught=[3]), both).to_dict() == dict(taught='taught4', untaught='untaught4')
+    assert arms.shown_files(rows(taught=[3], untaught=[4, 5]), both).to_dict() == dict(taught='taught4', untaught='untaught3')
+    arms.refuse_nothing(rows(taught=[3]), both)
+    with pytest.raises(RuntimeError, match='arm taught could be trained; the first one: no memory'): arms.refuse_nothing(rows(taught=[3, 4, 5]), both)
+
+
+PLAN = price.Plan(price.Work(dict(taught=('s', True), untaught=('s', False)), ['t'], dict(train=640, test=100), 10, 64, steps=1000, teacher_steps=2000, views=4, seeds=3),
+                  price.Costs(load=.1, step=dict(s=1., t=.5), answer=dict(t=.2)), price.How(2))
+
+def test_a_deadline_takes_the_most_steps_that_fit():
+    total = sum(PLAN.minutes.values())
+    assert price.fitted(PLAN, price.in_minutes('')) is PLAN and price.fitted(PLAN, total/.9 + .01) is PLAN
+    for share in (.3, .5, .9):
+        cut = price.fitted(PLAN, share*total)
+        longer = price.shorter(PLAN, cut.work.steps + 1)
+        assert sum(cut.minutes.values()) <= .9*share*total < sum(longer.minutes.values())
+        assert cut.work.teacher_steps == 2*cut.work.steps and cut.work.seeds == 3
+    with pytest.raises(UserError, match='too few to learn anything; 100 need about'): price.fitted(PLAN, .02*total)
+
+
+@pytest.mark.parametrize('text', ['6', 'soon', '-1h', '0h', '6 hours', 'h', '6h30'])
+def test_a_deadline_that_nobody_can_read_is_named(text):
+    with pytest.raises(UserError, match='hours or minutes from now'): price.in_minutes(text)
+
+
 # -- end to end --------------------------------------------------------------------------------------------------------
 def some_digits(folder, **parts):
     "An image folder with so many digits a class in each part"
@@ -533,7 +591,7 @@ def some_digits(folder, **parts):
 @pytest.mark.slow
 def test_the_main_run_from_images_to_answers(tmp_path):
     data = some_digits(tmp_path/'data', train=30, valid=10, test=10)
-    words = ['-p', 'steps=12', 'teacher_steps=72', 'student_args=depth:1', 'seeds=2', 'views=2', 'bs=32', 'jobs=2']
+    words = ['-p', 'steps=12', 'teacher_steps=72', 'student_args=depth:1', 'seeds=2', 'views=2', 'bs=32', 'jobs=2', 'deadline=24h']
     first = libkd('run', data, '--folder', tmp_path/'run', *words)
     assert first.returncode == 0, first.stderr
     result = runs.read_json(tmp_path/'run'/'result.json')
@@ -544,6 +602,10 @@ def test_the_main_run_from_images_to_answers(tmp_path):
     assert {'distill.ipynb', 'history.csv', 'student', 'best', 'figures'} <= {p.name for p in (tmp_path/'run').iterdir()}
     assert result['conclusion'][0] == result['best']['why'] and result['best']['part'] == 'test' and result['best']['why'] in first.stdout
     assert result['warnings'] and all(f'warning: {w}' in first.stdout for w in result['warnings'])          # 100 validation images are few
+    trust = result['best']['trust']
+    assert .05 <= trust['T'] <= 20 and 0 <= trust['coverage'] <= 1 and f"T = {trust['T']:.2f}" in (tmp_path/'run'/'best'/'README.md').read_text()
+    assert f"T = {trust['T']:.2f}" in (tmp_path/'run'/'report.html').read_text()
+    assert runs.read_json(tmp_path/'run'/'deadline.json')['steps'] == 12                                     # all of them fit
     again = libkd('run', *words, f"data={data}", f"folder={tmp_path/'run'}")        # trains nothing, says the same
     assert again.returncode == 0 and {p: p.stat().st_mtime for p in (tmp_path/'run'/'jobs').glob('*.json')} == made
     assert runs.read_json(tmp_path/'run'/'result.json')['metrics'] == result['metrics']
