@@ -30,7 +30,7 @@ from .identity import difference_lines, differences
 from .learner import METHODS, distill_learner, methods_from
 from .plots import plot_arms
 from .students import student_name
-from .runs import job_key, peak_memory, run_jobs
+from .runs import RESULT, job_key, peak_memory, run_jobs
 from .teachers import PACKAGED, fit_teacher, quick_adam
 from .views import Mix, finite, image_dls, rng_scope
 
@@ -343,8 +343,6 @@ def train_teacher(places, job): # As for `train_arm`; `TeacherJob`
     return dict(seconds=time.perf_counter() - start, **seen)
 
 # %% ../nbs/15_arms.ipynb #ac7311de
-RESULT = 3       # raised by hand when the jobs of before would give other results now
-
 def do_job(places, threads=1, **said): # As for `train_arm`; of this process; a job's values
     "What a worker process does"
     torch.set_num_threads(threads)

@@ -17,7 +17,7 @@ from fastai.data.core import DataLoaders, test_set
 from fastai.torch_core import TensorImage
 from fastcore.basics import patch
 
-from . import UserError, did_you_mean
+from . import UserError, __version__, did_you_mean
 from .data import Sample, content_digest, sample_id
 from .files import Seen, locked, progress, publish, publish_json, sha256, sha256s
 from .identity import difference_lines, differences, shortened
@@ -79,6 +79,9 @@ def teacher_entry(t,       # `Teacher`
     return dict(name=t.name, bias=t.bias, fingerprint=old if old in known else t.fingerprint,
                 classes=list(map(str, t.classes)))
 
+# %% ../nbs/04_cache.ipynb #344afa07
+RESULT = 1     # raised by hand when a teacher would be asked otherwise than before; 1 is not written into plans
+
 # %% ../nbs/04_cache.ipynb #fef34416
 SCHEMA = 2     # 1 had no digests of views and no checksums while it was built; such caches open, with less proof
 DTYPES = {'float16': torch.float16, 'float32': torch.float32}
@@ -104,7 +107,8 @@ def make_plan(dl:ViewDL, # Training loader whose views are stored
                 teachers=[teacher_entry(t) for t in teachers],
                 dtype=dtype, top_k=top_k, tail_T=float(T) if top_k else None,
                 shard_rows=shard_rows, batch_rows=dl.bs,
-                device=torch.device(dl.device or 'cpu').type, versions=pixel_versions())
+                device=torch.device(dl.device or 'cpu').type, versions=pixel_versions(),
+                **({'result': RESULT} if RESULT > 1 else {}))
 
 # %% ../nbs/04_cache.ipynb #afa813b3
 def ids_labels(dl):
@@ -119,9 +123,14 @@ def _check_unique(ids, dl):
                          "the same image, or two files of one name. Remove one of them.")
 
 # %% ../nbs/04_cache.ipynb #c74f68cf
+def _made_by(path):
+    "Which libkd made a finished cache, in brackets; nothing where that is not written down"
+    there = read_plan(path/'manifest.json').get('libkd') if (path/'manifest.json').is_file() else None
+    return f' (made by libkd {there})' if there else ''
+
 def _compare(stored, wanted, path, complete):
     "Refuse a plan that differs; a finished cache only warns of other library versions"
-    diffs = differences(stored, wanted)
+    diffs = differences({'result': 1, **stored}, {'result': 1, **wanted})
     versions = [d for d in diffs if d[0].startswith('versions') or d[0] == 'device']
     if complete and versions and len(versions) == len(diffs):
         other = ', '.join(f'{k} {a} (here {b})' for k, a, b in versions)
@@ -129,7 +138,7 @@ def _compare(stored, wanted, path, complete):
                              "Check a few answers with cache.spot_check(dls, teachers).")
     if diffs:
         said = '\n'.join(f"  {k}: the cache has {shortened(a)}, asked for {shortened(b)}" for k, a, b in diffs)
-        raise CacheMismatch(f"The folder {path} holds another cache:\n{said}\n"
+        raise CacheMismatch(f"The folder {path} holds another cache{_made_by(path)}:\n{said}\n"
                             "Give another folder, or overwrite=True to build it anew. "
                             "Teachers and views are added to a finished cache by cache.add and cache.extend, "
                             "and dropped by cache.drop (libkd.sharing).")
@@ -367,7 +376,7 @@ def make_manifest(plan, # Content of plan.json
     files = plan_files(plan)
     new = [f for f in files if f not in known]
     sums = {f: dict(sha256=h, bytes=where(f).stat().st_size) for f, h in zip(new, sha256s([where(f) for f in new]))}
-    res = dict(schema=SCHEMA, plan=checksum, files={f: (known | sums)[f] for f in files})
+    res = dict(schema=SCHEMA, libkd=__version__, plan=checksum, files={f: (known | sums)[f] for f in files})
     if plan['top_k']: res['lost'] = {t['name']: _mean_lost(plan, t['name'], files, where) for t in plan['teachers']}
     return res
 
@@ -414,9 +423,11 @@ def _settle(path):
         with alone_in(path): adopt_change(path)
 
 # %% ../nbs/04_cache.ipynb #b90ab3c7
-VERIFY = 'lazy', 'all', 'never'
+VERIFY = dict(lazy='files proved when they are read', all='all files proved', never='no file proved')
 
 def _stamp_of(path): s = os.stat(path); return s.st_ino, s.st_size, s.st_mtime_ns
+
+_ANEW = 'No libkd wrote that. Fetch the cache again, or build it anew.'
 
 def _damaged(path):
     "The sentence of a file that is not what was written"
@@ -489,9 +500,6 @@ def _check_shape(self:LogitCache, rel, tensors):
         if t is None or tuple(t.shape) != shape or t.dtype != dtype:
             has = 'nothing' if t is None else f'{tuple(t.shape)} {t.dtype}'
             raise CacheCorrupt(f"{self.path/rel}: {key} has to be {shape} {dtype} and is {has}.")
-    if tensors[next(iter(want))].float().isnan().any(): raise CacheCorrupt(f"{self.path/rel} holds NaN.")
-    if self.plan['top_k'] and int(tensors['indices'].to(torch.int64).max()) >= C:
-        raise CacheCorrupt(f"{self.path/rel} names classes beyond {C}.")
 
 # %% ../nbs/04_cache.ipynb #dbcf0a20
 def _whole_number(least, most=2**62): return lambda v: type(v) is int and least <= v <= most
@@ -519,12 +527,12 @@ def check_plan(
 ):
     "Raise `CacheCorrupt` with the field that is not what it must be"
     if not isinstance(plan, dict): raise CacheCorrupt(f"{where} holds no plan.")
-    odd = sorted(plan.keys() ^ PLAN.keys())
+    odd = sorted((plan.keys() ^ PLAN.keys()) - {'result'})
     if odd: raise CacheCorrupt(f"{where}: the field {odd[0]!r} is {'missing' if odd[0] in PLAN else 'unknown'}. "
                                "Fetch or build the cache again.")
     if 'schema' in plan and type(plan['schema']) is int and plan['schema'] > SCHEMA:
         raise CacheCorrupt(f"{where} has schema {plan['schema']}; this libkd reads up to {SCHEMA}. Use a newer libkd.")
-    bad = [k for k, f in PLAN.items() if not f(plan[k])]
+    bad = [k for k, f in PLAN.items() if not f(plan[k])] + ['result']*(not _whole_number(1)(plan.get('result', 1)))
     if bad: raise CacheCorrupt(f"{where}: the field {bad[0]!r} cannot be {shortened(plan[bad[0]], 60)}. "
                                "Fetch or build the cache again.")
 
@@ -735,6 +743,7 @@ def gather(self:LogitCache,
     parts = [(k//shards, k % shards, at) for k, at in zip(keys.tolist(), places)]     # (view, shard, places)
     return {name: self._answers(name, parts, order.argsort()) for name in (names or self.teachers)}
 
+# %% ../nbs/04_cache.ipynb #6b2fbc0f
 @patch
 def _there(self:LogitCache, rows):
     "These rows, if the cache has them"
@@ -748,9 +757,14 @@ def _answers(self:LogitCache, name, parts, back):
     # index_select is three times as fast as t[at]
     found = [{k: t.index_select(0, at) for k, t in self._shard(name, v, s).items()} for v, s, at in parts]
     got = {k: torch.cat([f[k] for f in found]).index_select(0, back) for k in found[0]}
-    if 'logits' in got: return got['logits'].float()
-    classes = len(self.teachers[name]['classes'])
-    return TopK(got['values'].float(), got['indices'].long(), got['tail'], classes, self.plan['tail_T'])
+    values, classes = got['logits' if 'logits' in got else 'values'].float(), len(self.teachers[name]['classes'])
+    # here and not when a file is first read, which would take twice as long
+    if values.isnan().any(): raise CacheCorrupt(f"{self.path}/logits/{name} holds NaN. {_ANEW}")
+    if 'logits' in got: return values
+    indices = got['indices'].long()
+    if len(values) and int(indices.max()) >= classes:
+        raise CacheCorrupt(f"{self.path}/logits/{name} names classes beyond {classes}. {_ANEW}")
+    return TopK(values, indices, got['tail'], classes, self.plan['tail_T'])
 
 # %% ../nbs/04_cache.ipynb #38afe1f8
 @patch
@@ -953,10 +967,12 @@ class LogitDL(ViewDL):
     def make_batch(self, idxs): return self._compared(super().make_batch(idxs))
     def create_batch(self, b): return self._compared(super().create_batch(b))
     def _compared(self, batch):
-        "The batch; one in sixteen of its views was compared with what was answered"
+        """The batch; one in sixteen of its views was compared with what was answered: each row once in 16 epochs,
+        then under another view"""
         ride = getattr(batch[-1], 'ride', None) if self.exact and self.policy.name != 'clean' else None
         if ride is None or self.cache is None: return batch
-        some = torch.nonzero((ride.row >= 0) & ((ride.row*31 + ride.view) % 16 == self.epoch % 16)).flatten()
+        turn = (ride.row + self.epoch//16) % 16 == self.epoch % 16
+        some = torch.nonzero((ride.row >= 0) & turn).flatten()
         if len(some): self.cache.compare(_digests(batch[0][some]), ride.row[some], ride.view[some], self)
         return batch
 
@@ -995,8 +1011,17 @@ def _rows_for(dl, cache):
                             f"first {_name(dl, other[0])}: {here} here, {there} there.")
     return rows
 
+# %% ../nbs/04_cache.ipynb #bbdcaee8
+def _check_result(cache):
+    "Refuse answers of a libkd that asked teachers otherwise"
+    if (then := cache.plan.get('result', 1)) == RESULT: return
+    by = cache.manifest.get('libkd', 'before 0.1')
+    raise CacheMismatch(f"{cache.path} was made by libkd {by}, and this libkd {__version__} asks teachers otherwise "
+                        f"(result: the cache has {then}, now {RESULT}). Build it anew with overwrite=True.")
+
 def _check_views(dl, cache):
     "Refuse a loader whose views are not those that were answered"
+    _check_result(cache)
     there, now = cache.plan['views'], (_clean(dl) if cache.policy.name == 'clean' else dl).describe()
     # a `DataBlock` of the user's knows no size; its transforms are compared
     now |= {} if now['size'] else {'size': there['size']}
@@ -1029,7 +1054,8 @@ def prove(self:LogitCache,
     train.exact = self.plan['schema'] > 1 and self.plan['versions'] == pixel_versions()
     if train.exact: done = self.check_pixels(dl, at, np.asarray(train.rows)[at], views)
     else: done = self._prove_by_reference(dl, train)
-    train.proof = f"{len(train.rows):,} of {len(train.rows):,} samples and labels match, {done} views made again"
+    train.proof = (f"{len(train.rows):,} of {len(train.rows):,} samples and labels match, {done} views made again, "
+                   f"{VERIFY[self.how]}")
     return done
 
 @patch

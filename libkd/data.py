@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'EXTENSIONS', 'PART_NAMES', 'UNLABELLED', 'sample_id', 'array_id', 'Sample', 'Row', 'open_image', 'Samples',
-           'draw_lots', 'content_digest', 'digests_of', 'picture_hash']
+           'draw_lots', 'content_digest', 'digests_of', 'decoded_digest', 'picture_hash', 'loader_rows']
 
 # %% ../nbs/00a_data.ipynb #39818a10
 import hashlib, json, os, unicodedata, warnings
@@ -633,6 +633,15 @@ def digests_of(
     return np.frombuffer(b''.join(out), np.uint8).reshape(-1, 16)
 
 # %% ../nbs/00a_data.ipynb #cbe2facd
+def decoded_digest(
+    sources, # Files and arrays
+    n=8,     # How many of them are decoded
+) -> str: # 32 hexadecimal characters
+    "What is seen in some of them: a file is bytes, and another decoder makes other pixels of the same bytes"
+    some = np.unique(np.linspace(0, len(sources) - 1, min(n, len(sources))).astype(int))
+    seen = b''.join(array_id(np.asarray(open_image(sources[int(i)]))) for i in some)
+    return hashlib.sha256(seen).hexdigest()[:32]
+
 @patch
 def content_digests(self:Samples) -> np.ndarray: # `(n, 16)` uint8
     "The content digest of every sample"
@@ -643,7 +652,7 @@ def identity(self:Samples) -> dict: # Plain JSON
     "What these samples are, in content: pixels, labels, parts and classes. Names and places of files do not count"
     columns = dict(pixels=self.content_digests(), labels=self.labels.astype('<i4'), parts=self.parts.astype('S5'))
     sums = {k: hashlib.sha256(np.ascontiguousarray(v).tobytes()).hexdigest()[:32] for k, v in columns.items()}
-    return dict(images=len(self), classes=list(self.classes), **sums)
+    return dict(images=len(self), classes=list(self.classes), decoded=decoded_digest(self.sources), **sums)
 
 # %% ../nbs/00a_data.ipynb #dccdb615
 @patch
@@ -702,8 +711,11 @@ def _dl_source(tl, o):
     raise UserError(f'no image file or array behind an item of these DataLoaders ({type(o).__name__}). '
                     'Use Samples.from_arrays or from_folder.')
 
-def _dl_part(dl, part):
-    "(sources, labels, parts) of one fastai loader."
+def loader_rows(
+    dl,           # A fastai loader of images with one category each
+    part='train', # 'train', 'valid' or 'test'
+)->tuple: # (sources: files or arrays, labels, parts), a list each
+    "What is behind the items of a fastai loader; `UserError` where that are no images with one label each"
     ds = dl.dataset
     needed = 'classification with one class an image is needed.'
     if not hasattr(ds, 'tls') or len(ds.tls) < 2:
@@ -728,7 +740,7 @@ def from_dls(cls:Samples,
 ):
     "Samples, classes and split of a fastai DataLoaders."
     if isinstance(getattr(dls, 'samples', None), cls): return dls.samples
-    cols = [_dl_part(dl, p) for dl, p in zip(dls.loaders, PARTS)]
+    cols = [loader_rows(dl, p) for dl, p in zip(dls.loaders, PARTS)]
     src, labels, parts = (sum((c[k] for c in cols), []) for k in range(3))
     vocab = dls.vocab[-1] if isinstance(dls.vocab[0], (list, tuple)) or hasattr(dls.vocab[0], 'o2i') else dls.vocab
     if any(isinstance(o, np.ndarray) for o in src): return cls(src, labels, list(vocab), parts)._as_listed()

@@ -8,10 +8,12 @@ __all__ = ['IdentityError', 'known_as', 'identity', 'schedule_identity', 'loss_i
 
 # %% ../nbs/00c_identity.ipynb #bd8369fa
 import ast, enum, functools, inspect, json, random, re, sys, sysconfig, textwrap, types
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from . import UserError
@@ -20,12 +22,14 @@ from .files import digest_of
 # %% ../nbs/00c_identity.ipynb #26727460
 def _array(a):
     "Type, shape and checksum of an array"
+    if a.dtype.hasobject: return {'array': f'object{list(a.shape)}', 'of': _identity(a.tolist(), _Seen())}
     a = np.ascontiguousarray(a)
     return {'array': f'{a.dtype.str}{list(a.shape)}', 'digest': digest_of(a.tobytes().hex())[:32]}
 
 def _tensor(t):
-    "As `_array`; bfloat16, which NumPy lacks, by its bits"
-    t = t.detach().cpu().contiguous()
+    "As `_array`; bfloat16, which NumPy lacks, by its bits; sparse and quantised ones by their values"
+    t = t.detach().cpu()
+    t = t.to_dense() if t.layout is not torch.strided else t.dequantize() if t.is_quantized else t.contiguous()
     if t.dtype == torch.bfloat16: return {'bfloat16': _array(t.view(torch.int16).numpy())}
     return _array(t.numpy())
 
@@ -42,7 +46,8 @@ def _plain(obj):
     if isinstance(obj, np.ndarray): return True, _array(obj)
     if isinstance(obj, torch.Tensor): return True, _tensor(obj)
     if isinstance(obj, enum.Enum): return True, f'{type(obj).__qualname__}.{obj.name}'
-    if isinstance(obj, (bytes, bytearray)): return True, {'bytes': digest_of(bytes(obj).hex())[:32]}
+    if isinstance(obj, (bytes, bytearray, memoryview)): return True, {'bytes': digest_of(bytes(obj).hex())[:32]}
+    if isinstance(obj, Image.Image): return True, {'picture': f'{obj.mode}{list(obj.size)}', **_array(np.asarray(obj))}
     if isinstance(obj, (torch.dtype, torch.device, range, slice, complex, re.Pattern, Path)): return True, str(obj)
     return False, None
 
@@ -103,25 +108,62 @@ def _globals(f, seen):
         elif not (callable(value) and _of_library(value)): found[name] = _identity(value, seen)
     return found
 
+# %% ../nbs/00c_identity.ipynb #68fdd0ba
+class _Seen:
+    "The things inside which we are, so that a circle ends; and functions and classes that were told before"
+    def __init__(self, ids=frozenset(), told=None): self.ids, self.told = ids, {} if told is None else told
+    def __contains__(self, obj): return id(obj) in self.ids
+    def inside(self, obj): return _Seen(self.ids | {id(obj)}, self.told)
+    def again(self, obj):
+        "Whether it was told before in this identity; from now on it was"
+        known = id(obj) in self.told
+        self.told[id(obj)] = obj
+        return known
+
+def _around(f, seen):
+    "Defaults, closure and globals of a function"
+    cells = {n: c for n, c in zip(f.__code__.co_freevars, f.__closure__ or ()) if n != '__class__'}
+    parts = {'defaults': f.__defaults__, 'keywords': f.__kwdefaults__,
+             'closure': {n: c.cell_contents for n, c in cells.items() if c != types.CellType()}}
+    out = {k: _identity(v, seen) for k, v in parts.items() if v}
+    return out | ({'globals': g} if (g := _globals(f, seen)) else {})
+
 def _function(f, seen):
     "Name and, of a user's function, source, defaults, closure and globals"
     if _of_library(f): return {'function': _name(f)}
-    out = {'function': f.__qualname__.split('.')[-1], 'source': _source(f)}
-    cells = {n: c for n, c in zip(f.__code__.co_freevars, f.__closure__ or ())}
-    parts = {'defaults': f.__defaults__, 'keywords': f.__kwdefaults__,
-             'closure': {n: c.cell_contents for n, c in cells.items() if c != types.CellType()}}
-    out |= {k: _identity(v, seen) for k, v in parts.items() if v}
-    return out | ({'globals': g} if (g := _globals(f, seen)) else {})
+    name = f.__qualname__.split('.')[-1]
+    if seen.again(f): return {'function': name, 'as': 'above'}
+    return {'function': name, 'source': _source(f), **_around(f, seen)}
 
 # %% ../nbs/00c_identity.ipynb #54fbcf27
 _STATE_OF_CHANCE = (random.Random, np.random.Generator, np.random.BitGenerator, np.random.RandomState, torch.Generator)
 _INNER = {*vars(nn.Module()), 'call_super_init'}               # what every module has, and is not its setting
+_LABELS = {'__stored_args__', '__orig_class__', '__wrapped__', '__name__', '__qualname__', '__module__', '__doc__',
+           '__signature__', '__annotations__', '__dict__', '__weakref__'}
 
+def _is_value(v):
+    "Numbers, texts, arrays, and lists and dicts of these"
+    if isinstance(v, (list, tuple, set, frozenset)): return all(map(_is_value, v))
+    return all(map(_is_value, v.values())) if isinstance(v, dict) else _plain(v)[0]
+
+def _methods(cls):
+    "Functions that stand in a class, by name; also those in properties and the like"
+    def inner(v): return getattr(v, 'fget', None) or getattr(v, 'func', None) or getattr(v, '__func__', v)
+    found = {k: inner(v) for k, v in sorted(vars(cls).items())}
+    return {k: f for k, f in found.items() if isinstance(f, types.FunctionType) and not _of_library(f)}
+
+# %% ../nbs/00c_identity.ipynb #f26d0d37
 def _class(cls, seen):
-    "Name of a class, and its source if it is the user's"
+    "Name of a class; of the user's also source, values, and what its methods refer to"
     if _of_library(cls): return _name(cls)
-    bases = [_class(b, seen) for b in cls.__bases__ if b is not object]
-    return {'class': cls.__qualname__.split('.')[-1], 'source': _source(cls), **({'bases': bases} if bases else {})}
+    name = cls.__qualname__.split('.')[-1]
+    if cls in seen or seen.again(cls): return {'class': name, 'as': 'above'}
+    seen, source = seen.inside(cls), _source(cls)
+    tell = _around if source else _function
+    parts = {'bases': [_class(b, seen) for b in cls.__bases__ if b is not object],
+             'values': {k: _identity(v, seen) for k, v in sorted(vars(cls).items()) if k[:2] != '__' and _is_value(v)},
+             'methods': {k: said for k, f in _methods(cls).items() if (said := tell(f, seen))}}
+    return {'class': name, 'source': source} | {k: v for k, v in parts.items() if v}
 
 def _attributes(obj):
     "Attributes of an object that say what it is"
@@ -131,24 +173,36 @@ def _attributes(obj):
         slots = getattr(cls, '__slots__', ())
         for s in [slots] if isinstance(slots, str) else slots:
             if hasattr(obj, s): state.setdefault(s, getattr(obj, s))
-    return {k: v for k, v in state.items() if not isinstance(v, _STATE_OF_CHANCE) and not k.startswith('__')}
+    return {k: v for k, v in state.items() if not isinstance(v, _STATE_OF_CHANCE) and k not in _LABELS}
 
 # %% ../nbs/00c_identity.ipynb #4fd81b92
 def _module(m, seen):
     "Class, settings, parts and tensors of a network; whether it trains just now does not count"
     own = {k: v for k, v in vars(m).items() if k not in _INNER}
     tensors = {k: v for k, v in (*m._parameters.items(), *m._buffers.items()) if v is not None}
-    parts = {'settings': own, 'tensors': tensors, 'modules': dict(m._modules)}
+    hooks = (*m._forward_pre_hooks.values(), *m._forward_hooks.values(), *m._backward_pre_hooks.values(),
+             *m._backward_hooks.values())
+    hooks = [h for h in hooks if not _of_library(getattr(h, '__func__', getattr(h, 'func', h)))]
+    parts = {'settings': own, 'tensors': tensors, 'hooks': hooks, 'modules': dict(m._modules)}
     return {'module': _class(type(m), seen)} | {k: _identity(v, seen) for k, v in parts.items() if v}
 
+# %% ../nbs/00c_identity.ipynb #f8c23816
+def _reduced(obj):
+    "What an object would be pickled as, without the copies that pickling makes of its parts; None where it cannot be"
+    try: how = obj.__reduce_ex__(2)
+    except Exception: return None
+    if isinstance(how, str): return how
+    return [list(o) if isinstance(o, Iterator) else o for o in how]      # list and dict items
+
 def _object(obj, seen):
-    "Class and attributes; of what has none and no readable text, a refusal"
-    state = _attributes(obj)
-    if state: return {'object': _class(type(obj), seen), 'with': _identity(state, seen)}
-    said = repr(obj)
-    if ' at 0x' not in said: return {'object': _class(type(obj), seen), 'said': said}
-    if _of_library(type(obj)): return {'object': _name(type(obj))}
-    if not hasattr(obj, '__dict__'): raise IdentityError(
+    "Class and attributes; of what has none, what it would be pickled as or its text; else a refusal"
+    if state := _attributes(obj): return {'object': _class(type(obj), seen), 'with': _identity(state, seen)}
+    kind = type(obj)
+    if _of_library(kind) and (how := _reduced(obj)): return {'object': _name(kind), 'made': _identity(how, seen)}
+    if ' at 0x' not in (said := repr(obj)): return {'object': _class(type(obj), seen), 'said': said}
+    changes = isinstance(obj, Iterator)                            # what it gives next is not written anywhere
+    if _of_library(type(obj)) and not changes: return {'object': _name(type(obj))}
+    if changes or not hasattr(obj, '__dict__'): raise IdentityError(
         f"Nothing says what this {type(obj).__name__} is: it has neither attributes nor source, so a result that "
         "depends on it could not be recognised. "
         "Say it yourself: known_as(it, 'a name that you change when it changes').")
@@ -179,18 +233,19 @@ def _callable(obj, seen):
     if isinstance(obj, types.FunctionType): return _function(obj, seen)
     if isinstance(obj, (types.BuiltinFunctionType, np.ufunc)): return {'function': _name(obj)}
     if isinstance(obj, type): return {'type': _class(obj, seen)}
+    if hasattr(obj, '__wrapped__'): return {'wrapped': _identity(obj.__wrapped__, seen), 'by': _name(type(obj))}
     return None
 
 # %% ../nbs/00c_identity.ipynb #476cfbb8
 def _identity(obj, seen):
-    "See `identity`; `seen` are the ids of the things inside which we are, so that a circle ends"
+    "See `identity`"
     plain, value = _plain(obj)
     if plain: return value
-    if id(obj) in seen: return 'itself'
-    seen = seen | {id(obj)}
-    if isinstance(obj, dict): return {str(k): _identity(v, seen) for k, v in obj.items()}
+    if obj in seen: return 'itself'
+    seen = seen.inside(obj)
+    if isinstance(obj, dict): return {str(k): _identity(obj[k], seen) for k in sorted(obj, key=str)}
     if isinstance(obj, (list, tuple)): return [_identity(o, seen) for o in obj]
-    if isinstance(obj, (set, frozenset)): return sorted((_identity(o, seen) for o in obj), key=digest_of)
+    if isinstance(obj, (set, frozenset)): return sorted((_identity(o, _Seen(seen.ids)) for o in obj), key=digest_of)
     if (said := _callable(obj, seen)) is not None: return said
     return _module(obj, seen) if isinstance(obj, nn.Module) else _object(obj, seen)
 
@@ -198,7 +253,7 @@ def identity(
     obj, # Anything: values, arrays, functions, transforms, networks, and lists and dicts of these
 ) -> object: # What `json` can write
     "What a thing is, in content: equal for equal things in every process, folder and machine. Raises `IdentityError`"
-    return _identity(obj, frozenset())
+    return _identity(obj, _Seen())
 
 # %% ../nbs/00c_identity.ipynb #7951090a
 def schedule_identity(

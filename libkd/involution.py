@@ -7,7 +7,7 @@ __all__ = ['BACKENDS', 'involution2d', 'Involution2d', 'InvolutionBlock', 'RedNe
            'rednet50', 'rednet101', 'rednet152', 'rednet_mini']
 
 # %% ../nbs/02_involution.ipynb #21cf65fa
-import functools, math, re
+import contextlib, functools, math, re
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 import torch, torch.nn.functional as F
@@ -668,8 +668,8 @@ def get_classifier(self:RedNet)->nn.Module: return self.head.fc
 @patch
 def reset_classifier(self:RedNet, num_classes:int, global_pool:str|None=None):
     "A fresh classifier; 0 classes: pooled features come out"
-    self.num_classes = num_classes
-    self.head.reset(num_classes, global_pool)
+    self.num_classes, first = num_classes, next(self.parameters())
+    self.head.reset(num_classes, global_pool, in_features=self.num_features, device=first.device, dtype=first.dtype)
 
 @patch
 def set_grad_checkpointing(self:RedNet, enable:bool=True):
@@ -704,10 +704,12 @@ def forward_intermediates(self:RedNet, x,
 def prune_intermediate_layers(self:RedNet, indices=1, prune_norm:bool=False, prune_head:bool=True):
     "Cut the stages behind the last map asked for"
     take, last = feature_take_indices(len(self.feature_info), indices)
-    if last < len(self.stages):
+    cut = last < len(self.stages)
+    if cut:
         self.stages = self.stages[:last]
         self.num_features = self.head_hidden_size = self.feature_info[last]['num_chs']
-    if prune_head or last < len(self.stages): self.reset_classifier(0, '')
+    if last == 0: self.pool = nn.Identity()                         # the stem's map is the one before pooling
+    if prune_head or cut: self.reset_classifier(0, '')
     return take
 
 # %% ../nbs/02_involution.ipynb #e454465b
@@ -742,9 +744,11 @@ def checkpoint_names(self:RedNet,
     return rednet_filter(state_dict, self)
 
 # %% ../nbs/02_involution.ipynb #da140c50
-def _rednet(name, pretrained=False, **kwargs):
-    return build_model_with_cfg(RedNet, name, pretrained, pretrained_filter_fn=read_checkpoint,
-        feature_cfg=dict(flatten_sequential=True, out_indices=tuple(range(1 + len(kwargs['depths'])))), **kwargs)
+def _rednet(name, pretrained=False, device=None, dtype=None, **kwargs):
+    with torch.device(device) if device is not None else contextlib.nullcontext():
+        model = build_model_with_cfg(RedNet, name, pretrained, pretrained_filter_fn=read_checkpoint,
+            feature_cfg=dict(flatten_sequential=True, out_indices=tuple(range(1 + len(kwargs['depths'])))), **kwargs)
+    return model if dtype is None else model.to(dtype=dtype)
 
 @register_model
 def rednet26(pretrained=False, **kwargs)->RedNet:

@@ -486,8 +486,8 @@ def _line(learn, student): # From `distill_learner`
     said = ', '.join(f"{h} ← {' + '.join(t)}" for h, t in cb.routed(learn.model).items())
     nums = f"T {_said(cb.T)}, weights {_said(cb.weights)}, labels {_said(dict(labels=cb.label_weight))}"
     if cb.weigh: nums += f", weighed sample by sample by {getattr(cb.weigh, '__name__', type(cb.weigh).__name__)}"
-    matched = '(samples, labels and views match)'
-    store = f"views {cb.cache.policy} of {cb.cache.path.name} {matched}" if cb.cache else 'live teachers'
+    proof = getattr(learn.dls.train, 'proof', '')
+    store = f"views {cb.cache.policy} of {cb.cache.path.name} ({proof})" if cb.cache else 'live teachers'
     return f"{head}, {learn.method}: {said} · {nums} · {store}{cb.note()}"
 
 # %% ../nbs/08b_learner.ipynb #170bd233

@@ -59,7 +59,8 @@ class ResNetMini(ResNet):
     ):
         super().__init__(BasicBlock, (1, 1, 1), channels=(width, 2*width, 4*width), in_chans=in_chans,
                          stem_type='deep', stem_width=width//2, **kw)
-        self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False)
+        where = {k: kw.get(k) for k in ('device', 'dtype')}
+        self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False, **where)
         self.maxpool, self.layer4 = nn.Identity(), nn.Sequential()     # an empty stage, as timm's pruning leaves one
         nn.init.kaiming_normal_(self.conv1.weight, mode='fan_out', nonlinearity='relu')
         for info, r in zip(self.feature_info, (1, 1, 2, 4)): info['reduction'] = r
@@ -69,8 +70,11 @@ class ResNetMini(ResNet):
         return super().forward_intermediates(x, _taps(indices), **kw)
 
     def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True):
-        "As timm's: stem and three stages."
-        return super().prune_intermediate_layers(_taps(indices), prune_norm, prune_head)
+        "As timm's: stem and three stages; timm would take the third for one before the last, and the head with it."
+        take = _taps(indices)
+        if max(take) < 3: return super().prune_intermediate_layers(take, prune_norm, prune_head)
+        if prune_head: self.reset_classifier(0, '')
+        return take
 
 def _taps(indices): return feature_take_indices(4, indices)[0]
 
@@ -1077,7 +1081,9 @@ def _made_head(name, arch, packaged, dls, label, seed, verbose):
 def _found_again(place, kept, asked):
     "The folder of the teacher that was asked for: under its own name, or renamed; None where there is none"
     if place.is_dir() and place not in kept: load_teacher(place)    # says what is wrong with it
-    return next((p for p in [place, *kept] if kept.get(p) == asked), None)
+    def same(said): # files of before do not say what was seen in the pictures
+        return [d for d in differences(said, asked) if d[:2] != ('data.decoded', None)] == []
+    return next((p for p in [place, *kept] if kept.get(p) and same(kept[p])), None)
 
 # %% ../nbs/03_teachers.ipynb #596f99c6
 def _once(folder, label, asked, make, dls, check, verbose):

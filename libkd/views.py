@@ -4,7 +4,7 @@
 
 # %% ../nbs/01_views.ipynb #a2d9ed58
 from __future__ import annotations
-import hashlib, inspect, random, re, shutil, tempfile, warnings, weakref
+import hashlib, inspect, os, random, re, shutil, tempfile, warnings, weakref, zlib
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import isqrt
@@ -27,12 +27,12 @@ from filelock import FileLock
 from torchvision.transforms import v2
 
 from . import UserError
-from .files import digest_of, progress, publish, writing
-from .data import PARTS, Sample, Samples, array_id, digests_of, open_image, sample_id
+from .files import Seen, digest_of, progress, publish, sha256, writing
+from .data import PARTS, Sample, Samples, array_id, decoded_digest, digests_of, open_image, sample_id
 from .identity import identity
 
 # %% auto #0
-__all__ = ['STEP', 'ORDERS', 'RATIOS', 'MEAN_COLOUR', 'LIGHT', 'WINDOW', 'MIX', 'ERASE', 'BETA', 'NORMALIZE', 'CGROUPS',
+__all__ = ['STEP', 'ORDERS', 'RATIOS', 'MEAN_COLOUR', 'LIGHT', 'WINDOW', 'MIX', 'ERASE', 'BETA', 'NORMALIZE', 'CGROUPS', 'PIXELS',
            'VIEW_ARGS', 'OPENERS', 'LIGHT_PIXELS', 'ALGORITHM', 'ViewError', 'scramble', 'view_keys', 'draws', 'below',
            'chance', 'from_table', 'view_seed', 'rng_scope', 'Policy', 'clean', 'finite', 'replay', 'online',
            'as_policy', 'shifted', 'coloured', 'erase_boxes', 'box_mask', 'LightViews', 'Mix', 'mix_pair', 'lam_table',
@@ -602,6 +602,8 @@ def free_memory(
     return max(0, min(free))
 
 # %% ../nbs/01_views.ipynb #7f24b3eb
+PIXELS = 2       # raised by hand when pictures are brought to their size otherwise
+
 class Pictures:
     "Pictures of a data set as uint8 of the final size: decoded once, when first asked for, and held in one place"
     def __init__(self,
@@ -611,6 +613,7 @@ class Pictures:
     ):
         self.sources, self.size, self.keep = sources, tuple(size), keep
         self.flat = self.path = self.shapes = None      # all pixels in a row; the mapped file; (n,2) heights and widths
+        self.stamps = {}                                # picture -> what its source was like when it was decoded
 
     def __len__(self): return len(self.sources)
 
@@ -673,18 +676,29 @@ def to_file(self:Pictures,
 ):
     "Have all pictures in one file, which is written unless it is there, and map it into memory. Raises `WriteError`"
     self.measure()
-    traits = [PIL.__version__, self.size, digests_of([self.sources[i] for i in range(len(self))]).tobytes().hex()]
+    sources = [self.sources[i] for i in range(len(self))]
+    self.stamps = {i: _stamp(o) for i, o in enumerate(sources)}
+    # by what is seen in some of them, not by the decoder's version: most releases change no picture
+    traits = [PIXELS, self.size, digests_of(sources).tobytes().hex(), decoded_digest(sources)]
     path = Path(folder)/f'pictures-{digest_of(traits)[:24]}.u8'
     if not self._whole(path):
         with writing(path): path.parent.mkdir(parents=True, exist_ok=True)
         with writing(path), FileLock(f'{path}.lock'):
             if not self._whole(path): self._write(path)
-    if remove: weakref.finalize(self, path.unlink, missing_ok=True)
+    if remove: weakref.finalize(self, _remove, path)
     self.path, self.flat, self.have[:] = path, torch.from_numpy(np.memmap(path, np.uint8, 'c')), True
     self.starts = np.r_[0, (3*self.shapes.prod(1)).cumsum()][:-1]       # also where they lay elsewhere before
 
+# %% ../nbs/01_views.ipynb #56009ba2
+def _remove(path):
+    for f in (path, path.with_name(f'{path.name}.sum'), path.with_name(f'{path.name}.lock')): f.unlink(missing_ok=True)
+
 @patch
-def _whole(self:Pictures, path): return path.is_file() and path.stat().st_size == self.nbytes
+def _whole(self:Pictures, path):
+    "Whether a file is there, of the right size and with the checksum that it was written with"
+    beside = path.with_name(f'{path.name}.sum')
+    if not (path.is_file() and path.stat().st_size == self.nbytes and beside.is_file()): return False
+    return Seen().sha256s([path])[0][0] == beside.read_text().strip()
 
 @patch
 def _write(self:Pictures, path):
@@ -693,8 +707,31 @@ def _write(self:Pictures, path):
     def write(f):
         with progress(len(self), 'decoding pictures') as bar:
             for i in range(len(self)): f.write(self.read(i).tobytes()); bar.update(1)
-    publish(path, write, kept=f'It would hold {len(self):,} decoded pictures, {self.nbytes/1e6:.0f} MB; '
-                              'keep= names another folder.')
+    kept = (f'It would hold {len(self):,} decoded pictures, {self.nbytes/1e6:.0f} MB; '
+            'keep= names another folder.')
+    publish(path, write, kept=kept)
+    publish(path.with_name(f'{path.name}.sum'), sha256(path).encode(), kept=kept)
+
+# %% ../nbs/01_views.ipynb #e0876bfd
+def _stamp(source):
+    "What can be told of a source without decoding it: of a file what the system says of it, of an array a checksum"
+    if isinstance(source, np.ndarray): return zlib.crc32(np.ascontiguousarray(source))
+    if not isinstance(source, (str, Path)): return None                 # others prove themselves, or cannot
+    try: s = os.stat(source)
+    except OSError: return None                                         # gone: what was decoded is all there is
+    return s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino
+
+@patch
+def refuse_changed(self:Pictures):
+    "Refuse pictures that were exchanged since they were decoded: a pass would show the old ones under their names"
+    if self.flat is None: return
+    now = {i: _stamp(self.sources[i]) for i, s in self.stamps.items() if s is not None}
+    for i in [i for i, s in now.items() if s not in (None, self.stamps[i])]:
+        x = torch.from_numpy(np.array(self.read(i))).flatten()
+        if not torch.equal(x, self.flat[self.starts[i]:self.starts[i] + len(x)].cpu()): raise ViewError(
+            f"{self.sources[i] if isinstance(self.sources[i], (str, Path)) else f'Picture {i}'} is another picture "
+            "than when this loader first saw it. Data must not change while they are used: make the loaders again.")
+        self.stamps[i] = now[i]                                         # touched, and nothing else
 
 # %% ../nbs/01_views.ipynb #b44f31ce
 @patch
@@ -708,9 +745,10 @@ def load(self:Pictures,
     rows = rows[~self.have[rows]]
     with progress(len(rows), 'decoding pictures', verbose=len(rows) > 1000) as bar:
         for i in rows:
+            stamp = _stamp(self.sources[i])                             # before it is read
             x = torch.from_numpy(np.array(self.read(i))).flatten()
             self.flat[self.starts[i]:self.starts[i] + len(x)] = x
-            self.have[i] = True
+            self.have[i], self.stamps[int(i)] = True, stamp
             bar.update(1)
 
 # %% ../nbs/01_views.ipynb #f6812f06
@@ -742,7 +780,8 @@ def settle(self:Pictures,
     workers:int, # Number of loader processes
     device,      # Where batches go, or None
 ):
-    "Before a pass: the pixels where they serve it best"
+    "Before a pass: nothing was exchanged, and the pixels are where they serve it best"
+    self.refuse_changed()
     if workers:
         self.load()
         if self.flat is not None: self.flat = self.flat.cpu()

@@ -10,10 +10,8 @@ The breaks stand in `tests/breaks/<room>.toml`, one table each:
     new = 'T'
 
 or, in the place of the last three, `code = '''…'''`: run before the test is imported; `mutate(module, old, new)` is at hand.
-Those in `tests/breaks/to_prove/` belong to rooms that were rewritten and have not been seen red since: they are not run, and
-move back, file by file, as each is (`python tests/breaks.py WORD -v` after moving).
 
-`make test-breaks` runs all others; `python tests/breaks.py 4.3` those of one room; `-v` says why each went red.
+`make test-breaks` runs all; `python tests/breaks.py 4.3` those of one room; `-v` says why each went red.
 """
 import sys, tomllib
 from pathlib import Path

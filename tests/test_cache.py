@@ -878,7 +878,7 @@ def test_pixels_are_compared_where_descriptions_are_equal(tmp_path, monkeypatch)
     dls, t = tiny.loaders(tfms=[Same(0)]), tiny.teacher()
     cache = build(tmp_path/'c', dls, [t])
     monkeypatch.setattr(m, '_check_views', lambda *a: None)              # whatever a description may leave out
-    assert cache.bind(dls).train.proof.endswith('36 views made again')
+    assert cache.bind(dls).train.proof == '18 of 18 samples and labels match, 36 views made again, files proved when they are read'
     with pytest.raises(CacheMismatch, match='36 of 36 views have other pixels'): cache.bind(tiny.loaders(tfms=[Same(1)]))
 
 
@@ -990,3 +990,109 @@ def test_verify_says_how_much_it_compared(made, capsys):
     dls, _, cache = made
     cache.verify(dls)
     assert '18 of 18 images and 36 views' in capsys.readouterr().out
+
+
+# -- payloads that change places -------------------------------------------------------------------------------------------
+
+def exchanged():
+    "Ways in which whole, undamaged files end up in each other's place, and single bytes that flip"
+    shard = 'logits/{}/v{:04}-s{:05}.safetensors'.format
+    one = [(t, v) for t in 'ab' for v in range(2)]
+    for t, v in one:
+        for s, other in ((0, 1), (0, 2), (1, 2)): yield f'shards {s} and {other} of {t}, view {v}', shard(t, v, s), shard(t, v, other)
+    for t in 'ab':
+        for s in range(3): yield f'views of {t}, shard {s}', shard(t, 0, s), shard(t, 1, s)
+    for v in range(2):
+        for s in range(3): yield f'teachers, view {v}, shard {s}', shard('a', v, s), shard('b', v, s)
+    yield 'folders of the teachers', 'logits/a', 'logits/b'
+    for t, v in one:
+        for s in range(3): yield f'a byte of {t}, view {v}, shard {s}', shard(t, v, s), None
+
+
+EXCHANGED = list(exchanged())
+
+
+def exchange(path, a, b):
+    if b is None: data = bytearray((path/a).read_bytes()); data[-3] ^= 16; (path/a).write_bytes(data)
+    else: (path/a).rename(path/'kept'); (path/b).rename(path/a); (path/'kept').rename(path/b)
+
+
+def test_there_are_37_exchanges(): assert len({e[0] for e in EXCHANGED}) == 37
+
+
+@pytest.mark.parametrize('a, b', [e[1:] for e in EXCHANGED], ids=[e[0] for e in EXCHANGED])
+def test_training_notices_exchanged_answers(copied, a, b):
+    dls, teachers, path = copied
+    exchange(path, a, b)
+    learn = distill_learner(dls, 'vit_nano', teachers=LogitCache.open(path), seed=0, verbose=False, student_kw=dict(depth=1, embed_dim=32, num_heads=2))
+    with pytest.raises(CacheCorrupt, match='is damaged'), learn.no_bar(), learn.no_logging(): learn.fit(2)
+
+
+@pytest.mark.parametrize('a, b', [('views/v0000-s00000.safetensors', 'views/v0001-s00000.safetensors'), ('views/v0000-s00001.safetensors', None),
+                                  ('samples.safetensors', None), ('reference.safetensors', None)])
+def test_binding_notices_exchanged_proofs(copied, a, b):
+    dls, teachers, path = copied
+    exchange(path, a, b)
+    with pytest.raises(CacheCorrupt, match='is damaged'):
+        cache = LogitCache.open(path)
+        cache.bind(dls)
+        cache.ask_again(dls.train, teachers)
+
+
+# -- another libkd ---------------------------------------------------------------------------------------------------------
+
+def test_a_cache_of_another_result_number_is_refused_and_says_whose_it_is(copied, monkeypatch):
+    import libkd.cache as m, libkd.sharing                    # which brings `add`
+    dls, teachers, path = copied
+    manifest = json.loads((path/'manifest.json').read_text())
+    (path/'manifest.json').write_text(json.dumps(manifest | dict(libkd='0.0.7')))
+    monkeypatch.setattr(m, 'RESULT', 2)
+    with pytest.raises(CacheMismatch, match=r'(?s)made by libkd 0\.0\.7.*result: the cache has 1, asked for 2'): build(path, dls, teachers)
+    with pytest.raises(CacheMismatch, match=r'made by libkd 0\.0\.7.*result: the cache has 1, now 2'): LogitCache.open(path).bind(dls)
+    with pytest.raises(CacheMismatch, match='result: the cache has 1, here 2'): LogitCache.open(path).add(dls, tiny.teacher('c', 3), check=False)
+    build(path, dls, teachers, overwrite=True)
+    assert json.loads((path/'plan.json').read_text())['result'] == 2 and LogitCache.open(path).bind(dls)
+    monkeypatch.setattr(m, 'RESULT', 1)
+    with pytest.raises(CacheMismatch, match='result: the cache has 2, now 1'): LogitCache.open(path).bind(dls)
+
+
+def test_other_versions_that_make_equal_views_may_extend(copied, monkeypatch):
+    import libkd.cache as m, libkd.sharing
+    dls, teachers, path = copied
+    other = dict(m.pixel_versions(), pillow='99.0')
+    monkeypatch.setattr(m, 'pixel_versions', lambda: other)
+    assert LogitCache.open(path).extend(dls, teachers, 3).policy.n == 3
+    dls.train.pixels, shown = lambda at, views, f=dls.train.pixels: f(at, views) ^ 8, dls.train.pixels
+    try:
+        with pytest.raises(CacheMismatch, match='versions.pillow'): LogitCache.open(path).extend(dls, teachers, 4)
+    finally: dls.train.pixels = shown
+
+
+@pytest.mark.parametrize('views', [1, 2, 4])
+def test_in_sixteen_epochs_every_picture_has_had_its_turn(made, tmp_path, monkeypatch, views):
+    "However many views there are: with two of them, every second row was never looked at"
+    dls, teachers, _ = made
+    cache = LogitCache.build(tmp_path/'c', dls, teachers[:1], views=views, check=False)
+    compared = []
+    monkeypatch.setattr(LogitCache, 'compare', lambda self, now, rows, views, dl, at=None: compared.append((rows.tolist(), views.tolist())))
+    train = cache.bind(dls).train
+    compared.clear()
+    for _ in range(32): list(train)
+    rows = [r for batch, _ in compared for r in batch]
+    assert sorted(rows) == sorted(list(range(18))*2)
+    assert len({p for pair in compared for p in zip(*pair)}) == (18 if views == 1 else 36)
+
+
+def test_a_picture_that_bind_does_not_meet_is_met_by_training(tmp_path):
+    "One of 90 is exchanged after the store was made, at a place that is not among the 64 that are made again"
+    data = tiny.samples(n=120)
+    dls = tiny.loaders(data=data)
+    cache = LogitCache.build(tmp_path/'c', dls, tiny.teacher(), views=2, check=False)
+    images = [np.array(o) for o in data.items]
+    train = np.flatnonzero(data.parts == 'train')
+    images[train[np.setdiff1d(np.arange(90), np.linspace(0, 89, 64).astype(int))[0]]][4, 4] ^= 255
+    from libkd.data import Samples
+    other = tiny.loaders(data=Samples(images, data.labels, data.classes, data.parts, data.ids))
+    assert cache.bind(other)
+    learn = distill_learner(other, 'vit_nano', teachers=LogitCache.open(tmp_path/'c'), seed=0, verbose=False, check=False, student_kw=dict(depth=1, embed_dim=32, num_heads=2))
+    with pytest.raises(CacheMismatch, match='1 of .* views have other pixels'), learn.no_bar(), learn.no_logging(): learn.fit(16)

@@ -12,12 +12,18 @@ from fastai.callback.mixup import MixUp
 from fastai.callback.schedule import SchedLin
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientAccumulation
+from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.transforms import IndexSplitter, get_image_files, parent_label
 from fastai.learner import Learner, load_learner
 from fastai.metrics import accuracy
+from fastai.vision.augment import Resize
+from fastai.vision.core import PILImage
+from fastai.vision.data import ImageBlock
 from torch import nn
 
 import tiny
 from libkd.cache import CacheMismatch, LogitCache
+from libkd.data import Samples
 from libkd.distill import MultiTeacherDistill
 from libkd.handover import load_student, save_student
 from libkd.learner import METHODS, cite, distill_learner, recipe
@@ -304,7 +310,7 @@ def test_a_seed_fixes_everything_and_another_changes_it():
 
 
 class Killed(Callback):
-    order = 20
+    order, only_looks = 20, True
     def __init__(self, epoch, at=None): self.stop, self.at = epoch, at
     def before_batch(self):
         if self.training and self.epoch == self.stop and self.iter == (self.at or 0): raise KeyboardInterrupt
@@ -334,7 +340,7 @@ def test_every_fit_has_a_state_of_its_own(tmp_path):
             learn.fine_tune(2, 1e-3, freeze_epochs=1)
         return learn
     class Kill(Callback):
-        order = 20
+        order, only_looks = 20, True
         def before_batch(self):
             if self.training and self.learn.resume.fits == 3 and (self.epoch, self.iter) == (1, 1): raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): train([Kill()])
@@ -385,6 +391,85 @@ def test_a_finished_fit_says_so_and_is_plain(finished, capsys):
     state = torch.load(finished/'fit-0.pt', weights_only=True)
     assert state['done'] == 2 and all(torch.equal(v, learn.model.state_dict()[k]) for k, v in state['model'].items())
     assert set(json.loads((finished/'fit-0.json').read_text())) == {'libkd', 'result', 'training'}
+
+
+# -- what a resumed training sees beyond its arguments -----------------------------------------------------------------------
+
+def pictures_in(folder, pixel=0, name='p'):
+    for i in range(12):
+        im = np.full((8, 8, 3), 20*i, np.uint8)
+        if i == 0: im[0, 0] = pixel
+        (folder/'ab'[i % 2]).mkdir(parents=True, exist_ok=True)
+        PILImage.create(im).save(folder/'ab'[i % 2]/f'{name}{i}.png')
+    return folder
+
+
+def plain_learner(folder, resume, **kw):
+    "Of somebody's own `DataBlock`, whose items are paths"
+    block = DataBlock((ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=IndexSplitter([0, 1]), **kw)
+    return learner(block.dataloaders(folder, bs=4, num_workers=0, device='cpu'), teachers=None, student='vit_nano', resume=resume)
+
+
+def test_a_training_on_somebody_elses_loaders_sees_pictures_and_transforms(tmp_path):
+    fit(plain_learner(pictures_in(tmp_path/'x'), tmp_path/'r'))
+    fit(plain_learner(pictures_in(tmp_path/'moved'), tmp_path/'r'))                     # nothing is trained, and nothing refused
+    with pytest.raises(ValueError, match='data.train|data.valid'): fit(plain_learner(pictures_in(tmp_path/'x', pixel=99), tmp_path/'r'))
+    with pytest.raises(ValueError, match='(?s)data.views'): fit(plain_learner(pictures_in(tmp_path/'y'), tmp_path/'r', item_tfms=[Resize(16)]))
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    fit(learner(resume=tmp_path))
+    state, note = tmp_path/'fit-0.pt', tmp_path/'fit-0.json'
+    whole, text = state.read_bytes(), note.read_text()
+    flipped = bytearray(whole); flipped[len(whole)//2] ^= 1
+    for data, said in ((bytes(flipped), 'its checksum'), (whole[:100], 'its checksum'), (b'', 'its checksum')):
+        state.write_bytes(data)
+        with pytest.raises(ValueError, match=f'fit-0.pt is damaged .*{said}'): fit(learner(resume=tmp_path))
+    state.write_bytes(whole)
+    note.write_text(text[:40])
+    with pytest.raises(ValueError, match='fit-0.json is damaged'): fit(learner(resume=tmp_path))
+    note.write_text(text)
+    fit(learner(resume=tmp_path))
+    (tmp_path/'fit-0.sum').unlink()                                # as folders of before are
+    state.write_bytes(whole[:100])
+    with pytest.raises(ValueError, match='fit-0.pt is damaged'): fit(learner(resume=tmp_path))
+
+
+def test_views_of_other_names_are_another_training(tmp_path):
+    "What is drawn for a view follows from the id of its picture"
+    def renamed(by):
+        data = tiny.samples()
+        return tiny.loaders(data=Samples(data.items, data.labels, data.classes, data.parts, data.ids ^ by))
+    fit(learner(renamed(0), resume=tmp_path))
+    with pytest.raises(ValueError, match='data.views.ids'): fit(learner(renamed(1), resume=tmp_path))
+
+
+class Halved(Callback):
+    def __init__(self, by=.5): self.by = by
+    def before_step(self):
+        for p in self.model.parameters():
+            if p.grad is not None: p.grad.mul_(self.by)
+
+
+class Looker(Callback):
+    only_looks = True
+
+
+def test_a_callback_of_the_users_is_part_of_a_training_unless_it_only_looks(tmp_path):
+    fit(learner(resume=tmp_path, cbs=Halved()))
+    fit(learner(resume=tmp_path, cbs=[Halved(), Looker()]))
+    with pytest.raises(ValueError, match=r'(?s)callbacks\.Halved.*only_looks = True'): fit(learner(resume=tmp_path))
+    with pytest.raises(ValueError, match=r'callbacks\.Halved.*by'): fit(learner(resume=tmp_path, cbs=Halved(.7)))
+
+
+def test_which_parameters_are_trained_is_part_of_a_training(tmp_path):
+    "Two layers of one size: as many parameters are frozen, and others"
+    def frozen(name):
+        learn = learner(student='vit_nano', teachers=None, resume=tmp_path, student_kw=dict(SMALL, depth=2))
+        for n, p in learn.model.named_parameters(): p.requires_grad_(not n.startswith(name))
+        return fit(learn)
+    frozen('blocks.0')
+    with pytest.raises(ValueError, match='trained'): frozen('blocks.1')
 
 
 # -- no fit without a step, no look that moves anything, no second callback --------------------------------------------------

@@ -107,3 +107,70 @@ def test_what_says_nothing_is_refused_or_named():
 def test_lines_for_people():
     lines = difference_lines(differences(dict(p=.1, q=[1, 2]), dict(p=.2, q=[1])))
     assert 'p: kept 0.1, asked for 0.2' in lines and 'q: kept [1, 2], asked for [1]' in lines
+
+
+# -- things that hide what they are ---------------------------------------------------------------------------------------
+
+def hidden():
+    "Pairs of things that differ where neither attributes nor text show it"
+    import collections, functools, itertools, operator
+    import pandas as pd
+    from PIL import Image
+    frame, other = (pd.DataFrame({'a': [0]*500 + [v] + [0]*500}) for v in (1, 2))
+    black, dotted = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 3), np.uint8)
+    dotted[2, 2] = 9
+    def cached(n): return functools.lru_cache(lambda v: v + n)
+    def hooked(n):
+        torch.manual_seed(0)
+        net = nn.Linear(2, 2)
+        net.register_forward_hook(lambda m, i, out: out*n)
+        return net
+    def made(n): return type('Made', (), {'__call__': eval(f'lambda self, v: v + {n}')})()
+    def _with(n):
+        it = type('Any', (), {})()
+        it.__dict__['__hidden__'] = n
+        return it
+    return {'lru_cache': (cached(1), cached(2)), 'cycle': (itertools.cycle([1]), itertools.cycle([2])), 'deque': (collections.deque([1]), collections.deque([2])),
+            'table': (frame, other), 'column': (frame['a'], other['a']), 'picture': (Image.fromarray(black), Image.fromarray(dotted)),
+            'sparse': (torch.eye(3).to_sparse(), 2*torch.eye(3).to_sparse()), 'hook': (hooked(1), hooked(2)), 'class without source': (made(1), made(2)),
+            'dunder attribute': (_with(1), _with(2)), 'memoryview': (memoryview(b'a'), memoryview(b'b')), 'staticmethod': (staticmethod(cached(1)), staticmethod(cached(2))),
+            'objects in an array': (np.array([1, [2]], object), np.array([1, [3]], object)), 'methodcaller': (operator.methodcaller('a', 1), operator.methodcaller('a', 2))}
+
+
+@pytest.mark.parametrize('kind', hidden())
+def test_what_hides_is_found(kind):
+    a, b = hidden()[kind]
+    assert identity(a) != identity(b) and identity(a) == identity(hidden()[kind][0])
+
+
+FACTOR = 1
+class Reads:
+    "A class whose method reads a global, and a value that stands in the class"
+    offset = 0
+    def __call__(self, v): return v*FACTOR + self.offset
+
+
+def test_what_methods_refer_to_counts(monkeypatch):
+    class Net(nn.Module):
+        def forward(self, x): return x*FACTOR
+    for it in (Reads(), Net()):
+        before = identity(it)
+        monkeypatch.setattr(sys.modules[__name__], 'FACTOR', 2)
+        assert identity(it) != before
+        monkeypatch.undo()
+        assert identity(it) == before
+    before = identity(Reads())
+    monkeypatch.setattr(Reads, 'offset', 1)
+    assert identity(Reads()) != before
+
+
+def test_what_only_moves_on_is_refused():
+    with pytest.raises(IdentityError, match='generator'): identity(i for i in range(3))
+
+
+def test_classes_that_refer_to_each_other_are_told_once():
+    "Ten classes that all name each other: told as a tree, they would take hours"
+    names = [f'C{i}' for i in range(10)]
+    scope = dict(__name__='__main__')
+    exec('\n'.join(f'class {n}:\n    def f(self): return {", ".join(names)}' for n in names), scope)
+    assert len(json.dumps(identity(scope['C0']()))) < 20_000

@@ -426,6 +426,39 @@ def test_a_sweep_of_a_changed_notebook_is_done_again(tmp_path, capsys):
     assert swept(*BODY[:2], 'record.done(metrics=dict(steps=-steps));') == [True] and 'notebook' in capsys.readouterr().out
 
 
+def test_what_a_text_names_counts_by_content_and_not_by_place(tmp_path):
+    import os
+    a, b = tmp_path/'a', tmp_path/'b'
+    (a/'in').mkdir(parents=True)
+    (a/'in'/'one.txt').write_text('1')
+    first = runs.content_of(str(a))
+    os.utime(a/'in'/'one.txt', (1, 1))
+    a.rename(b)
+    assert runs.content_of(str(b)) == first != '' and runs.content_of(str(a)) == runs.content_of('') == runs.content_of(7) == ''
+    (tmp_path/'far').mkdir(); (tmp_path/'far'/'two.txt').write_text('2')
+    (b/'link').symlink_to(tmp_path/'far'); (tmp_path/'far'/'back').symlink_to(tmp_path/'far')
+    linked = runs.content_of(str(b))
+    (tmp_path/'far'/'two.txt').write_text('3')
+    assert len({first, linked, runs.content_of(str(b))}) == 3
+    assert runs.content_of(str(b/'in'/'one.txt')) != first
+
+
+@pytest.mark.slow
+def test_a_sweep_on_exchanged_data_is_done_again_and_on_a_moved_folder_is_not(tmp_path):
+    nb = notebook(tmp_path/'nb.ipynb', "from libkd.runs import Run\nrecord = Run(folder, 'Toy')\nwith record.phase('a'): pass\nrecord.done(metrics=dict(n=int(open(data + '/x').read())));",
+                  parameters="folder = ''  # where\ndata = ''  # where from")
+    def swept(data):
+        fresh = []
+        row, = runs.sweep(nb, dict(data=[str(data)]), folder=tmp_path/'sweep', progress=lambda *a: fresh.append(a[-1])).to_dict('records')
+        return row['n'], row['data'], fresh
+    (tmp_path/'a').mkdir(); (tmp_path/'a'/'x').write_text('1')
+    assert swept(tmp_path/'a') == (1, str(tmp_path/'a'), [True])
+    (tmp_path/'a').rename(tmp_path/'b')
+    assert swept(tmp_path/'b') == (1, str(tmp_path/'b'), [False])
+    (tmp_path/'b'/'x').write_text('2')
+    assert swept(tmp_path/'b') == (2, str(tmp_path/'b'), [True])
+
+
 # -- arms --------------------------------------------------------------------------------------------------------------
 def test_the_table_counts_teachers_and_cache_for_the_taught_only():
     r = pd.DataFrame([dict(arm=a, seed=0, accuracy=.5, macro_accuracy=.5, ece=.1, seconds=20.) for a in ('taught', 'untaught')])

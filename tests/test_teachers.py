@@ -772,7 +772,7 @@ def test_teacher_json_has_no_path_and_no_clock(folder, good):
     asked = json.loads(text)['identity']
     assert str(folder) not in text and os.sep + 'tmp' not in text
     assert set(asked) == {'kind', 'result', 'model', 'made_by', 'batch', 'data', 'views', 'callbacks', 'epochs', 'lr', 'wd', 'seed', 'pretrained'}
-    assert set(asked['data']) == {'images', 'classes', 'pixels', 'labels', 'parts'}
+    assert set(asked['data']) == {'images', 'classes', 'decoded', 'pixels', 'labels', 'parts'}
 
 
 # -- pretrained bodies -----------------------------------------------------------------------------------------------------

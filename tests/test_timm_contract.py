@@ -224,3 +224,40 @@ def test_feature_maps_have_the_size_in_the_config(name):
 def test_pretrained_weights_are_not_pretended(name):
     if timm.get_pretrained_cfg(name).has_weights: pytest.skip('has weights')
     with torch.device('meta'), pytest.raises(RuntimeError, match='[Pp]retrained'): timm.create_model(name, pretrained=True)
+
+
+def pruned(model, *args, **kwargs):
+    import copy
+    model = copy.deepcopy(model)
+    model.prune_intermediate_layers(*args, **kwargs)
+    return model
+
+
+@pytest.mark.parametrize('name', [n for n in NAMES if SIZES[n] <= SMALL])
+def test_pruning_keeps_answers_and_ends_at_the_last_map(name):
+    "The last map needs everything, so the head answers as before; a pruned model's features are the map to which it was pruned"
+    model, x = make(name, num_classes=3), images(name)
+    last = len(model.feature_info) - 1
+    with torch.no_grad():
+        torch.testing.assert_close(pruned(model, [last], prune_head=False)(x), model(x))
+        maps = model.forward_intermediates(x, intermediates_only=True)
+        for i in range(last + 1):
+            features = pruned(model, [i], prune_norm=True).forward_features(x)
+            if features.ndim == 4: torch.testing.assert_close(features, maps[i])
+        if not is_token_model(name):
+            short = pruned(model, [0])
+            short.reset_classifier(4, 'avg')
+            assert short(x).shape == (2, 4)
+
+
+@each_name
+def test_models_are_made_where_and_as_one_says(name):
+    model = timm.create_model(name, device='meta', dtype=torch.float64)
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {('meta', torch.float64)}
+    assert {b.device.type for b in model.buffers()} <= {'meta'}
+    model.eval().requires_grad_(False)
+    for n in (0, 2): model.reset_classifier(n)
+    heads = model.get_classifier()
+    heads = heads if isinstance(heads, (tuple, list)) else heads.values() if isinstance(heads, dict) else [heads]
+    new = [p for h in heads for p in h.parameters()]
+    assert new and {(p.device.type, p.dtype) for p in new} == {('meta', torch.float64)} and not any(m.training for m in model.modules())

@@ -717,3 +717,77 @@ def test_a_picture_that_a_viewer_turns_is_turned(tmp_path):
         image.save(tmp_path/name, exif=exif)
         pics = Pictures([tmp_path/name], (10, 8))
         assert pics.take([0]).shape == (1, 3, 10, 8) and pics.shapes.tolist() == [[12, 8]]
+
+
+# -- pictures that lie where they were decoded --------------------------------------------------------------------------------
+
+def three_files(folder):
+    from PIL import Image
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(3): Image.fromarray(np.full((8, 8, 3), 60*i, np.uint8)).save(folder/f'{i}.bmp')
+    return [folder/f'{i}.bmp' for i in range(3)]
+
+
+def rewritten(file, value, quiet=False):
+    "Another picture under the same name, of the same size; `quiet`: with its old times"
+    import os
+    from PIL import Image
+    s = file.stat()
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(file)
+    if quiet: os.utime(file, ns=(s.st_atime_ns, s.st_mtime_ns))
+
+
+@pytest.mark.parametrize('quiet', [False, True])
+@pytest.mark.parametrize('keep', [False, True])
+def test_a_loader_that_lives_on_refuses_pictures_that_were_exchanged(tmp_path, quiet, keep):
+    from libkd.views import ViewError
+    files = three_files(tmp_path/'x')
+    pics = Pictures(files, (8, 8), tmp_path/'kept' if keep else None)
+    pics.take([0, 1, 2])
+    pics.settle(0, 'cpu')
+    rewritten(files[1], 99, quiet)
+    with pytest.raises(ViewError, match='1.bmp is another picture than when this loader first saw it'): pics.settle(0, 'cpu')
+
+
+def test_touched_and_vanished_files_are_no_other_pictures(tmp_path):
+    files = three_files(tmp_path/'x')
+    pics = Pictures(files, (8, 8))
+    before = pics.take([0, 1, 2]).clone()
+    rewritten(files[1], 60)                        # the same again
+    files[2].unlink()
+    for _ in range(2): pics.settle(0, 'cpu')
+    assert torch.equal(pics.take([0, 1, 2]), before)
+
+
+def test_an_array_that_is_changed_in_place_is_noticed():
+    from libkd.views import ViewError
+    arrays = [np.full((9, 9, 3), 60*i, np.uint8) for i in range(3)]
+    pics = Pictures(arrays, (8, 8))
+    pics.take([0, 1, 2])
+    arrays[2][0, 0] = 9
+    with pytest.raises(ViewError, match='Picture 2 is another picture'): pics.settle(0, 'cpu')
+
+
+def test_a_damaged_file_of_pictures_is_written_again(tmp_path):
+    "Of the right size, and with a byte that flipped"
+    files = three_files(tmp_path/'x')
+    first = Pictures(files, (8, 8), tmp_path/'kept')
+    before = first.take([0, 1, 2]).clone()
+    data = bytearray(first.path.read_bytes()); data[5] ^= 1; first.path.write_bytes(data)
+    second = Pictures(files, (8, 8), tmp_path/'kept')
+    assert torch.equal(second.take([0, 1, 2]), before) and second.path == first.path
+
+
+def test_a_file_of_pictures_is_named_by_what_is_seen_and_not_by_versions(tmp_path, monkeypatch):
+    import PIL
+    from PIL import Image
+    files = three_files(tmp_path/'x')
+    def path():
+        pics = Pictures(files, (8, 8), tmp_path/'kept')
+        pics.open()
+        return pics.path
+    first = path()
+    monkeypatch.setattr(PIL, '__version__', '99.0')
+    assert path() == first
+    monkeypatch.setattr(Image, 'open', lambda source, f=Image.open: f(source).point(lambda v: v ^ 4))
+    assert path() != first
