@@ -14,8 +14,8 @@ from typing import Any
 import PIL.Image, numpy as np, torch
 
 __all__ = ['STEP', 'ORDERS', 'RATIOS', 'MEAN_COLOUR', 'LIGHT', 'WINDOW', 'MIX', 'ERASE', 'BETA', 'NORMALIZE', 'CGROUPS',
-           'VIEW_ARGS', 'OPENERS', 'LIGHT_PIXELS', 'ALGORITHM', 'ViewError', 'scramble', 'view_keys', 'draws', 'below',
-           'chance', 'from_table', 'view_seed', 'rng_scope', 'Policy', 'clean', 'finite', 'replay', 'online',
+           'PIXELS', 'VIEW_ARGS', 'OPENERS', 'LIGHT_PIXELS', 'ALGORITHM', 'ViewError', 'scramble', 'view_keys', 'draws',
+           'below', 'chance', 'from_table', 'view_seed', 'rng_scope', 'Policy', 'clean', 'finite', 'replay', 'online',
            'as_policy', 'shifted', 'coloured', 'erase_boxes', 'box_mask', 'LightViews', 'Mix', 'mix_pair', 'lam_table',
            'mixed', 'Ride', 'plain_batch', 'each_loss', 'weighted_loss', 'LabelLoss', 'open_sample', 'label_of',
            'item_id', 'SampleCategory', 'TrainTfm', 'light_tfms', 'fitted', 'read_picture', 'free_memory', 'Pictures',
@@ -127,6 +127,7 @@ def fitted(h: int, w: int, size) -> tuple: ...
 def read_picture(source, size) -> np.ndarray: ...
 CGROUPS: list
 def free_memory(cgroup: Path = ...) -> int: ...
+PIXELS: int
 class Pictures:
     sources: Any
     size: Any
@@ -134,6 +135,7 @@ class Pictures:
     flat: Any
     path: Any
     shapes: Any
+    stamps: dict
     starts: Any
     nbytes: Any
     have: Any
@@ -143,6 +145,7 @@ class Pictures:
     def read(self, i) -> np.ndarray: ...
     def open(self): ...
     def to_file(self, folder, remove: bool = False): ...
+    def refuse_changed(self): ...
     def load(self, rows: np.ndarray | None = None): ...
     def take(self, rows: np.ndarray, at: np.ndarray | None = None) -> torch.Tensor: ...
     def settle(self, workers: int, device): ...
