@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from . import MENDABLE, UserError, __version__, did_you_mean, error_named, files
+from .data import EXTENSIONS, decoded_digest
 
 # %% ../nbs/13_runs.ipynb #a2ea79cc
 def write_json(path, # The file
@@ -469,10 +470,35 @@ def summary(result, # Content of a result.json
              f'report: {page}' if page.exists() else f'folder: {folder}']
     return '\n\n'.join(p for p in parts if p.strip())
 
+# %% ../nbs/13_runs.ipynb #d809768c
+RESULT = 3       # raised by hand when the jobs of before would give other results now
+
+def _files_below(path): # A folder; links are followed, once each
+    seen = set()
+    for at, folders, names in os.walk(path, followlinks=True):
+        real = {os.path.realpath(f'{at}/{d}'): d for d in sorted(folders)}
+        folders[:] = [d for r, d in real.items() if r not in seen]
+        seen.update(real)
+        yield from (Path(at)/n for n in sorted(names))
+
+def content_of(value, # Of a parameter
+)->str:               # 16 hex digits; '' for what names neither a file nor a folder
+    "What is in the file or the folder that a text names, wherever it lies"
+    if not value or not isinstance(value, str) or not os.path.exists(path := os.path.expanduser(value)): return ''
+    found = list(_files_below(path)) if os.path.isdir(path) else [Path(path)]
+    names = [p.relative_to(path).as_posix() for p in found]
+    pictures = [p for p in found if p.suffix.lower() in EXTENSIONS]
+    try: seen = decoded_digest(pictures)
+    except UserError: seen = 'not to be read'                       # said by whoever needs them
+    return files.digest_of([names, files.Seen().sha256s(found)[0], seen])[:16]
+
 # %% ../nbs/13_runs.ipynb #96243d60
-def _one_run(notebook, folder, **params): # Path; folder of the sweep; parameters
+def _placed(said, places): # Values, some of them in content; content -> place
+    return {k: places[v['content']] if isinstance(v, dict) else v for k, v in said.items()}
+
+def _one_run(notebook, folder, places, **said): # Path; folder of the sweep; as for `_placed`
     "One cell of a sweep: the metrics of a run in a folder of its own"
-    return run(notebook, Path(folder)/job_key(params), show=False, **params).get('metrics', {})
+    return run(notebook, Path(folder)/job_key(said), show=False, **_placed(said, places)).get('metrics', {})
 
 def sweep(notebook,    # A path, or the name of a run that comes with libkd
           grid,        # dict: parameter -> values to try
@@ -489,6 +515,9 @@ def sweep(notebook,    # A path, or the name of a run that comes with libkd
     jobs = [check_parameters(path, {**params, **c}) for c in combos]
     code = [''.join(c['source']) for c in read_json(path)['cells'] if c['cell_type'] == 'code']
     brought = sorted({files.sha256(Path(j['imports'])) for j in jobs if j.get('imports')})      # files of methods
-    one_run = partial(_one_run, str(path), str(Path(folder).absolute()))
-    return run_jobs(one_run, jobs, Path(folder)/'jobs', n_jobs, threads=None, progress=progress,
+    places = {c: str(Path(v).expanduser().absolute()) for j in jobs for v in j.values() if (c := content_of(v))}
+    said = [{k: dict(content=c) if (c := content_of(v)) else v for k, v in j.items()} for j in jobs]
+    one_run = partial(_one_run, str(path), str(Path(folder).absolute()), places)
+    rows = run_jobs(one_run, said, Path(folder)/'jobs', n_jobs, threads=None, progress=progress, result=RESULT,
                     about=dict(notebook=files.digest_of(code)[:16], **({'imports': brought} if brought else {})))
+    return rows.assign(**{k: [j[k] for j in jobs] for k in {k for s, j in zip(said, jobs) for k in j if s[k] != j[k]}})

@@ -250,6 +250,13 @@ def test_pruning_keeps_answers_and_ends_at_the_last_map(name):
             assert short(x).shape == (2, 4)
 
 
+def test_pruning_to_the_stem_leaves_out_the_pooling_behind_it():
+    model, x = timm.create_model('rednet_mini', max_pool=True).eval(), torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        stem = model.forward_intermediates(x, indices=[0], intermediates_only=True)[0]
+        torch.testing.assert_close(pruned(model, [0]).forward_features(x), stem)
+
+
 @each_name
 def test_models_are_made_where_and_as_one_says(name):
     model = timm.create_model(name, device='meta', dtype=torch.float64)
