@@ -157,7 +157,7 @@ def _class(cls, seen):
     "Name of a class; of the user's also source, values, and what its methods refer to"
     if _of_library(cls): return _name(cls)
     name = cls.__qualname__.split('.')[-1]
-    if cls in seen or seen.again(cls): return {'class': name, 'as': 'above'}
+    if seen.again(cls): return {'class': name, 'as': 'above'}
     seen, source = seen.inside(cls), _source(cls)
     tell = _around if source else _function
     parts = {'bases': [_class(b, seen) for b in cls.__bases__ if b is not object],

@@ -174,3 +174,10 @@ def test_classes_that_refer_to_each_other_are_told_once():
     scope = dict(__name__=__name__)
     exec('\n'.join(f'class {n}:\n    def f(self): return {", ".join(names)}' for n in names), scope)
     assert 1_000 < len(json.dumps(identity(scope['C0']()))) < 20_000
+
+
+def test_a_class_is_told_where_it_stands_for_itself():
+    "As a value, in a list, as a global: its source is there, once"
+    for it in (Reads, [Reads], dict(a=Reads)): assert 'self.offset' in json.dumps(identity(it))
+    def makes(): return Reads()
+    assert 'self.offset' in json.dumps(identity(makes)) and json.dumps(identity([Reads, Reads, makes])).count('self.offset') == 1
