@@ -4,7 +4,8 @@
 
 # %% ../nbs/08a_handover.ipynb #2647961b
 from __future__ import annotations
-import json, random, shutil, tempfile
+import hashlib, json, pickle, random, shutil, tempfile
+from io import BytesIO
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -23,18 +24,19 @@ from timm.models import save_for_hf
 from torch import nn
 
 from . import UserError, __version__
-from .data import content_digest
+from .data import decoded_digest, digests_of, loader_rows
 from .distill import MultiTeacherDistill, processes, unwrap
-from .files import digest_of, publish, publish_json
+from .files import digest_of, publish, publish_json, sha256
 from .identity import difference_lines, differences, identity, loss_identity, schedule_identity
 from .teachers import load_teacher, size_of, stats_of
 from .views import read_picture
 
 # %% auto #0
-__all__ = ['RESULT', 'pictures_identity', 'data_identity', 'rate_identity', 'made_with', 'steps_identity', 'student_identity',
-           'training_identity', 'plain_state', 'generators', 'set_generators', 'settle', 'Resume', 'effective_state',
-           'save_student', 'load_student', 'Saved', 'load_saved', 'as_seen', 'sample_pictures', 'picture_onnx',
-           'onnx_agrees', 'export_onnx', 'export_pt2']
+__all__ = ['RESULT', 'pictures_identity', 'data_identity', 'rate_identity', 'made_with', 'callbacks_identity', 'trained_identity',
+           'steps_identity', 'student_identity', 'training_identity', 'plain_state', 'generators', 'set_generators',
+           'publish_proved', 'load_proved', 'settle', 'Resume', 'effective_state', 'save_student', 'load_student',
+           'Saved', 'load_saved', 'as_seen', 'sample_pictures', 'picture_onnx', 'onnx_agrees', 'export_onnx',
+           'export_pt2']
 
 # %% ../nbs/08a_handover.ipynb #b2c18fbe
 def pictures_identity(dl, # A loader
@@ -42,16 +44,19 @@ def pictures_identity(dl, # A loader
     "Checksum of the pictures' bytes and of their labels, in their order"
     items = list(getattr(dl, 'items', []))
     if items and all(hasattr(o, 'source') for o in items):
-        return digest_of([[content_digest(o.source).hex(), int(o.label)] for o in items])[:32]
-        pictures = [Path(o).read_bytes() if isinstance(o, (str, Path)) and Path(o).is_file() else o for o in items]
-        labels = [tl[i] for tl in dl.dataset.tls[1:] for i in range(len(items))]
-        return digest_of(identity([pictures, labels]))[:32]
+        sources, labels = [o.source for o in items], [int(o.label) for o in items]
+        return digest_of([digests_of(sources).tobytes().hex(), labels, decoded_digest(sources)])[:32]
+    try: sources, labels, _ = loader_rows(dl)                            # of somebody's `DataBlock`
+    except UserError: return digest_of(identity(items))[:32]             # no images: what they say of themselves
+    return digest_of([digests_of(sources).tobytes().hex(), labels, decoded_digest(sources)])[:32]
 
 def data_identity(dls, # fastai `DataLoaders`
                  )->dict: # part -> checksum of pictures and labels; views, batch size
     "What a learner sees: pictures, labels, and how views are made of them"
     train = dls.train
-    views = train.describe() if hasattr(train, 'describe') else identity([train.after_item, train.after_batch])
+    if hasattr(train, 'describe'):                                   # ours: what is drawn depends on ids
+        views = train.describe() | dict(ids=digest_of(train.ids().tobytes().hex())[:32])
+    else: views = identity([train.dataset.tls[0].tfms, train.after_item, train.after_batch])
     said = dict(views=views, policy=str(getattr(train, 'policy', '')), classes=list(map(str, dls.vocab)))
     lengths = dict(bs=train.bs, drop_last=bool(train.drop_last), batches=len(train))
     return dict(train=pictures_identity(train), valid=pictures_identity(dls.valid), **said, **lengths)
@@ -72,15 +77,26 @@ def made_with(
     names = [*signature(type(cb).__init__).parameters, 'distrib']       # fastai's mixing keeps its alpha in there
     return identity({k: vars(cb)[k] for k in names if k in vars(cb)})
 
+def callbacks_identity(cbs)->dict: # name -> what it is
+    "Callbacks that may change a step: some of fastai's, and all of the user's that do not say `only_looks = True`"
+    kinds = {cb: identity(type(cb))['type'] for cb in cbs if not getattr(cb, 'only_looks', False)}
+    said = {type(cb).__name__: made_with(cb) for cb in kinds if isinstance(cb, _CHANGES_STEPS)}
+    # of a library, the name of a class says what it does
+    users = {type(cb).__name__: [kind, made_with(cb)] for cb, kind in kinds.items() if not isinstance(kind, str)}
+    return said | users
+
+def trained_identity(learn)->list: # A learner in a fit -> a checksum for each group of parameters
+    "Which parameters are trained, and in which group of the optimiser"
+    names = {id(p): n for n, p in learn.model.named_parameters() if p.requires_grad}
+    return [digest_of([names[id(p)] for p in group if id(p) in names])[:16] for group in learn.opt.param_lists]
+
 def steps_identity(learn, # A learner in a fit
                   )->dict: # optimiser, hypers, schedule, callbacks, trained
-    "Optimiser, rates, schedules and callbacks of fastai that change what a step does"
+    "Optimiser, rates, schedules, callbacks that change what a step does, and which parameters are trained"
     scheds = {k: rate_identity(f) for cb in learn.cbs if isinstance(cb, ParamScheduler) for k, f in cb.scheds.items()}
-    other = {type(cb).__name__: made_with(cb) for cb in learn.cbs if isinstance(cb, _CHANGES_STEPS)}
     hypers = [{k: v for k, v in group.items() if k not in scheds} for group in learn.opt.hypers]
-    trained = sum(p.numel() for p in learn.model.parameters() if p.requires_grad)
-    return dict(optimiser=identity(learn.opt_func), hypers=identity(hypers), schedule=scheds, callbacks=other,
-                trained=trained)
+    return dict(optimiser=identity(learn.opt_func), hypers=identity(hypers), schedule=scheds,
+                callbacks=callbacks_identity(learn.cbs), trained=trained_identity(learn))
 
 # %% ../nbs/08a_handover.ipynb #a515ef49
 def _without_tensors(said): # Of `identity` of a module
@@ -134,6 +150,28 @@ def set_generators(state:dict): # From `generators`, also through `plain_state`
     torch.set_rng_state(state['torch'])
     if state['cuda']: torch.cuda.set_rng_state_all(state['cuda'])
 
+# %% ../nbs/08a_handover.ipynb #9c3bc173
+def _sums(file): return file.with_suffix('.sum')                  # beside `fit-0.pt`
+
+def publish_proved(file:Path, # Where to
+                   state, # From `plain_state`
+                  ):
+    "Save a state with its checksum; a kill in between leaves the state of before and a note of both"
+    torch.save(state, data := BytesIO())
+    now, before = hashlib.sha256(data.getbuffer()).hexdigest(), [sha256(file)] if file.is_file() else []
+    publish_json(_sums(file), [*before, now])
+    publish(file, data.getvalue())
+
+def load_proved(file:Path, # Written by `publish_proved`
+               ): # The state
+    "A state, if it is what was saved; `UserError` where it is not"
+    try:
+        known = json.loads(_sums(file).read_text(encoding='utf-8')) if _sums(file).is_file() else [sha256(file)]
+        if sha256(file) not in known: raise ValueError('its checksum is another one than that beside it')
+        return torch.load(file, map_location='cpu', weights_only=True)
+    except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as e: raise UserError(
+        f"{file} is damaged ({str(e).splitlines()[0]}). Delete it; this fit then begins anew.") from e
+
 # %% ../nbs/08a_handover.ipynb #d1d6ef7c
 RESULT = 1      # raised by hand when a continued training would give other results than one of before
 
@@ -149,11 +187,16 @@ def settle(folder:Path, # Of a `Resume`
     if not state.is_file():
         publish_json(note, dict(result=RESULT, libkd=__version__, training=now))
         return False
-    kept = json.loads(note.read_text(encoding='utf-8')) if note.is_file() else {}
+    try: kept = dict(json.loads(note.read_text(encoding='utf-8'))) if note.is_file() else {}
+    except (ValueError, TypeError) as e: raise UserError(
+        f"{note} is damaged ({e}), so nothing says what {state} belongs to. "
+        "Delete both; this fit then begins anew.") from e
     found = differences(dict(kept.get('training', {}), result=kept.get('result')), dict(now, result=RESULT))
     if not found: return True
     other = 'student.tensors' in [field for field, *_ in found]
     hint = ' The student starts from other weights: give seed=, the same one.' if other else ''
+    if any(field.startswith('callbacks.') for field, *_ in found):
+        hint += ' A callback that changes nothing may say so: only_looks = True in its class.'
     raise UserError(f"{folder} holds another training (fit {fit}, by libkd {kept.get('libkd')}):\n"
                     f"{difference_lines(found)}\nGive the same arguments to continue it, or another folder.{hint}")
 
@@ -190,11 +233,11 @@ def _save(self:Resume):
                  rng=generators(), order=train.rng.getstate(), views=getattr(train, 'epoch', None),
                  values=self.recorder.values, losses=[float(o) for o in self.recorder.losses],
                  smooth=(smooth.count, float(smooth.val)))
-    publish(self.file, lambda f: torch.save(plain_state(state), f))
+    publish_proved(self.file, plain_state(state))
 
 @patch
 def _load(self:Resume):
-    self.kept = s = torch.load(self.file, map_location='cpu', weights_only=True)
+    self.kept = s = load_proved(self.file)
     unwrap(self.model).load_state_dict(s['model'])
     self.opt.load_state_dict(s['opt'])
     for cb in self.learn.cbs:
