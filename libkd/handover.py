@@ -77,7 +77,8 @@ def made_with(
     names = [*signature(type(cb).__init__).parameters, 'distrib']       # fastai's mixing keeps its alpha in there
     return identity({k: vars(cb)[k] for k in names if k in vars(cb)})
 
-def callbacks_identity(cbs)->dict: # name -> what it is
+def callbacks_identity(cbs, # Callbacks of a learner
+                      )->dict: # name -> what it is
     "Callbacks that may change a step: some of fastai's, and all of the user's that do not say `only_looks = True`"
     kinds = {cb: identity(type(cb))['type'] for cb in cbs if not getattr(cb, 'only_looks', False)}
     said = {type(cb).__name__: made_with(cb) for cb in kinds if isinstance(cb, _CHANGES_STEPS)}
@@ -163,11 +164,11 @@ def publish_proved(file:Path, # Where to
     publish(file, data.getvalue())
 
 def load_proved(file:Path, # Written by `publish_proved`
-               ): # The state
-    "A state, if it is what was saved; `UserError` where it is not"
+               )->dict: # The state
+    "A state, if it is what was saved. Raises `UserError` where it is not"
     try:
         known = json.loads(_sums(file).read_text(encoding='utf-8')) if _sums(file).is_file() else [sha256(file)]
-        if sha256(file) not in known: raise ValueError('its checksum is another one than that beside it')
+        if sha256(file) not in known: raise RuntimeError('its checksum is another one than that beside it')
         return torch.load(file, map_location='cpu', weights_only=True)
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as e: raise UserError(
         f"{file} is damaged ({str(e).splitlines()[0]}). Delete it; this fit then begins anew.") from e

@@ -493,6 +493,11 @@ def content_of(value, # Of a parameter
     return files.digest_of([names, files.Seen().sha256s(found)[0], seen])[:16]
 
 # %% ../nbs/13_runs.ipynb #96243d60
+def _in_content(jobs): # Dicts of parameters
+    "content -> place of what they name, and the same dicts with contents in the place of places"
+    places = {c: str(Path(v).expanduser().absolute()) for j in jobs for v in j.values() if (c := content_of(v))}
+    return places, [{k: dict(content=c) if (c := content_of(v)) else v for k, v in j.items()} for j in jobs]
+
 def _placed(said, places): # Values, some of them in content; content -> place
     return {k: places[v['content']] if isinstance(v, dict) else v for k, v in said.items()}
 
@@ -515,9 +520,8 @@ def sweep(notebook,    # A path, or the name of a run that comes with libkd
     jobs = [check_parameters(path, {**params, **c}) for c in combos]
     code = [''.join(c['source']) for c in read_json(path)['cells'] if c['cell_type'] == 'code']
     brought = sorted({files.sha256(Path(j['imports'])) for j in jobs if j.get('imports')})      # files of methods
-    places = {c: str(Path(v).expanduser().absolute()) for j in jobs for v in j.values() if (c := content_of(v))}
-    said = [{k: dict(content=c) if (c := content_of(v)) else v for k, v in j.items()} for j in jobs]
+    places, said = _in_content(jobs)
     one_run = partial(_one_run, str(path), str(Path(folder).absolute()), places)
     rows = run_jobs(one_run, said, Path(folder)/'jobs', n_jobs, threads=None, progress=progress, result=RESULT,
                     about=dict(notebook=files.digest_of(code)[:16], **({'imports': brought} if brought else {})))
-    return rows.assign(**{k: [j[k] for j in jobs] for k in {k for s, j in zip(said, jobs) for k in j if s[k] != j[k]}})
+    return rows.assign(**{k: [j[k] for j in jobs] for s in said for k, v in s.items() if isinstance(v, dict)})

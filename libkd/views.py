@@ -723,7 +723,8 @@ def _stamp(source):
 
 @patch
 def refuse_changed(self:Pictures):
-    "Refuse pictures that were exchanged since they were decoded: a pass would show the old ones under their names"
+    """Refuse pictures that were exchanged since they were decoded: a pass would show the old ones under their names.
+    Raises `ViewError`"""
     if self.flat is None: return
     now = {i: _stamp(self.sources[i]) for i, s in self.stamps.items() if s is not None}
     for i in [i for i, s in now.items() if s not in (None, self.stamps[i])]:
