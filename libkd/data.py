@@ -612,7 +612,7 @@ def digest(self:Samples) -> str: # 64 hexadecimal characters
     "SHA-256 of ids, labels and classes, in their order: of what they are called, not of what they show"
     h = hashlib.sha256(np.ascontiguousarray(self.ids).tobytes())
     h.update(self.labels.astype('<i4').tobytes())
-    h.update(json.dumps(self.classes, ensure_ascii=True).encode())
+    h.update(json.dumps(self.classes).encode())
     return h.hexdigest()
 
 def content_digest(

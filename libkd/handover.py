@@ -168,10 +168,10 @@ def load_proved(file:Path, # Written by `publish_proved`
     "A state, if it is what was saved. Raises `UserError` where it is not"
     try:
         known = json.loads(_sums(file).read_text(encoding='utf-8')) if _sums(file).is_file() else [sha256(file)]
-        if sha256(file) not in known: raise RuntimeError('its checksum is another one than that beside it')
-        return torch.load(file, map_location='cpu', weights_only=True)
-    except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as e: raise UserError(
-        f"{file} is damaged ({str(e).splitlines()[0]}). Delete it; this fit then begins anew.") from e
+        if sha256(file) in known: return torch.load(file, map_location='cpu', weights_only=True)
+        why = 'its checksum is another one than that beside it'
+    except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as e: why = str(e).splitlines()[0]
+    raise UserError(f"{file} is damaged ({why}). Delete it; this fit then begins anew.")
 
 # %% ../nbs/08a_handover.ipynb #d1d6ef7c
 RESULT = 1      # raised by hand when a continued training would give other results than one of before

@@ -22,7 +22,6 @@ from .files import digest_of
 # %% ../nbs/00c_identity.ipynb #26727460
 def _array(a):
     "Type, shape and checksum of an array"
-    if a.dtype.hasobject: return {'array': f'object{list(a.shape)}', 'of': _identity(a.tolist(), _Seen())}
     a = np.ascontiguousarray(a)
     return {'array': f'{a.dtype.str}{list(a.shape)}', 'digest': digest_of(a.tobytes().hex())[:32]}
 
@@ -43,7 +42,7 @@ def _plain(obj):
     if isinstance(obj, np.generic): obj = obj.item()
     if obj is None or isinstance(obj, (bool, int, float, str)) and not isinstance(obj, enum.Enum):
         return True, _number(obj)
-    if isinstance(obj, np.ndarray): return True, _array(obj)
+    if isinstance(obj, np.ndarray) and not obj.dtype.hasobject: return True, _array(obj)
     if isinstance(obj, torch.Tensor): return True, _tensor(obj)
     if isinstance(obj, enum.Enum): return True, f'{type(obj).__qualname__}.{obj.name}'
     if isinstance(obj, (bytes, bytearray, memoryview)): return True, {'bytes': digest_of(bytes(obj).hex())[:32]}
@@ -91,6 +90,18 @@ def _source(f):
     except (OSError, TypeError, ValueError, SyntaxError):
         return _bytecode(f.__code__) if hasattr(f, '__code__') else None
 
+# %% ../nbs/00c_identity.ipynb #68fdd0ba
+class _Seen:
+    "The things inside which we are, so that a circle ends; and functions and classes that were told before"
+    def __init__(self, ids=frozenset(), told=None): self.ids, self.told = ids, {} if told is None else told
+    def __contains__(self, obj): return id(obj) in self.ids
+    def inside(self, obj): return _Seen(self.ids | {id(obj)}, self.told)
+    def again(self, obj):
+        "Whether it was told before in this identity; from now on it was"
+        known = id(obj) in self.told
+        self.told[id(obj)] = obj
+        return known
+
 # %% ../nbs/00c_identity.ipynb #dec51a6a
 def _names(code):
     "Global names and attributes that a code object and those inside it look up"
@@ -107,18 +118,6 @@ def _globals(f, seen):
             found[name] = {k: _identity(v, seen) for k, v in own.items()}
         elif not (callable(value) and _of_library(value)): found[name] = _identity(value, seen)
     return found
-
-# %% ../nbs/00c_identity.ipynb #68fdd0ba
-class _Seen:
-    "The things inside which we are, so that a circle ends; and functions and classes that were told before"
-    def __init__(self, ids=frozenset(), told=None): self.ids, self.told = ids, {} if told is None else told
-    def __contains__(self, obj): return id(obj) in self.ids
-    def inside(self, obj): return _Seen(self.ids | {id(obj)}, self.told)
-    def again(self, obj):
-        "Whether it was told before in this identity; from now on it was"
-        known = id(obj) in self.told
-        self.told[id(obj)] = obj
-        return known
 
 def _around(f, seen):
     "Defaults, closure and globals of a function"
@@ -149,7 +148,7 @@ def _is_value(v):
 def _methods(cls):
     "Functions that stand in a class, by name; also those in properties and the like"
     def inner(v): return getattr(v, 'fget', None) or getattr(v, 'func', None) or getattr(v, '__func__', v)
-    found = {k: inner(v) for k, v in sorted(vars(cls).items())}
+    found = {k: inner(v) for k, v in vars(cls).items()}
     return {k: f for k, f in found.items() if isinstance(f, types.FunctionType) and not _of_library(f)}
 
 # %% ../nbs/00c_identity.ipynb #f26d0d37
@@ -186,6 +185,20 @@ def _module(m, seen):
     parts = {'settings': own, 'tensors': tensors, 'hooks': hooks, 'modules': dict(m._modules)}
     return {'module': _class(type(m), seen)} | {k: _identity(v, seen) for k, v in parts.items() if v}
 
+# %% ../nbs/00c_identity.ipynb #7b0b95a6
+class IdentityError(UserError):
+    "Nothing says what a thing is, so what depends on it could not be recognised"
+
+class known_as:
+    "A callable whose identity is a word of yours: for what has no source"
+    def __init__(self,
+        f,             # Any callable
+        identity: str, # What it is; change it when `f` changes
+    ):
+        self.f, self.identity = f, identity
+        functools.update_wrapper(self, f, updated=())
+    def __call__(self, *args, **kwargs): return self.f(*args, **kwargs)
+
 # %% ../nbs/00c_identity.ipynb #f8c23816
 def _reduced(obj):
     "What an object would be pickled as, without the copies that pickling makes of its parts; None where it cannot be"
@@ -209,19 +222,6 @@ def _object(obj, seen):
     return {'object': _class(type(obj), seen)}
 
 # %% ../nbs/00c_identity.ipynb #b052db0d
-class IdentityError(UserError):
-    "Nothing says what a thing is, so what depends on it could not be recognised"
-
-class known_as:
-    "A callable whose identity is a word of yours: for what has no source"
-    def __init__(self,
-        f,             # Any callable
-        identity: str, # What it is; change it when `f` changes
-    ):
-        self.f, self.identity = f, identity
-        functools.update_wrapper(self, f, updated=())
-    def __call__(self, *args, **kwargs): return self.f(*args, **kwargs)
-
 def _callable(obj, seen):
     "Functions, methods, partials and classes; None for what is none of these"
     if isinstance(obj, known_as): return {'known as': obj.identity}
@@ -243,6 +243,7 @@ def _identity(obj, seen):
     if plain: return value
     if obj in seen: return 'itself'
     seen = seen.inside(obj)
+    if isinstance(obj, np.ndarray): return {'array': f'object{list(obj.shape)}', 'of': _identity(obj.tolist(), seen)}
     if isinstance(obj, dict): return {str(k): _identity(obj[k], seen) for k in sorted(obj, key=str)}
     if isinstance(obj, (list, tuple)): return [_identity(o, seen) for o in obj]
     if isinstance(obj, (set, frozenset)): return sorted((_identity(o, _Seen(seen.ids)) for o in obj), key=digest_of)

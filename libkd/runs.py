@@ -493,6 +493,11 @@ def content_of(value, # Of a parameter
     return files.digest_of([names, files.Seen().sha256s(found)[0], seen])[:16]
 
 # %% ../nbs/13_runs.ipynb #96243d60
+def _combined(grid, seeds): # As of `sweep`
+    "One dict for each combination"
+    grid = {**grid, **({'seed': list(seeds)} if seeds else {})}
+    return [dict(zip(grid, c)) for c in itertools.product(*grid.values())]
+
 def _in_content(jobs): # Dicts of parameters
     "content -> place of what they name, and the same dicts with contents in the place of places"
     places = {c: str(Path(v).expanduser().absolute()) for j in jobs for v in j.values() if (c := content_of(v))}
@@ -515,9 +520,7 @@ def sweep(notebook,    # A path, or the name of a run that comes with libkd
 )->pd.DataFrame:       # One row a run: its parameters and the `metrics` of its result.json, or its error
     "Run a notebook for every combination, with `params` for all"
     path = find_notebook(notebook).absolute()
-    grid = {**grid, **({'seed': list(seeds)} if seeds else {})}
-    combos = [dict(zip(grid, c)) for c in itertools.product(*grid.values())]
-    jobs = [check_parameters(path, {**params, **c}) for c in combos]
+    jobs = [check_parameters(path, {**params, **c}) for c in _combined(grid, seeds)]
     code = [''.join(c['source']) for c in read_json(path)['cells'] if c['cell_type'] == 'code']
     brought = sorted({files.sha256(Path(j['imports'])) for j in jobs if j.get('imports')})      # files of methods
     places, said = _in_content(jobs)

@@ -668,6 +668,18 @@ def _hold(self:Pictures, pixels, starts):
     self.flat, self.starts = torch.from_numpy(pixels), starts
     self.have[:] = True
 
+# %% ../nbs/01_views.ipynb #1695abda
+def _stamp(source):
+    "What can be told of a source without decoding it: of a file what the system says of it, of an array a checksum"
+    if isinstance(source, np.ndarray): return zlib.crc32(np.ascontiguousarray(source))
+    if not isinstance(source, (str, Path)): return None                 # others prove themselves, or cannot
+    try: s = os.stat(source)
+    except OSError: return None                                         # gone: what was decoded is all there is
+    return s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino
+
+def _remove(path):
+    for f in (path, path.with_name(f'{path.name}.sum'), path.with_name(f'{path.name}.lock')): f.unlink(missing_ok=True)
+
 # %% ../nbs/01_views.ipynb #0c087ea6
 @patch
 def to_file(self:Pictures,
@@ -690,9 +702,6 @@ def to_file(self:Pictures,
     self.starts = np.r_[0, (3*self.shapes.prod(1)).cumsum()][:-1]       # also where they lay elsewhere before
 
 # %% ../nbs/01_views.ipynb #56009ba2
-def _remove(path):
-    for f in (path, path.with_name(f'{path.name}.sum'), path.with_name(f'{path.name}.lock')): f.unlink(missing_ok=True)
-
 @patch
 def _whole(self:Pictures, path):
     "Whether a file is there, of the right size and with the checksum that it was written with"
@@ -713,14 +722,6 @@ def _write(self:Pictures, path):
     publish(path.with_name(f'{path.name}.sum'), sha256(path).encode(), kept=kept)
 
 # %% ../nbs/01_views.ipynb #e0876bfd
-def _stamp(source):
-    "What can be told of a source without decoding it: of a file what the system says of it, of an array a checksum"
-    if isinstance(source, np.ndarray): return zlib.crc32(np.ascontiguousarray(source))
-    if not isinstance(source, (str, Path)): return None                 # others prove themselves, or cannot
-    try: s = os.stat(source)
-    except OSError: return None                                         # gone: what was decoded is all there is
-    return s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino
-
 @patch
 def refuse_changed(self:Pictures):
     """Refuse pictures that were exchanged since they were decoded: a pass would show the old ones under their names.
