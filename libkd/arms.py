@@ -105,8 +105,9 @@ def run_defaults(samples,      # Samples
     found = dict(size=size, views=4, steps=700, args=f'patch_size:4 {NANO}' if size == 16 else NANO, **SMALL)
     if size > 64: found |= LARGE
     ready = photos and size >= 24 and PACKAGED[READY].there()       # it has not seen smaller ones
-    passes = int(np.clip(20*len(samples.train)/32, 700, 2000))      # what a student needs to follow such a teacher
-    return found | (dict(conv=READY, views=2, steps=passes) if ready else {})
+    steps = int(np.clip(20*len(samples.train)/32, 700, 6250))       # what a student needs to follow such a teacher
+    views = 2 if 32*steps > len(samples.train) else 1               # a second one only where images come again
+    return found | (dict(conv=READY, views=views, steps=steps) if ready else {})
 
 # %% ../nbs/15_arms.ipynb #4dc51a06
 KEPT = 2**31     # bytes of decoded pictures that may lie in the folder of a run

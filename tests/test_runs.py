@@ -484,6 +484,8 @@ def test_photographs_get_a_teacher_with_published_weights_where_it_is_installed(
     assert given[False] == dict(conv='resnet_mini', inv='rednet_mini', views=4, steps=700)
     monkeypatch.setattr(Packaged, 'there', lambda self: True)
     assert arms.run_defaults(samples)['conv'] == 'resnet_mini'                  # not asked for: light teachers
+    many = samples.train[np.resize(np.arange(len(samples.train)), 250_000)]      # each is seen once at most: one view of it
+    assert {k: arms.run_defaults(many, photos=True)[k] for k in ('views', 'steps')} == dict(views=1, steps=6250)
     work = price.Work({'a': ('s', False)}, ['efficientnet_lite0'], dict(train=640, valid=128), 10, 32, 50, 50, 2, 1, labelled=64)
     plan = price.Plan(work, price.Costs(load=0., step=dict(s=0.), answer=dict(efficientnet_lite0=1.)), price.How(1))
     assert plan.minutes['teachers'] == pytest.approx((64 + 128)/32/60)         # once through these, and no step
