@@ -51,7 +51,7 @@ def _plain(obj):
     return False, None
 
 # %% ../nbs/00c_identity.ipynb #e41edad9
-_INSTALLED = tuple(str(Path(sysconfig.get_path(k)).resolve()) for k in ('stdlib', 'platstdlib', 'purelib', 'platlib'))
+_INSTALLED = tuple(str(Path(sysconfig.get_path(k)).resolve()) for k in ('stdlib', 'platstdlib'))
 _HERE = str(Path(__file__).resolve().parent) if '__file__' in globals() else ''
 
 def _of_library(obj):
@@ -60,7 +60,9 @@ def _of_library(obj):
     module = obj if isinstance(obj, types.ModuleType) else sys.modules.get(name)
     file = getattr(module, '__file__', None)
     if file is None: return module is not None and module.__name__ != '__main__'       # built into Python
-    return str(Path(file).resolve()).startswith((*_INSTALLED, *([_HERE] if _HERE else [])))
+    path = Path(file).resolve()
+    if {'site-packages', 'dist-packages'} & {*path.parts}: return True      # also of another environment
+    return str(path).startswith((*_INSTALLED, *([_HERE] if _HERE else [])))
 
 def _name(obj): return f'{getattr(obj, "__module__", None) or "builtins"}.{getattr(obj, "__qualname__", obj)}'
 

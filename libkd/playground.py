@@ -416,7 +416,9 @@ class Evidence:
     about: str=''  # Of which networks, in a sentence
 
     @classmethod
-    def measured(cls, part='valid'): # 'valid', on which the networks are equally accurate, or 'test'
+    def measured(cls,
+        part='valid', # 'valid', on which the networks are equally accurate, or 'test'
+    )->'Evidence': # Of all presets
         "What comes with libkd"
         rows = json.loads(static_text('presets.json'))
         of = lambda preset: {k: [r[part][preset] for r in rows if r['kind'] == k] for k in ('conv', 'inv', 'attn')}
@@ -426,7 +428,9 @@ class Evidence:
                    f'digits of 16 pixels, all between {min(right):.0f} and {max(right):.0f} % right. '
                    'Below 0.9 an AUC names nothing.')
 
-    def says(self, preset): # Its name
+    def says(self,
+        preset, # Its name
+    )->tuple: # (sentence, sentence)
         "What the preset does to each kind, or '', and whether that is a bias"
         groups = self.numbers.get(preset) or {}
         means = ', '.join(f'{_WORDS.get(k, k)} {100*np.mean(v):.0f}\u00a0%' for k, v in groups.items())

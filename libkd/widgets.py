@@ -525,7 +525,8 @@ def explore_attention(source, # A `Learner`, a student, any timm ViT; a `TokenMa
                       grid=None, # With `attn`: (rows, columns) of patches, where they are no square
                       **kwargs, # For pictures: more of `TokenMaps`; for a model: dls, rows, … of `read_maps`
                       )->AttentionView: # Shows itself as the last line of a cell; has `.to_html(path)`, `.layer`
-    "Look through where the tokens of a transformer look"
+    """Look through where the tokens of a transformer look. Raises `ValueError` for pictures without their attention,
+    and where the two do not fit each other"""
     if attn is not None:
         source = TokenMaps(as_rgb(source), grid or _square(attn, tokens), attn, tuple(tokens), **kwargs)
     if isinstance(source, TokenMaps): return AttentionView(source)

@@ -294,7 +294,7 @@ def test_a_killed_training_goes_on_in_either_stage(done, tmp_path):
     whole = dearkd(epochs=4, stage_one=.5)
     class Kill(KeyboardInterrupt): pass
     class Killer(Callback):
-        order = 70
+        order, only_looks = 70, True
         def after_epoch(self):
             if self.epoch == done - 1: raise Kill
     with pytest.raises(Kill): dearkd(epochs=4, stage_one=.5, cbs=Killer(), resume=tmp_path)

@@ -1,5 +1,5 @@
 "What a result depends on, in content: equal in every process, and different wherever the result may differ."
-import functools, json, random, subprocess, sys
+import importlib, functools, json, random, subprocess, sys
 import numpy as np, pytest, torch
 from torch import nn
 from torchvision.transforms import v2
@@ -181,3 +181,13 @@ def test_a_class_is_told_where_it_stands_for_itself():
     for it in (Reads, [Reads], dict(a=Reads)): assert 'self.offset' in json.dumps(identity(it))
     def makes(): return Reads()
     assert 'self.offset' in json.dumps(identity(makes)) and json.dumps(identity([Reads, Reads, makes])).count('self.offset') == 1
+
+
+def test_packages_of_another_environment_are_libraries(tmp_path, monkeypatch):
+    "A user's folder of packages, or the system's below a virtual environment: not the user's own code"
+    from libkd.identity import _of_library
+    for folder, library in (('site-packages', True), ('dist-packages', True), ('mine', False)):
+        at = tmp_path/folder; at.mkdir()
+        (at/f'lib_{folder[:4]}.py').write_text('def f(x): return x')
+        monkeypatch.syspath_prepend(at)
+        assert _of_library(importlib.import_module(f'lib_{folder[:4]}').f) is library

@@ -486,7 +486,7 @@ def test_learner_brings_its_teachers_images_and_heads():
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 SAY = lambda C=C, n=N: np.random.default_rng(C).normal(0, 2, (n, C)).astype('f4')
-ATTN = np.random.default_rng(0).dirichlet(np.ones(19), (4, 3, 2, 19))
+MAPS = np.random.default_rng(0).dirichlet(np.ones(19), (4, 3, 2, 19))
 FEATURES = np.random.default_rng(0).normal(0, 1, (N, 8))
 REFUSED = {
     'one teacher': (lambda: W.explore_disagreement(IMGS, dict(conv=SAY(), student=SAY()), Y), 'two teachers or more; given: conv'),
@@ -497,9 +497,9 @@ REFUSED = {
     'other classes': (lambda: W.explore_disagreement(IMGS, dict(conv=SAY(), inv=SAY(7)), Y), r"different numbers of classes: {'conv': 6, 'inv': 7}"),
     'sizes': (lambda: W.explore_disagreement([*IMGS[1:], IMGS[0, :4]], PREDS, Y), r'different sizes, \[\(4, 8, 3\), \(8, 8, 3\)\]'),
     'nothing': (lambda: W.explore_disagreement(IMGS[:0], dict(conv=SAY(n=0), inv=SAY(n=0))), 'no image here'),
-    'NaN in attention': (lambda: W.explore_attention(IMGS[:4], ATTN*np.nan, tokens=('cls', 'conv', 'inv')), 'attention holds NaN'),
+    'NaN in attention': (lambda: W.explore_attention(IMGS[:4], MAPS*np.nan, tokens=('cls', 'conv', 'inv')), 'attention holds NaN'),
     'no attention': (lambda: W.explore_attention(IMGS[:4]), 'pictures alone have no attention'),
-    'other tokens': (lambda: W.explore_attention(IMGS[:4], ATTN), '18 patches beside 1 tokens are no square'),
+    'other tokens': (lambda: W.explore_attention(IMGS[:4], MAPS), '18 patches beside 1 tokens are no square'),
     'NaN in features': (lambda: W.explore_features(IMGS, FEATURES*np.nan, PREDS, Y), 'features hold NaN'),
     'one feature': (lambda: W.explore_features(IMGS, FEATURES[:, :1], PREDS, Y), r'shape \(150, 1\); needed are two images or more, with two numbers')}
 

@@ -11,7 +11,8 @@ LOADS = {'script': 'src', 'img': 'src', 'link': 'href', 'iframe': 'src', 'video'
 QUIET = ('canonical', 'search', 'next', 'prev', 'index', 'author', 'copyright')         # what such a <link> names is not loaded
 # Styles that libraries write into elements -> the class of libkd.css that says the same, or '' where libkd.css does so anyway.
 STYLES = {'opacity: 50%': 'arrow', 'text-align: right;': '', 'display: none;': 'icons', 'margin:0': '', 'max-width:100%': '',
-          'max-width:100%;height:auto;background:#fff': ''}
+          'max-width:100%;height:auto;background:#fff': '', 'max-width:100%;height:auto': ''}
+PAPER = re.compile(r'<style>\[data-jp-theme-light.*?</style>', re.S)       # of figures in JupyterLab; here libkd.css says it
 BARE = {'defer', 'async', 'hidden', 'open', 'disabled', 'checked', 'required', 'selected', 'novalidate'}
 LONGEST_TITLE = 70
 PLAIN = {'n', 'p', 'w'}                 # tokens of code in the colour of all text: names, brackets, blanks
@@ -42,7 +43,7 @@ class Page(HTMLParser):
         super().__init__(convert_charrefs=False)
         self.site, self.path, self.out, self.open, self.skip, self.headed = site, path, [], [], 0, False
         self.loads, self.links, self.ids, self.silent = [], [], set(), 0
-        self.feed(text)
+        self.feed(PAPER.sub('', text))
         self.close()
         self.text = re.sub(r'[ \t]+(?=\n)', '', ''.join(self.out))
         self.text = re.sub(r'\n{2,}', '\n', self.text) if '<pre' not in self.text else self.text
@@ -132,8 +133,9 @@ class Page(HTMLParser):
 
     def picture(self, a):
         "A picture in the page becomes a file; all have a size, wait until they are needed, and say whether they may be turned around."
-        if m := re.match(r'data:image/(png|jpeg|gif|webp|svg\+xml)(;charset=[^;,]+)?;base64,(.*)', a.get('src', ''), re.S):
-            a['src'] = self.beside(base64.b64decode(m[3]), '_images', m[1].split('+')[0])
+        if m := re.match(r'data:image/(png|jpeg|gif|webp|svg\+xml)(?:;charset=[^;,]+)?(;base64)?,(.*)', a.get('src', ''), re.S):
+            data = base64.b64decode(m[3]) if m[2] else unquote(m[3]).encode()
+            a['src'] = self.beside(data, '_images', m[1].split('+')[0])
         file = (self.path.parent/unquote(a.get('src', '').split('#')[0])).resolve()
         if file.suffix in ('.png', '.jpeg', '.webp', '.gif') and file.is_file() and (size := measured(file.read_bytes())):
             a.setdefault('width', str(size[0])); a.setdefault('height', str(size[1]))

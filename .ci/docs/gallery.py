@@ -38,7 +38,8 @@ def picture(cell, alt):
     for out in cell.get('outputs', []):
         data = {k: ''.join(v) for k, v in out.get('data', {}).items() if isinstance(v, (str, list))}
         page = data.get('text/html', '')
-        if m := re.search(r'<img\b[^>]*src="data:image/(?:png|jpeg);base64,([^"]+)"[^>]*>', page):
+        # the picture itself, or one that follows a dark page: in an SVG, whose quotes are single
+        if m := re.search(r'<img\b[^>]*src="data:image/[^"]*?(?:png|jpeg);base64,([\w+/=]+)[^"]*"[^>]*>', page):
             said = re.search(r'\balt="([^"]*)"', m[0])
             return base64.b64decode(m[1]), html.unescape(said[1]) if said else alt
         if 'image/png' in data and not page: return base64.b64decode(data['image/png']), alt
