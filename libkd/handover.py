@@ -45,9 +45,9 @@ def pictures_identity(dl, # A loader
     items = list(getattr(dl, 'items', []))
     if items and all(hasattr(o, 'source') for o in items):
         sources, labels = [o.source for o in items], [int(o.label) for o in items]
-        return digest_of([digests_of(sources).tobytes().hex(), labels, decoded_digest(sources)])[:32]
-    try: sources, labels, _ = loader_rows(dl)                            # of somebody's `DataBlock`
-    except UserError: return digest_of(identity(items))[:32]             # no images: what they say of themselves
+    else:
+        try: sources, labels, _ = loader_rows(dl)                        # of somebody's `DataBlock`
+        except UserError: return digest_of(identity(items))[:32]         # no images: what they say of themselves
     return digest_of([digests_of(sources).tobytes().hex(), labels, decoded_digest(sources)])[:32]
 
 def data_identity(dls, # fastai `DataLoaders`
