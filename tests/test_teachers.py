@@ -575,6 +575,13 @@ def test_same_names_other_pixels_are_other_data(tmp_path):
         d = image_dls(tmp_path/str(k), bs=8)
         digests.append((d.samples.digest(), told(d)))
     assert digests[0][0] == digests[1][0] and digests[0][1] != digests[1][1]
+    known, files = d.samples.identity(), sorted((tmp_path/'1').rglob('*.png'))
+    for p in files[:12]:                                            # each of them, not only those that are decoded for a look
+        was = p.read_bytes()
+        Image.open(p).rotate(180).save(p)
+        assert d.samples.identity() != known
+        p.write_bytes(was)
+    assert d.samples.identity() == known
 
 @pytest.fixture
 def kept(tmp_path, dls, good, monkeypatch):
