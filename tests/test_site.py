@@ -122,6 +122,15 @@ def test_a_look_names_page_and_fault(tmp_path, looks):
         assert not found if why is None else any(f.startswith('a.html (light): ') and why in f for f in found), (fault, found)
 
 
+def test_a_look_sees_cut_folds_and_widths_in_between(tmp_path, looks):
+    page = '<!doctype html><html lang="en"><title>t</title><meta name="viewport" content="width=device-width"><main><h1>t</h1>%s</main></html>'
+    cut = '<details style="overflow:hidden"><summary style="margin-top:-1em">more</summary><p>more</p></details>'
+    wide = '<style>div{width:9px} @media(min-width:1050px) and (max-width:1200px){div{width:1300px}}</style><div>w</div>'
+    for fault, why in [(cut, '(light): 1 closed folds cut'), (wide, '(1100 pixels): 2')]:
+        (tmp_path/'a.html').write_text(page % fault)
+        assert any(why in f for f in looks(tmp_path, ['a.html'], {'light': (dict(width=390, height=800), 'light')}))
+
+
 def cell(source, *outputs): return dict(cell_type='code', source=source, outputs=list(outputs), metadata={})
 def picture(**data): return dict(output_type='display_data', data=data)
 

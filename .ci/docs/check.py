@@ -10,6 +10,9 @@ WIDE, NARROW = dict(width=1280, height=900), dict(width=390, height=800)
 HOW = dict(light=(WIDE, 'light'), dark=(WIDE, 'dark'), phone=(NARROW, 'light'))
 AXE = """axe.run(document, {resultTypes: ['violations']}).then(r => r.violations.flatMap(
     v => v.nodes.map(n => `${v.id}: ${n.html.slice(0, 80)}`)))"""
+BETWEEN = 1100, 1400                    # pixels: widths between those of `HOW`, where the sidebars come and go
+CUT = """[...document.querySelectorAll('details:not([open]) > summary')].filter(s => s.getBoundingClientRect().height
+    && s.getBoundingClientRect().top < s.parentElement.getBoundingClientRect().top - 1).length"""
 VALIDATOR = 'html-validate@10.17.0'
 PROCESSES = 2
 
@@ -37,15 +40,23 @@ def look(tab, path, axe, hows):
         tab.emulate_media(color_scheme=scheme)
         if not i:
             tab.goto(path.resolve().as_uri())
+            if (cut := tab.evaluate(CUT)): found.append((how, f'{cut} closed folds cut their line off'))
             tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
             tab.add_script_tag(path=str(axe))
         tab.evaluate("dispatchEvent(new Event('resize'))")
         tab.wait_for_function("document.getAnimations().every(a => a.playState != 'running')")      # folds fade in: half-way they are pale
         found += [(how, fault) for fault in tab.evaluate(AXE)]
-        over = tab.evaluate('document.documentElement.scrollWidth - innerWidth')
-        if over > 0: found.append((how, f'{over} pixels wider than the screen'))
+        found += too_wide(tab, how)
+    for width in BETWEEN:
+        tab.set_viewport_size(dict(WIDE, width=width))
+        found += too_wide(tab, f'{width} pixels')
     tab.close()
     return found
+
+
+def too_wide(tab, how):
+    over = tab.evaluate('document.documentElement.scrollWidth - innerWidth')
+    return [(how, f'{over} pixels wider than the screen')] if over > 0 else []
 
 
 def all_seen(site, pages):
