@@ -188,7 +188,7 @@ _NAME = re.compile(r'(?!.*\.\.)[a-z0-9._-]{1,64}')
 
 def _shard_name(teacher, view, shard):
     "Where a shard lies: derived, never read from a file"
-    if not _NAME.fullmatch(teacher): 
+    if not _NAME.fullmatch(teacher):
         raise CacheError(f"The teacher's name {teacher!r} cannot name a folder: "
                          "use 1 to 64 of a-z, 0-9, '.', '_', '-', without '..'.")
     return f'logits/{teacher}/v{view:04d}-s{shard:05d}.safetensors'
