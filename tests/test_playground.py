@@ -46,22 +46,25 @@ def nets(): return {n: trained(n) for n in NETS}
 def module(browser):
     "A blank page with a file of `libkd/static`, and a function of it that may be called"
     opened = []
-    def load(name, function):
+    def load(name, function, first=''): # `first` runs before the file
         opened.append(browser.new_context(offline=True)); page = opened[-1].new_page()
-        page.add_script_tag(content=f'{bundle(name)}\nwindow.called = {function}', type='module')
+        page.add_script_tag(content=f'{first}\n{bundle(name)}\nwindow.called = {function}', type='module')
         page.wait_for_function('() => Boolean(window.called)')
         return lambda *args: page.evaluate('args => called(...args)', list(args))
     yield load
     for ctx in opened: ctx.close()
 
+RUN = """(text, pictures) => {
+    const net = network(JSON.parse(text)), out = pictures.map(p => net.run(Float32Array.from(p)))
+    const plain = o => Object.fromEntries(Object.entries(o).map(([k, v]) => [k, [...v]]))
+    return { answers: out.map(o => [...o.answer]), heads: out.map(o => plain(o.heads)), lanes: Boolean(LANES) } }"""
+
+def asked(run): return lambda packed, x: run(packed.to_json(), x.reshape(len(x), -1).tolist())
+
 @pytest.fixture(scope='module')
 def engine(module):
     "From a packed network and pictures to the answers of `nets.js`"
-    run = module('nets.js', """(text, pictures) => {
-        const net = network(JSON.parse(text)), out = pictures.map(p => net.run(Float32Array.from(p)))
-        const plain = o => Object.fromEntries(Object.entries(o).map(([k, v]) => [k, [...v]]))
-        return { answers: out.map(o => [...o.answer]), heads: out.map(o => plain(o.heads)) } }""")
-    return lambda packed, x: run(packed.to_json(), x.reshape(len(x), -1).tolist())
+    return asked(module('nets.js', RUN))
 
 
 # -- networks in the page ----------------------------------------------------------------------------------------------
@@ -80,6 +83,15 @@ def test_every_head_answers_for_itself(engine, nets):
     with torch.no_grad(): want = nets['vit_civt_nano'].forward_heads(normalised(x))
     got = engine(P.pack_net(nets['vit_civt_nano'], SIDE, STATS), x)['heads']
     for h, z in want.items(): np.testing.assert_allclose([o[h] for o in got], z, atol=1e-2)
+
+
+@pytest.mark.parametrize('name', ['resnet_mini', 'vit_civt_nano'])
+def test_lanes_and_single_numbers_answer_alike(engine, module, nets, name):
+    single = asked(module('nets.js', RUN, 'delete globalThis.WebAssembly'))
+    packed, (x, _) = P.pack_net(nets[name], SIDE, STATS), pictures(6, 6)
+    lanes, alone = engine(packed, x), single(packed, x)
+    assert lanes['lanes'] and not alone['lanes']
+    np.testing.assert_allclose(lanes['answers'], alone['answers'], atol=1e-4)
 
 
 class Odds(nn.Module):
