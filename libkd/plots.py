@@ -181,14 +181,10 @@ def plot_scoreboard(board:pd.DataFrame, # From `libkd.diagnose.scoreboard`
                     )->LibkdFigure:
     "One bar a model, with its number, its size and its speed; `KeyError` for a column that is not there"
     if metric not in board: raise KeyError(f'no column {metric!r}; there are: {", ".join(map(str, board.columns))}')
-    n, v = len(board), board[metric].astype(float)
-    alt = f'{metric} of {n} models: ' + ', '.join(f'{k} {_number(x, metric)}' for k, x in v.items()) + '.'
-    height = .9 + .42*n
+    v, height = board[metric].astype(float), .9 + .42*len(board)
+    alt = f'{metric} of {len(v)} models: ' + ', '.join(f'{k} {_number(x, metric)}' for k, x in v.items()) + '.'
     fig = LibkdFigure(7.5, height, alt)
-    ax = _axes(fig, (.27, .62/height, .52, .42*n/height), x=metric)
-    for i, (name, r) in enumerate(board.iterrows()): _score(ax, i, v[name], r, metric)
-    ax.set_yticks(range(n), [_text(k, 28) for k in board.index], fontsize=9)
-    ax.invert_yaxis(); ax.set_xlim(0, v.max()*1.02 or 1)
+    _scores(_axes(fig, (.27, .62/height, .52, 1 - .9/height), x=metric), board, v, metric)
     _role_legend(fig, board)
     return fig
 
@@ -204,6 +200,11 @@ def _score(ax, i, v, r, metric):
     ax.text(v, i, ' ' + _number(v, metric), va='center', fontsize=9, color=_INK)
     aside = dict(va='center', ha='left', fontsize=8, color=_QUIET, transform=ax.get_yaxis_transform())
     ax.text(1.17, i, _size_note(r), **aside)
+
+def _scores(ax, board, v, metric): # Values of the metric, one a model
+    for i, (name, r) in enumerate(board.iterrows()): _score(ax, i, v[name], r, metric)
+    ax.set_yticks(range(len(v)), [_text(k, 28) for k in v.index], fontsize=9)
+    ax.invert_yaxis(); ax.set_xlim(0, v.max()*1.02 or 1)
 
 def _role_legend(fig, board):
     roles = [r for r in _ROLES if r in set(board.get('role', []))]
@@ -234,6 +235,18 @@ def _differences(ax, i, arm, d):
     ax.text(1.03, i, said, va='center', fontsize=9, color=_INK, transform=ax.get_yaxis_transform())
     return f'{arm} {m:+.1f} (± {w:.1f})'
 
+def _paired_axes(fig, arms, baseline, metric, margin):  # Names of the arms, from top to bottom; the rest as below
+    "Axes with a row for each arm, a line at zero and the band of what does not matter"
+    n, height = len(arms), fig.get_figheight()
+    title = f'Difference to {_text(baseline, 30)}, same seed'
+    ax = _axes(fig, (.27, .65/height, .52, .55*n/height), title, f'{metric}, percentage points')
+    if margin: ax.axvspan(-margin, margin, color='#eeeeee', zorder=0)
+    ax.axvline(0, color=_INK, lw=1)
+    ax.set_yticks(range(n), [_text(a, 28) for a in arms], fontsize=9); ax.set_ylim(n - .5, -.5)
+    note = '○ one seed   ◆ mean, 95 % interval' + (f'   grey: within ±{margin:g}' if margin else '')
+    fig.text(.27, .04/height, note, fontsize=8, color=_QUIET)
+    return ax
+
 def plot_paired(results:pd.DataFrame, # Columns arm, seed and the metric
                 baseline=None, # By default the first arm
                 metric='accuracy', # A share: drawn in percentage points
@@ -241,18 +254,12 @@ def plot_paired(results:pd.DataFrame, # Columns arm, seed and the metric
                 )->LibkdFigure:
     "Per-seed differences to a baseline, their mean and its 95 % interval"
     baseline = results.arm.iloc[0] if baseline is None else baseline
-    diff = paired_differences(results, baseline, metric)*100; n = diff.shape[1]
-    height = 1.2 + .55*n                                        # inches; what is below the axes keeps its size
-    fig, title = LibkdFigure(7, height), f'Difference to {_text(baseline, 30)}, same seed'
-    ax = _axes(fig, (.27, .65/height, .52, .55*n/height), title, f'{metric}, percentage points')
-    if margin: ax.axvspan(-margin, margin, color='#eeeeee', zorder=0)
-    ax.axvline(0, color=_INK, lw=1)
+    diff = paired_differences(results, baseline, metric)*100
+    fig = LibkdFigure(7, 1.2 + .55*diff.shape[1])              # inches; what is below the axes keeps its size
+    ax = _paired_axes(fig, list(diff), baseline, metric, margin)
     said = [_differences(ax, i, arm, diff[arm]) for i, arm in enumerate(diff)]
-    ax.set_yticks(range(n), [_text(a, 28) for a in diff], fontsize=9); ax.set_ylim(n - .5, -.5)
     what = f'{metric} against {baseline} over {len(diff)} seeds, in points, mean and 95 % interval: '
     fig.alt = what + ', '.join(said) + '.'
-    note = '○ one seed   ◆ mean, 95 % interval' + (f'   grey: within ±{margin:g}' if margin else '')
-    fig.text(.27, .04/height, note, fontsize=8, color=_QUIET)
     return fig
 
 # %% ../nbs/11_plots.ipynb #8916c1ed
@@ -265,6 +272,13 @@ def history_of(learn, # `Learner` after `fit`; a table is returned as it is
     names = list(seen.metric_names)[1:-1]
     return pd.DataFrame([list(v) for v in seen.values], columns=names).rename_axis('epoch').reset_index()
 
+def _known_columns(table): # Names, in the table's order
+    "Columns that hold a number somewhere and do not count batches, epochs or seconds"
+    known = lambda c: pd.to_numeric(table[c], errors='coerce').notna().any()
+    return [c for c in table.columns if c not in ('step', 'epoch', 'time') and known(c)]
+
+def _is_loss(c): return 'loss' in c or c == 'label' or c.startswith('kd')       # terms of a distilled Learner too
+
 def _curves(ax, df, cols):
     for c, (colour, _, marker, dash) in looks(cols).items():
         v = pd.to_numeric(df[c], errors='coerce')
@@ -275,25 +289,29 @@ def _curves(ax, df, cols):
 def plot_curves(learn, # `Learner` after `fit`, or a table with one row an epoch
                 )->LibkdFigure:
     "Losses and metrics over the epochs"
-    df = history_of(learn); value = lambda c: pd.to_numeric(df[c], errors='coerce'); n = len(df)
-    num = [c for c in df.columns if c not in ('epoch', 'time') and value(c).notna().any()]
-    loss = [c for c in num if 'loss' in c or c == 'label' or c.startswith('kd')]   # terms of a distilled Learner too
-    said = ', '.join(f'{c} {value(c).iloc[-1]:.3g}' for c in num)
+    df = history_of(learn); n, num = len(df), _known_columns(df)
+    said = ', '.join(f'{c} {pd.to_numeric(df[c], errors="coerce").iloc[-1]:.3g}' for c in num)
     fig = LibkdFigure(8, 2.9, f'Training curves over {n} epoch{"s"*(n > 1)}; at the end: {said}.')
-    for i, (title, cols) in enumerate(dict(losses=loss, metrics=[c for c in num if c not in loss]).items()):
+    parts = dict(losses=filter(_is_loss, num), metrics=(c for c in num if not _is_loss(c)))
+    for i, (title, cols) in enumerate(parts.items()):
         ax = _axes(fig, (.07 + .49*i, .17, .42, .7), title, 'epoch')
-        _curves(ax, df, cols); ax.set_xticks(np.unique(np.linspace(1, n, min(n, 8)).round().astype(int)))
+        _curves(ax, df, list(cols)); ax.set_xticks(np.unique(np.linspace(1, n, min(n, 8)).round().astype(int)))
     return fig
 
 # %% ../nbs/11_plots.ipynb #2ea54f40
 def training_parts(table:pd.DataFrame, # One row a look, with the column `step`
                    )->dict: # title -> columns
     "Which columns of a training table belong into one picture"
-    known = lambda c: pd.to_numeric(table[c], errors='coerce').notna().any()
-    num = [c for c in table.columns if c not in ('step', 'epoch') and known(c)]
-    loss = [c for c in num if 'loss' in c or c == 'label' or c.startswith('kd_')]
-    rate = [c for c in num if c == 'lr']
-    return {'losses': loss, 'shares': [c for c in num if c not in loss + rate], 'learning rate': rate}
+    num = _known_columns(table)
+    shares = [c for c in num if not _is_loss(c) and c != 'lr']
+    return {'losses': [*filter(_is_loss, num)], 'shares': shares, 'learning rate': [c for c in num if c == 'lr']}
+
+def _steps(ax, table, cols):
+    "A line for each column, through the batches that know it"
+    for c, (colour, _, _, dash) in looks(cols).items():
+        known = table[['step', c]].dropna()
+        ax.plot(known['step'], known[c], color=colour, ls=dash, lw=1.8, label=_text(c, 24))
+    ax.legend(fontsize=8, frameon=False)
 
 def plot_training(table:pd.DataFrame, # From `TrainingMonitor.table`
                   alt='', # Its description; by default the last values
@@ -301,29 +319,30 @@ def plot_training(table:pd.DataFrame, # From `TrainingMonitor.table`
     "Loss terms, shares and the learning rate, look by look"
     parts = {k: c for k, c in training_parts(table).items() if c}
     last = ', '.join(f'{c} {table[c].dropna().iloc[-1]:.3g}' for cols in parts.values() for c in cols)
-    fig = LibkdFigure(4*len(parts), 2.9, alt or f'Training over {table.step.iloc[-1]} batches; at the end: {last}.')
+    wide = 4*len(parts)                                                                # inches
+    fig = LibkdFigure(wide, 2.9, alt or f'Training over {table.step.iloc[-1]} batches; at the end: {last}.')
     for i, (title, cols) in enumerate(parts.items()):
-        ax = _axes(fig, ((.55 + 4*i)/(4*len(parts)), .18, 3.2/(4*len(parts)), .68), title, 'batch')
-        for c, (colour, _, _, dash) in looks(cols).items():
-            known = table[['step', c]].dropna()
-            ax.plot(known['step'], known[c], color=colour, ls=dash, lw=1.8, label=_text(c, 24))
-        ax.legend(fontsize=8, frameon=False)
+        _steps(_axes(fig, ((.55 + 4*i)/wide, .18, 3.2/wide, .68), title, 'batch'), table, cols)
     return fig
 
 # %% ../nbs/11_plots.ipynb #a4377c13
+def _arm(ax, histories, metric, arm, look): # Tables with the columns `done` and the metric, one a seed
+    "One arm: a thin line a seed and their mean; how far the mean came, in words"
+    colour, _, marker, dash = look
+    for r in histories: ax.plot(100*r['done'], 100*r[metric], color=colour, lw=.7, alpha=.35)
+    mean = pd.concat(histories).groupby('done')[metric].mean()*100
+    ax.plot(100*mean.index, mean, color=colour, ls=dash, marker=marker, ms=4, lw=2, label=_text(arm, 22))
+    return f'{arm} {mean.iloc[0]:.0f} to {mean.iloc[-1]:.0f} %'
+
 def plot_arms(results:pd.DataFrame, # From `run_jobs`: one row a run, with `arm`, `accuracy` and the column `history`
               metric='accuracy', # Column of the histories, 0 to 1
               )->LibkdFigure:
     "Validation accuracy while training: a line an arm (mean over its seeds), a thin one a seed"
-    fig, said = LibkdFigure(7.2, 3.2), []
+    fig = LibkdFigure(7.2, 3.2)
     ax = _axes(fig, (.1, .16, .6, .8), '', 'share of the steps, %', f'validation {metric}, %')
     done = results[results['accuracy'].notna()]
-    for arm, (colour, _, marker, dash) in looks(list(dict.fromkeys(done['arm']))).items():
-        runs = [pd.DataFrame(h) for h in done.loc[done['arm'] == arm, 'history']]
-        for r in runs: ax.plot(100*r['done'], 100*r[metric], color=colour, lw=.7, alpha=.35)
-        mean = pd.concat(runs).groupby('done')[metric].mean()*100
-        ax.plot(100*mean.index, mean, color=colour, ls=dash, marker=marker, ms=4, lw=2, label=_text(arm, 22))
-        said.append(f'{arm} {mean.iloc[0]:.0f} to {mean.iloc[-1]:.0f} %')
+    runs = {arm: [pd.DataFrame(h) for h in own['history']] for arm, own in done.groupby('arm', sort=False)}
+    said = [_arm(ax, runs[arm], metric, arm, look) for arm, look in looks(runs).items()]
     ax.legend(frameon=False, loc='center left', bbox_to_anchor=(1.02, .5), fontsize=8)
     fig.alt = f'Validation {metric} while training, mean over the seeds: ' + ', '.join(said) + '.'
     return fig
@@ -335,16 +354,20 @@ def _reliability(ax, low, r, label, look):
     ax.plot(r.confidence, r.accuracy, color=c, marker=marker, ls=dash, label=label)
     low.step(r.hi, r.n, color=c, ls=dash, where='pre')
 
+def _reliability_axes(fig): # The upper axes with the diagonal of a perfect model, and those of the counts
+    ax = _axes(fig, (.14, .36, .82, .57), '', '', 'accuracy')
+    low = _axes(fig, (.14, .13, .82, .17), '', 'confidence', 'answers')
+    ax.plot([0, 1], [0, 1], color=_QUIET, lw=1); ax.set_ylim(0, 1.03); ax.set_xticklabels([])
+    for a in (ax, low): a.set_xlim(0, 1.01)
+    return ax, low
+
 def plot_reliability(preds:dict, # name -> logits (n, C)
                      y, # (n,) labels
                      bins=15, # Bins of confidence
                      )->LibkdFigure:
     "Accuracy against confidence, one line a model"
     fig = LibkdFigure(4.6, 3.9); said = []
-    ax = _axes(fig, (.14, .36, .82, .57), '', '', 'accuracy')
-    low = _axes(fig, (.14, .13, .82, .17), '', 'confidence', 'answers')
-    ax.plot([0, 1], [0, 1], color=_QUIET, lw=1); ax.set_ylim(0, 1.03); ax.set_xticklabels([])
-    for a in (ax, low): a.set_xlim(0, 1.01)
+    ax, low = _reliability_axes(fig)
     for k, look in looks(preds).items():
         e = ece(preds[k], y, bins); said.append(f'{k} {e:.3f}')
         _reliability(ax, low, reliability(preds[k], y, bins), f'{_text(k)}, ECE {e:.3f}', look)
@@ -356,39 +379,49 @@ def plot_reliability(preds:dict, # name -> logits (n, C)
 def _cell(ax, i, j, text, dark, size=8): # The number of a cell, white on a dark one
     ax.text(j, i, text, ha='center', va='center', fontsize=size, color='white' if dark else 'black')
 
+def _matrix_axes(fig, df, title):
+    "Axes with the table's names above and beside, without frame"
+    (W, H), (r, c) = fig.get_size_inches(), df.shape
+    ax = _axes(fig, (1.7/W, .12/H, .72*c/W, .36*r/H))
+    ax.set_title(_text(title, 60), fontsize=10, loc='left', x=-1.6/(.72*c), pad=24)
+    ax.set_xticks(range(c), [_text(k, 10) for k in df.columns]); ax.xaxis.tick_top()
+    ax.set_yticks(range(r), [_text(k, 22) for k in df.index])
+    ax.tick_params(length=0); ax.spines[:].set_visible(False)
+    return ax
+
+def _table_alt(df, title, fmt): # All numbers, row by row
+    row = lambda a: f'{a}: ' + ', '.join(f'{b} {df.loc[a, b]:{fmt}}' for b in df.columns)
+    return (title or 'Table') + ': ' + '; '.join(map(row, df.index)) + '.'
+
 def plot_matrix(df:pd.DataFrame, # Square or not, numbers from 0 up
                 title='', # Above the picture
                 fmt='.3f', # Of the numbers
                 )->LibkdFigure:
     "A table of numbers as a heat map that still shows the numbers"
-    r, c = df.shape; v = df.to_numpy(float); top = np.nanmax(v)
-    W, H = 1.9 + .72*c, 1. + .36*r
-    row = lambda a: f'{a}: ' + ', '.join(f'{b} {df.loc[a, b]:{fmt}}' for b in df.columns)
-    fig = LibkdFigure(W, H, (title or 'Table') + ': ' + '; '.join(map(row, df.index)) + '.')
-    ax = _axes(fig, (1.7/W, .12/H, .72*c/W, .36*r/H))
-    ax.set_title(_text(title, 60), fontsize=10, loc='left', x=-1.6/(.72*c), pad=24)
+    (r, c), v = df.shape, df.to_numpy(float)
+    fig = LibkdFigure(1.9 + .72*c, 1. + .36*r, _table_alt(df, title, fmt))
+    ax, top = _matrix_axes(fig, df, title), np.nanmax(v)
     ax.imshow(v, cmap='cividis', aspect='auto', vmin=0, vmax=max(top, 1e-9))
     for (i, j), x in np.ndenumerate(v): _cell(ax, i, j, f'{x:{fmt}}', x < .55*top, 9)
-    ax.set_xticks(range(c), [_text(k, 10) for k in df.columns]); ax.xaxis.tick_top()
-    ax.set_yticks(range(r), [_text(k, 22) for k in df.index])
-    ax.tick_params(length=0); ax.spines[:].set_visible(False)
     return fig
 
 # %% ../nbs/11_plots.ipynb #edc4d18f
+def _confusion_alt(M, classes, names): # Table (C, C) of counts; names of the classes and of the two models
+    "On how many images two models differ, and how they do so most often"
+    off = M.copy(); np.fill_diagonal(off, 0); i, j = np.unravel_index(off.argmax(), M.shape)
+    alt = f'{names[0]} and {names[1]} differ on {off.sum()} of {M.sum()} images'
+    most = f'; most often {names[0]} says {classes[i]} and {names[1]} {classes[j]} ({off[i, j]} times).'
+    return alt + (most if off.sum() else '.')
+
 def plot_confusion(a, # Logits (n, C) of one model: rows
                    b, # Logits (n, C) of another, or labels (n,): columns
                    classes=None, # Class names
                    names=('one', 'other'), # What rows and columns are called
                    )->LibkdFigure:
     "Who says what when they differ"
-    M = teacher_confusion(a, b); C = len(M); classes = _names(classes, C)
-    off = M.copy(); np.fill_diagonal(off, 0); i, j = np.unravel_index(off.argmax(), M.shape)
-    alt = f'{names[0]} and {names[1]} differ on {off.sum()} of {M.sum()} images'
-    most = f'; most often {names[0]} says {classes[i]} and {names[1]} {classes[j]} ({off[i, j]} times).'
-    alt += most if off.sum() else '.'
-    side = min(5., 1.2 + .3*C)
-    fig = LibkdFigure(side + 1.3, side + .9, alt)
-    W, H = side + 1.3, side + .9
+    M = teacher_confusion(a, b); classes = _names(classes, len(M))
+    side = min(5., 1.2 + .3*len(M)); W, H = side + 1.3, side + .9
+    fig = LibkdFigure(W, H, _confusion_alt(M, classes, names))
     _confusion(_axes(fig, (1.1/W, .65/H, .97*side/W, .97*side/H)), M, classes, names)
     return fig
 
@@ -398,12 +431,16 @@ def _confusion(ax, M, classes, names):
     off = M.astype(float); np.fill_diagonal(off, np.nan); C = len(M)
     top = max(np.nanmax(off), 1) if C > 1 else 1
     ax.imshow(off, cmap=colormaps['cividis'].with_extremes(bad='#f2f2f2'), vmin=0, vmax=top)
-    for (i, j), n in np.ndenumerate(M if C <= 20 else np.zeros((0, 0))):
-        if n and i == j: ax.text(j, i, n, ha='center', va='center', fontsize=8, color=_QUIET)
-        elif n: _cell(ax, i, j, n, n < .55*top)
+    if C <= 20: _counts(ax, M, top)
     _class_ticks(ax, classes)
     ax.set_ylabel(f'{_text(names[0])} says', fontsize=9)
     ax.set_xlabel(f'{_text(names[1])} says' if names[1] != 'truth' else 'truth', fontsize=9)
+
+def _counts(ax, M, top):
+    "The numbers of a confusion table that are not 0"
+    for (i, j), n in np.ndenumerate(M):
+        if n and i == j: ax.text(j, i, n, ha='center', va='center', fontsize=8, color=_QUIET)
+        elif n: _cell(ax, i, j, n, n < .55*top)
 
 def _class_ticks(ax, classes):
     "At most about 20 class names on both axes"
@@ -432,18 +469,23 @@ def plot_softened(logits:dict, # name -> logits (C,) of one image
 
 def _bars(ax, P, classes, y=None, top=10, like=None):
     "Grouped, hatched bars of several distributions over the most probable classes"
-    order = np.sort(np.argsort(-np.max(list(P.values()), 0))[:top]); at = np.arange(len(order))
-    _groups(ax, {k: p[order] for k, p in P.items()}, at, looks((like or {}).get(n, n) for n in P).values())
-    short = short_names([classes[i] for i in order], 8)
-    names = [('▸' if i == y else '') + _text(c, 30) for i, c in zip(order, short)]
-    ax.set_xticks(at, names, rotation=0 if max(map(len, short)) < 7 else 30)
-    _room_for_legend(ax, 1.3*max(p.max() for p in P.values()))
+    highest = np.max(list(P.values()), 0)
+    order = np.sort(np.argsort(-highest)[:top])
+    _groups(ax, {k: p[order] for k, p in P.items()}, looks((like or {}).get(n, n) for n in P).values())
+    _answer_ticks(ax, [classes[i] for i in order], order == (-1 if y is None else y))
+    _room_for_legend(ax, 1.3*highest.max())
 
-def _groups(ax, P, at, style):
+def _answer_ticks(ax, names, true): # Names of the classes that are drawn; which of them is the true one
+    short = short_names(names, 8)
+    marked = ['▸'*bool(t) + _text(c, 30) for t, c in zip(true, short)]
+    ax.set_xticks(range(len(short)), marked, rotation=0 if max(map(len, short)) < 7 else 30)
+
+def _groups(ax, P, style):
     "A bar of each model beside each other at every place"
     w = .84/len(P)
     for k, ((name, p), (c, h, *_)) in enumerate(zip(P.items(), style)):
-        ax.bar(at + (k - (len(P) - 1)/2)*w, p, w, color=c, hatch=h, edgecolor='white', lw=.4, label=_text(name))
+        at = np.arange(len(p)) + (k - (len(P) - 1)/2)*w
+        ax.bar(at, p, w, color=c, hatch=h, edgecolor='white', lw=.4, label=_text(name))
 
 def _room_for_legend(ax, high):
     "Space for the legend above the bars, and no tick beyond what a probability can be"
@@ -451,6 +493,10 @@ def _room_for_legend(ax, high):
     ax.legend(fontsize=8, frameon=False, ncols=3, loc='upper left')
 
 # %% ../nbs/11_plots.ipynb #8e6f0f4a
+def _thumbnail(im, size): # (H, W, 3) uint8; small images stay pixels, large ones are averaged
+    how = Image.Resampling.NEAREST if max(im.shape[:2]) < size else Image.Resampling.BOX
+    return np.asarray(Image.fromarray(im).resize((size, size), how))
+
 def contact_sheet(imgs, # (n, H, W, 3) uint8
                   cols=8, # Thumbnails in a row
                   size=48, # Side of a thumbnail in pixels
@@ -460,8 +506,8 @@ def contact_sheet(imgs, # (n, H, W, 3) uint8
     rows = -(-len(imgs)//cols); h, w = size + pad[1], size + pad[0]
     sheet = np.full((max(rows, 1)*h, cols*w, 3), 255, np.uint8)
     for k, im in enumerate(imgs):
-        r, c = divmod(k, cols); how = Image.Resampling.NEAREST if max(im.shape[:2]) < size else Image.Resampling.BOX
-        sheet[r*h:r*h + size, c*w:c*w + size] = np.asarray(Image.fromarray(im).resize((size, size), how))
+        r, c = divmod(k, cols)
+        sheet[r*h:r*h + size, c*w:c*w + size] = _thumbnail(im, size)
     return sheet
 
 # %% ../nbs/11_plots.ipynb #54bfb9eb
@@ -480,16 +526,19 @@ def _thumbs(ax, imgs, captions, cols=8, size=48, pad=(2, 14)):
 def as_rgb(imgs, # Arrays or tensors (n, H, W[, 1 or 3]) or (n, 1 or 3, H, W), bytes or floats from 0 to 1
            )->np.ndarray: # (n, H, W, 3) uint8
     "Images as bytes in colour; `ValueError` where they have another shape, sizes that differ, or NaN"
+    a = _image_array(imgs)
+    if a.shape[-1] not in (1, 3) and a.shape[1] in (1, 3): a = a.transpose(0, 2, 3, 1)
+    if a.dtype != np.uint8: a = (a.clip(0, 1)*255).round().astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(a[..., :3], (*a.shape[:3], 3)))
+
+def _image_array(imgs): # As in `as_rgb`; (n, H, W, C) or (n, C, H, W), as it came
     sizes = {tuple(np.shape(im)) for im in imgs}
     if len(sizes) > 1: raise ValueError(f'images of different sizes, {sorted(sizes)}: bring them to one size first')
     a = as_array(imgs)
     if not np.isfinite(a).all(): raise ValueError('images hold NaN or infinity')
     if a.ndim == 3: a = a[..., None]
-    if a.ndim != 4:
-        raise ValueError(f'images have shape {a.shape}; needed is (n, H, W, 3) uint8, as `clean_images` returns')
-    if a.shape[-1] not in (1, 3) and a.shape[1] in (1, 3): a = a.transpose(0, 2, 3, 1)
-    if a.dtype != np.uint8: a = (a.clip(0, 1)*255).round().astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(a[..., :3], (*a.shape[:3], 3)))
+    if a.ndim == 4: return a
+    raise ValueError(f'images have shape {a.shape}; needed is (n, H, W, 3) uint8, as `clean_images` returns')
 
 # %% ../nbs/11_plots.ipynb #1d3bd784
 def disagreement_alt(df, # Of `sample_disagreement`
@@ -518,23 +567,31 @@ def plot_disagreement(imgs, # (n, H, W, 3) uint8
     df = sample_disagreement(preds, y, T, teachers, student); teachers, student = roles_of(preds, teachers, student)
     imgs, classes = as_rgb(imgs), _names(classes, as_array(next(iter(preds.values()))).shape[1])
     if len(imgs) != len(df): raise ValueError(f'{len(imgs)} images but predictions of {len(df)}')
-    far = df.js.sort_values(ascending=False, kind='stable').index.to_numpy()
-    order = far[:show] if isinstance(show, int) else np.asarray(show)[:24]
+    order = _most_disputed(df, show)
     fig = LibkdFigure(12, 3.6, disagreement_alt(df, teachers, len(df)))
-    _thumbs(_axes(fig, (.01, .05, .42, .8), frame=False), imgs[order], _captions(df, order, teachers, classes))
-    _page(fig, preds, order[0], df, classes, teachers, T)
-    head = f'Sorted by disagreement. Below each: {" | ".join(_text(t, 12) for t in teachers)} say'
-    fig.text(.015, .93, head + (' (truth)' if y is not None else ''), fontsize=10, color=_INK)
+    _disputed_sheet(fig, imgs[order], df.loc[order], teachers, classes)
+    _answers_aside(fig, preds, order[0], df, classes, teachers, T)
     return fig
 
-def _captions(df, order, teachers, classes):
+def _most_disputed(df, show): # How many, or which rows
+    "Rows of the images to show, at most 24 where they were named"
+    if not isinstance(show, int): return np.asarray(show)[:24]
+    return df.js.sort_values(ascending=False, kind='stable').index.to_numpy()[:show]
+
+def _captions(df, teachers, classes):
     "What the teachers say about each image, and the truth"
     short = short_names(classes, 4)
     says = lambda r: '|'.join(short[r[f'says_{t}']] for t in teachers)
     truth = lambda r: f' ({short[r.y]})' if 'y' in r and r.y >= 0 else ''
-    return [_text(says(r) + truth(r), 14) for _, r in df.loc[order].iterrows()]
+    return [_text(says(r) + truth(r), 14) for _, r in df.iterrows()]
 
-def _page(fig, preds, i, df, classes, teachers, T):
+def _disputed_sheet(fig, imgs, df, teachers, classes): # Images to show and their rows of `sample_disagreement`
+    "The left part of `plot_disagreement`: the images with what is said about them"
+    _thumbs(_axes(fig, (.01, .05, .42, .8), frame=False), imgs, _captions(df, teachers, classes))
+    head = f'Sorted by disagreement. Below each: {" | ".join(_text(t, 12) for t in teachers)} say'
+    fig.text(.015, .93, head + (' (truth)' if 'y' in df else ''), fontsize=10, color=_INK)
+
+def _answers_aside(fig, preds, i, df, classes, teachers, T):
     "The right part of `plot_disagreement`: bars of image `i`, confusion of the first two teachers"
     y, P = df.y[i] if 'y' in df else None, {k: soften(as_array(z)[[i]], T)[0] for k, z in preds.items()}
     _bars(_axes(fig, (.485, .2, .23, .63), f'The first image, T = {T:g}', '', 'probability'), P, classes, y, 8)
@@ -552,16 +609,18 @@ def _heat(m, size, end):
     colours = (colormaps['cividis'](np.asarray(m)/end)[..., :3]*255).astype(np.uint8)
     return np.asarray(Image.fromarray(colours).resize((size, size), Image.Resampling.NEAREST))
 
+def _token_row(maps, i, layer, t, name): # Which picture, layer and token; the token's name
+    "Cells of a token: its teacher's saliency where there is one, each head, their mean, the rollout"
+    tell = lambda c: '' if maps.percentiles is None else f'{maps.percentiles[0, i, layer, t, c]:.0f} %'
+    guide = maps.saliency.get(maps.guides.get(name))
+    beside = [(None if guide is None else guide[i], '')] if maps.guides else []
+    return beside + [(m, tell(c)) for c, m in enumerate(maps.maps[i, layer, t])]
+
 def _attention_cells(maps, i, layer):
     "Columns, and for each row its name and its (map or None, caption) cells"
     if maps.attn is None: return list(maps.saliency), [('', [(m[i], '') for m in maps.saliency.values()])]
     T, H = maps.maps.shape[2], maps.maps.shape[3] - 2
-    names = list(maps.tokens) or ['patches']
-    tell = lambda t, c: '' if maps.percentiles is None else f'{maps.percentiles[0, i, layer, t, c]:.0f} %'
-    seen = {t: maps.saliency[k][i] for t, k in maps.guides.items() if k in maps.saliency}
-    beside = lambda t: [(seen.get(t), '')] if maps.guides else []
-    own = lambda t: [(maps.maps[i, layer, t, c], tell(t, c)) for c in range(H + 2)]
-    rows = [(n, beside(n) + own(t)) for t, n in enumerate(names[:T])]
+    rows = [(n, _token_row(maps, i, layer, t, n)) for t, n in enumerate((list(maps.tokens) or ['patches'])[:T])]
     return ['teacher']*bool(maps.guides) + [f'head {h + 1}' for h in range(H)] + ['mean', 'rollout'], rows
 
 # %% ../nbs/11_plots.ipynb #81bb26fe
@@ -580,6 +639,13 @@ def attention_alt(maps:TokenMaps, # What is shown
     return f'Attention of layer {layer % L + 1} of {L} to a {gh}×{gw} grid of patches; on average most on: {most}.'
 
 # %% ../nbs/11_plots.ipynb #45de61de
+def _map_heats(maps, picture, rows, size): # Rows of `_attention_cells`; pixels of a cell
+    "Pictures of each row, the photograph first, and the end of the scale that all maps share"
+    end = _scale([m for _, cells in rows for m, _ in cells if m is not None])
+    thumb, blank = as_rgb(maps.imgs)[[picture]], np.full((size, size, 3), 255, np.uint8)
+    heat = lambda m: blank if m is None else _heat(m, size, end)
+    return [[contact_sheet(thumb, 1, size, (0, 0)), *(heat(m) for m, _ in cells)] for _, cells in rows], end
+
 def plot_token_maps(maps:TokenMaps, # From `libkd.diagnose.read_maps`
                     picture=0, # Which of its pictures
                     layer=-1, # Which layer
@@ -587,9 +653,7 @@ def plot_token_maps(maps:TokenMaps, # From `libkd.diagnose.read_maps`
                     )->LibkdFigure:
     "Where each token looks in one picture, on one scale with its teacher's saliency; below each map its percentile"
     cols, rows = _attention_cells(maps, picture, layer)
-    end = _scale([m for _, cells in rows for m, _ in cells if m is not None])
-    blank, thumb = np.full((size, size, 3), 255, np.uint8), contact_sheet(as_rgb(maps.imgs)[[picture]], 1, size, (0, 0))
-    heats = [[thumb] + [blank if m is None else _heat(m, size, end) for m, _ in cells] for _, cells in rows]
+    heats, end = _map_heats(maps, picture, rows, size)
     wide, high = (len(cols) + 1)*(size + 4)/80, len(rows)*(size + 18)/80                # inches of the table
     W, H = max(wide + .875, 4.4), high + .875
     fig = LibkdFigure(W, H, attention_alt(maps, picture, layer))
@@ -604,29 +668,33 @@ def _map_tiles(rows, cols, size):
     seen = [m is not None for _, cells in rows for m, _ in [(True, ''), *cells]]
     return _tiles(np.flatnonzero(seen), cols, size, (4, 18))
 
+def _map_row(ax, top, name, cells, middles, size): # Where the row begins; middles of the columns of maps, all in pixels
+    ax.text(-6, top + size/2, _text(name, 8), ha='right', va='center', fontsize=10, color=_INK)
+    for x, (_, caption) in zip(middles, cells):
+        ax.text(x, top + size + 1, caption, ha='center', va='top', fontsize=8, color=_INK)
+
 def _map_table(ax, heats, cols, rows, size):
     "Cells of maps with the names of columns and rows and a caption below each"
     sheet = contact_sheet(np.concatenate([np.stack(r) for r in heats]), len(cols), size, (4, 18))
     ax.imshow(sheet, interpolation='none', aspect='auto').tiles = _map_tiles(rows, len(cols), size)
-    for j, c in enumerate(cols):
-        ax.text(j*(size + 4) + size/2, -4, _text(c, 10), ha='center', va='bottom', fontsize=9, color=_INK)
-    for i, (name, cells) in enumerate(rows):
-        ax.text(-6, i*(size + 18) + size/2, _text(name, 8), ha='right', va='center', fontsize=10, color=_INK)
-        for j, (_, caption) in enumerate(cells, 1):
-            x, y = j*(size + 4) + size/2, i*(size + 18) + size + 1
-            ax.text(x, y, caption, ha='center', va='top', fontsize=8, color=_INK)
+    middles = np.arange(len(cols))*(size + 4) + size/2
+    for x, c in zip(middles, cols): ax.text(x, -4, _text(c, 10), ha='center', va='bottom', fontsize=9, color=_INK)
+    for i, (name, cells) in enumerate(rows): _map_row(ax, i*(size + 18), name, cells, middles[1:], size)
+
+def _map_ramp(fig): # 100 pixels of the colour scale, below the table
+    w, h = fig.get_size_inches()*80
+    ramp = fig.add_axes((62/w, 24/h, 100/w, 8/h))
+    ramp.imshow(np.linspace(0, 1, 64)[None], cmap='cividis', aspect='auto'); ramp.set_axis_off()
 
 def _map_legend(fig, maps, layer, end):
     "Colour scale and what the captions mean"
-    w, h = fig.get_size_inches()
-    ramp = fig.add_axes((62/80/w, 24/80/h, 100/80/w, 8/80/h))
-    ramp.imshow(np.linspace(0, 1, 64)[None], cmap='cividis', aspect='auto'); ramp.set_axis_off()
+    _map_ramp(fig); w, h = fig.get_size_inches()*80
     layers = '' if maps.attn is None else f'layer {layer % maps.attn.shape[1] + 1} of {maps.attn.shape[1]} · '
     said = f'0 to {end:.1f} times uniform · {layers}attention is not an explanation'
-    fig.text(168/80/w, 23/80/h, said, fontsize=8, color=_QUIET)
+    fig.text(168/w, 23/h, said, fontsize=8, color=_QUIET)
     if maps.percentiles is None: return
     below = f'below: fits better than … of the same head on {maps.rivals[0]} other pictures'
-    fig.text(62/80/w, 6/80/h, below, fontsize=8, color=_QUIET)
+    fig.text(62/w, 6/h, below, fontsize=8, color=_QUIET)
 
 # %% ../nbs/11_plots.ipynb #1839ae45
 def plot_attention(img, # (H, W, 3) uint8
@@ -651,6 +719,20 @@ def _distance(ax, D, aside, label, look):
     ax.plot(np.repeat(at, D.shape[1]), D.ravel(), marker, mfc='none', color=c, ms=6)
     ax.plot(at, D.mean(1), color=c, ls=dash, lw=1.8, label=label)
 
+def _distance_alt(distances, unit, far):  # model -> (L, H); unit of the distances; the line of uniform attention, said
+    way = lambda D: f'from {D[0].mean():.2f} in the first layer to {D[-1].mean():.2f} in the last'
+    said = '; '.join(f'{k} {way(D)}' for k, D in distances.items())
+    return f'Mean attention distance in {unit}: {said}' + (f'; {far}.' if far else '.')
+
+def _distance_axes(distances, unit): # As in `plot_attention_distance`, arrays in a dict
+    "The figure of the distances, without words"
+    fig = LibkdFigure(5.6, 2.9); ax = _axes(fig, (.11, .17, .86, .72), '', 'layer', f'mean distance, {unit}')
+    middle_of = (len(distances) - 1)/2
+    for j, (k, look) in enumerate(looks(distances).items()):
+        _distance(ax, distances[k], .12*(j - middle_of), _text(k, 24), look)
+    ax.set_ylim(0); ax.set_xticks(range(max(map(len, distances.values()))))
+    return fig, ax
+
 def plot_attention_distance(distances, # (L, H) from `mean_attention_distance`, or a dict of them by model
                             grid=None, # (height, width) in patches: draws the line of uniform attention
                             unit='patches', # Of the distances
@@ -658,19 +740,17 @@ def plot_attention_distance(distances, # (L, H) from `mean_attention_distance`, 
     "How far each head of each layer looks (Dosovitskiy et al. 2021, figure 7)"
     distances = distances if isinstance(distances, dict) else {'heads': distances}
     distances = {k: as_array(D) for k, D in distances.items()}
-    fig = LibkdFigure(5.6, 2.9); ax = _axes(fig, (.11, .17, .86, .72), '', 'layer', f'mean distance, {unit}')
-    for j, (k, look) in enumerate(looks(distances).items()):
-        _distance(ax, distances[k], .12*(j - (len(distances) - 1)/2), _text(k, 24), look)
-    way = lambda D: f'from {D[0].mean():.2f} in the first layer to {D[-1].mean():.2f} in the last'
-    said = '; '.join(f'{k} {way(D)}' for k, D in distances.items())
+    fig, ax = _distance_axes(distances, unit)
     far = f'uniform attention {uniform_distance(grid):.2f}' if grid else ''
     if grid: ax.axhline(uniform_distance(grid), color=_PICK, ls=':', lw=1.5, label=far)
-    ax.set_ylim(0); ax.set_xticks(range(max(map(len, distances.values()))))
     ax.legend(fontsize=8, frameon=False, loc='lower right')
-    fig.alt = f'Mean attention distance in {unit}: {said}' + (f'; {far}.' if far else '.')
+    fig.alt = _distance_alt(distances, unit, far)
     return fig
 
 # %% ../nbs/11_plots.ipynb #018067c4
+def _case_points(ax, at, name, look): # (n, 2) points of one case
+    ax.plot(*at.T, look[2], color=look[0], ms=4, ls='', alpha=.8, label=f'{_text(name, 20)} ({len(at)})')
+
 def plot_points(points, # (n, 2)
                 case, # (n,) names of the cases
                 axes=('', ''), # Names of the two axes
@@ -681,8 +761,6 @@ def plot_points(points, # (n, 2)
     said = ', '.join(f'{k} {v}' for k, v in counts.items())
     fig = LibkdFigure(6.6, 3.8, alt or f'{len(case)} images as points in a plane; by case: {said}.')
     ax = _axes(fig, (.1, .14, .58, .8), '', *axes)
-    for k, (colour, _, marker, _) in looks(counts.index).items():
-        at = np.asarray(points)[(case == k).to_numpy()]
-        ax.plot(*at.T, marker, color=colour, ms=4, ls='', alpha=.8, label=f'{_text(k, 20)} ({counts[k]})')
+    for k, look in looks(counts.index).items(): _case_points(ax, np.asarray(points)[(case == k).to_numpy()], k, look)
     ax.legend(fontsize=8, frameon=False, loc='center left', bbox_to_anchor=(1.02, .5))
     return fig
