@@ -75,12 +75,14 @@ _PAGE = """<svg xmlns='http://www.w3.org/2000/svg' width='{w}' height='{h}' view
 <image id='p' width='{w}' height='{h}' href='data:image/png;base64,{png}'/></defs>
 <use href='#p' class='d'/><use href='#p' clip-path='url(#c)'/></svg>"""
 
+def _spots(img): # A PNG; the boxes whose colours stay, as an SVG path
+    return ''.join(f'M{x} {y}h{a}v{b}h-{a}z' for x, y, a, b in json.loads(img.info.get('Staying', '[]')))
+
 def follows_dark(png, # Bytes that `LibkdFigure.png` or `.save` made, or of any other PNG
                  )->str: # A `data:` address for `<img src>`
     "A picture whose paper turns dark on a dark page"
     img = Image.open(io.BytesIO(png)); w, h = img.size
-    spots = ''.join(f'M{x} {y}h{a}v{b}h-{a}z' for x, y, a, b in json.loads(img.info.get('Staying', '[]')))
-    svg = _PAGE.format(w=w, h=h, dark=_DARK, spots=spots, png=base64.b64encode(png).decode())
+    svg = _PAGE.format(w=w, h=h, dark=_DARK, spots=_spots(img), png=base64.b64encode(png).decode())
     return 'data:image/svg+xml,' + quote(svg, safe=" ='/:;,()@+*!-._~{}")
 
 # %% ../nbs/11_plots.ipynb #90cb67ed
@@ -162,9 +164,16 @@ def _axes(fig, box, title='', x='', y='', frame=True):
     ax.set_title(title, fontsize=10, color=_INK, loc='left')
     ax.set_xlabel(x, fontsize=9, color=_INK); ax.set_ylabel(y, fontsize=9, color=_INK)
     ax.tick_params(labelsize=8, colors=_INK, length=3)
-    for s in ('top', 'right'): ax.spines[s].set_visible(False)
+    ax.spines[['top', 'right']].set_visible(False)
     if not frame: ax.set_axis_off()
     return ax
+
+def _inches(fig, left, bottom, width, height): # What is given in inches, as the shares of the figure that `_axes` takes
+    return (np.array([left, bottom, width, height]).reshape(2, 2)/fig.get_size_inches()).ravel()
+
+def _legend(ax, **where): ax.legend(fontsize=8, frameon=False, **where)
+
+def _centred(n): return np.arange(n) - (n - 1)/2                   # n places one apart, their middle at 0
 
 def _percent(v): return f'{100*v:.1f} %'
 
@@ -207,9 +216,9 @@ def _scores(ax, board, v, metric): # Values of the metric, one a model
     ax.invert_yaxis(); ax.set_xlim(0, v.max()*1.02 or 1)
 
 def _role_legend(fig, board):
-    roles = [r for r in _ROLES if r in set(board.get('role', []))]
-    handles = [Patch(facecolor=_ROLES[r][0], hatch=_ROLES[r][1], edgecolor='white', label=r) for r in roles]
-    if len(roles) > 1: fig.legend(handles=handles, loc='upper center', ncols=len(roles), frameon=False, fontsize=8)
+    shown = set(board.get('role', []))
+    handles = [Patch(facecolor=c, hatch=h, edgecolor='white', label=r) for r, (c, h, *_) in _ROLES.items() if r in shown]
+    if len(handles) > 1: fig.legend(handles=handles, loc='upper center', ncols=len(handles), frameon=False, fontsize=8)
 
 # %% ../nbs/11_plots.ipynb #fd3aee39
 def paired_differences(results:pd.DataFrame, # Columns arm, seed and the metric
@@ -235,17 +244,17 @@ def _differences(ax, i, arm, d):
     ax.text(1.03, i, said, va='center', fontsize=9, color=_INK, transform=ax.get_yaxis_transform())
     return f'{arm} {m:+.1f} (± {w:.1f})'
 
-def _paired_axes(fig, arms, baseline, metric, margin):  # Names of the arms, from top to bottom; the rest as below
+def _paired_axes(fig, arms, title, x, margin):  # Names of the arms, from top to bottom; what the axes are called
     "Axes with a row for each arm, a line at zero and the band of what does not matter"
-    n, height = len(arms), fig.get_figheight()
-    title = f'Difference to {_text(baseline, 30)}, same seed'
-    ax = _axes(fig, (.27, .65/height, .52, .55*n/height), title, f'{metric}, percentage points')
+    ax = _axes(fig, _inches(fig, 1.89, .65, 3.64, .55*len(arms)), title, x)
     if margin: ax.axvspan(-margin, margin, color='#eeeeee', zorder=0)
     ax.axvline(0, color=_INK, lw=1)
-    ax.set_yticks(range(n), [_text(a, 28) for a in arms], fontsize=9); ax.set_ylim(n - .5, -.5)
-    note = '○ one seed   ◆ mean, 95 % interval' + (f'   grey: within ±{margin:g}' if margin else '')
-    fig.text(.27, .04/height, note, fontsize=8, color=_QUIET)
+    ax.set_yticks(range(len(arms)), [_text(a, 28) for a in arms], fontsize=9); ax.set_ylim(len(arms) - .5, -.5)
     return ax
+
+def _paired_note(fig, margin): # What the marks mean, below the axes
+    note = '○ one seed   ◆ mean, 95 % interval' + (f'   grey: within ±{margin:g}' if margin else '')
+    fig.text(.27, .04/fig.get_figheight(), note, fontsize=8, color=_QUIET)
 
 def plot_paired(results:pd.DataFrame, # Columns arm, seed and the metric
                 baseline=None, # By default the first arm
@@ -256,8 +265,10 @@ def plot_paired(results:pd.DataFrame, # Columns arm, seed and the metric
     baseline = results.arm.iloc[0] if baseline is None else baseline
     diff = paired_differences(results, baseline, metric)*100
     fig = LibkdFigure(7, 1.2 + .55*diff.shape[1])              # inches; what is below the axes keeps its size
-    ax = _paired_axes(fig, list(diff), baseline, metric, margin)
+    title = f'Difference to {_text(baseline, 30)}, same seed'
+    ax = _paired_axes(fig, list(diff), title, f'{metric}, percentage points', margin)
     said = [_differences(ax, i, arm, diff[arm]) for i, arm in enumerate(diff)]
+    _paired_note(fig, margin)
     what = f'{metric} against {baseline} over {len(diff)} seeds, in points, mean and 95 % interval: '
     fig.alt = what + ', '.join(said) + '.'
     return fig
@@ -283,7 +294,7 @@ def _curves(ax, df, cols):
     for c, (colour, _, marker, dash) in looks(cols).items():
         v = pd.to_numeric(df[c], errors='coerce')
         ax.plot(range(1, len(df) + 1), v, color=colour, ls=dash, marker=marker, ms=5, lw=1.8, label=_text(c, 24))
-    if cols: ax.legend(fontsize=8, frameon=False)
+    if cols: _legend(ax)
 
 # %% ../nbs/11_plots.ipynb #892c3a7b
 def plot_curves(learn, # `Learner` after `fit`, or a table with one row an epoch
@@ -311,7 +322,7 @@ def _steps(ax, table, cols):
     for c, (colour, _, _, dash) in looks(cols).items():
         known = table[['step', c]].dropna()
         ax.plot(known['step'], known[c], color=colour, ls=dash, lw=1.8, label=_text(c, 24))
-    ax.legend(fontsize=8, frameon=False)
+    _legend(ax)
 
 def plot_training(table:pd.DataFrame, # From `TrainingMonitor.table`
                   alt='', # Its description; by default the last values
@@ -343,7 +354,7 @@ def plot_arms(results:pd.DataFrame, # From `run_jobs`: one row a run, with `arm`
     done = results[results['accuracy'].notna()]
     runs = {arm: [pd.DataFrame(h) for h in own['history']] for arm, own in done.groupby('arm', sort=False)}
     said = [_arm(ax, runs[arm], metric, arm, look) for arm, look in looks(runs).items()]
-    ax.legend(frameon=False, loc='center left', bbox_to_anchor=(1.02, .5), fontsize=8)
+    _legend(ax, loc='center left', bbox_to_anchor=(1.02, .5))
     fig.alt = f'Validation {metric} while training, mean over the seeds: ' + ', '.join(said) + '.'
     return fig
 
@@ -371,7 +382,7 @@ def plot_reliability(preds:dict, # name -> logits (n, C)
     for k, look in looks(preds).items():
         e = ece(preds[k], y, bins); said.append(f'{k} {e:.3f}')
         _reliability(ax, low, reliability(preds[k], y, bins), f'{_text(k)}, ECE {e:.3f}', look)
-    ax.legend(fontsize=8, frameon=False)
+    _legend(ax)
     fig.alt = 'Reliability diagram; expected calibration error: ' + ', '.join(said) + '.'
     return fig
 
@@ -381,8 +392,7 @@ def _cell(ax, i, j, text, dark, size=8): # The number of a cell, white on a dark
 
 def _matrix_axes(fig, df, title):
     "Axes with the table's names above and beside, without frame"
-    (W, H), (r, c) = fig.get_size_inches(), df.shape
-    ax = _axes(fig, (1.7/W, .12/H, .72*c/W, .36*r/H))
+    r, c = df.shape; ax = _axes(fig, _inches(fig, 1.7, .12, .72*c, .36*r))
     ax.set_title(_text(title, 60), fontsize=10, loc='left', x=-1.6/(.72*c), pad=24)
     ax.set_xticks(range(c), [_text(k, 10) for k in df.columns]); ax.xaxis.tick_top()
     ax.set_yticks(range(r), [_text(k, 22) for k in df.index])
@@ -420,9 +430,9 @@ def plot_confusion(a, # Logits (n, C) of one model: rows
                    )->LibkdFigure:
     "Who says what when they differ"
     M = teacher_confusion(a, b); classes = _names(classes, len(M))
-    side = min(5., 1.2 + .3*len(M)); W, H = side + 1.3, side + .9
-    fig = LibkdFigure(W, H, _confusion_alt(M, classes, names))
-    _confusion(_axes(fig, (1.1/W, .65/H, .97*side/W, .97*side/H)), M, classes, names)
+    side = min(5., 1.2 + .3*len(M))
+    fig = LibkdFigure(side + 1.3, side + .9, _confusion_alt(M, classes, names))
+    _confusion(_axes(fig, _inches(fig, 1.1, .65, .97*side, .97*side)), M, classes, names)
     return fig
 
 # %% ../nbs/11_plots.ipynb #15831530
@@ -483,14 +493,13 @@ def _answer_ticks(ax, names, true): # Names of the classes that are drawn; which
 def _groups(ax, P, style):
     "A bar of each model beside each other at every place"
     w = .84/len(P)
-    for k, ((name, p), (c, h, *_)) in enumerate(zip(P.items(), style)):
-        at = np.arange(len(p)) + (k - (len(P) - 1)/2)*w
-        ax.bar(at, p, w, color=c, hatch=h, edgecolor='white', lw=.4, label=_text(name))
+    for aside, (name, p), (c, h, *_) in zip(_centred(len(P))*w, P.items(), style):
+        ax.bar(np.arange(len(p)) + aside, p, w, color=c, hatch=h, edgecolor='white', lw=.4, label=_text(name))
 
 def _room_for_legend(ax, high):
     "Space for the legend above the bars, and no tick beyond what a probability can be"
     ax.set_ylim(0, high); ax.set_yticks([t for t in ax.get_yticks() if 0 <= t <= min(1, high)])
-    ax.legend(fontsize=8, frameon=False, ncols=3, loc='upper left')
+    _legend(ax, ncols=3, loc='upper left')
 
 # %% ../nbs/11_plots.ipynb #8e6f0f4a
 def _thumbnail(im, size): # (H, W, 3) uint8; small images stay pixels, large ones are averaged
@@ -619,9 +628,10 @@ def _token_row(maps, i, layer, t, name): # Which picture, layer and token; the t
 def _attention_cells(maps, i, layer):
     "Columns, and for each row its name and its (map or None, caption) cells"
     if maps.attn is None: return list(maps.saliency), [('', [(m[i], '') for m in maps.saliency.values()])]
-    T, H = maps.maps.shape[2], maps.maps.shape[3] - 2
-    rows = [(n, _token_row(maps, i, layer, t, n)) for t, n in enumerate((list(maps.tokens) or ['patches'])[:T])]
-    return ['teacher']*bool(maps.guides) + [f'head {h + 1}' for h in range(H)] + ['mean', 'rollout'], rows
+    names = (list(maps.tokens) or ['patches'])[:maps.maps.shape[2]]
+    rows = [(n, _token_row(maps, i, layer, t, n)) for t, n in enumerate(names)]
+    heads = [f'head {h + 1}' for h in range(maps.attn.shape[2])]
+    return ['teacher']*bool(maps.guides) + heads + ['mean', 'rollout'], rows
 
 # %% ../nbs/11_plots.ipynb #81bb26fe
 def attention_alt(maps:TokenMaps, # What is shown
@@ -655,18 +665,19 @@ def plot_token_maps(maps:TokenMaps, # From `libkd.diagnose.read_maps`
     cols, rows = _attention_cells(maps, picture, layer)
     heats, end = _map_heats(maps, picture, rows, size)
     wide, high = (len(cols) + 1)*(size + 4)/80, len(rows)*(size + 18)/80                # inches of the table
-    W, H = max(wide + .875, 4.4), high + .875
-    fig = LibkdFigure(W, H, attention_alt(maps, picture, layer))
-    ax = _axes(fig, (.775/W, .55/H, wide/W, high/H), frame=False)
+    fig = LibkdFigure(max(wide + .875, 4.4), high + .875, attention_alt(maps, picture, layer))
+    ax = _axes(fig, _inches(fig, .775, .55, wide, high), frame=False)
     _map_table(ax, heats, ['picture', *cols], rows, size)
     _map_legend(fig, maps, layer, end)
     return fig
 
 # %% ../nbs/11_plots.ipynb #23e221ee
-def _map_tiles(rows, cols, size):
-    "Where a table of maps has a picture or a map"
+def _map_sheet(ax, heats, rows, size): # Pictures of each row; rows of `_attention_cells`; pixels of a cell
+    "All pictures as one, which remembers where it has a picture or a map"
+    cols, pad = len(heats[0]), (4, 18)
     seen = [m is not None for _, cells in rows for m, _ in [(True, ''), *cells]]
-    return _tiles(np.flatnonzero(seen), cols, size, (4, 18))
+    sheet = contact_sheet(np.concatenate([np.stack(r) for r in heats]), cols, size, pad)
+    ax.imshow(sheet, interpolation='none', aspect='auto').tiles = _tiles(np.flatnonzero(seen), cols, size, pad)
 
 def _map_row(ax, top, name, cells, middles, size): # Where the row begins; middles of the columns of maps, all in pixels
     ax.text(-6, top + size/2, _text(name, 8), ha='right', va='center', fontsize=10, color=_INK)
@@ -675,15 +686,13 @@ def _map_row(ax, top, name, cells, middles, size): # Where the row begins; middl
 
 def _map_table(ax, heats, cols, rows, size):
     "Cells of maps with the names of columns and rows and a caption below each"
-    sheet = contact_sheet(np.concatenate([np.stack(r) for r in heats]), len(cols), size, (4, 18))
-    ax.imshow(sheet, interpolation='none', aspect='auto').tiles = _map_tiles(rows, len(cols), size)
+    _map_sheet(ax, heats, rows, size)
     middles = np.arange(len(cols))*(size + 4) + size/2
     for x, c in zip(middles, cols): ax.text(x, -4, _text(c, 10), ha='center', va='bottom', fontsize=9, color=_INK)
     for i, (name, cells) in enumerate(rows): _map_row(ax, i*(size + 18), name, cells, middles[1:], size)
 
 def _map_ramp(fig): # 100 pixels of the colour scale, below the table
-    w, h = fig.get_size_inches()*80
-    ramp = fig.add_axes((62/w, 24/h, 100/w, 8/h))
+    ramp = fig.add_axes(_inches(fig, 62/80, 24/80, 100/80, 8/80))
     ramp.imshow(np.linspace(0, 1, 64)[None], cmap='cividis', aspect='auto'); ramp.set_axis_off()
 
 def _map_legend(fig, maps, layer, end):
@@ -725,11 +734,10 @@ def _distance_alt(distances, unit, far):  # model -> (L, H); unit of the distanc
     return f'Mean attention distance in {unit}: {said}' + (f'; {far}.' if far else '.')
 
 def _distance_axes(distances, unit): # As in `plot_attention_distance`, arrays in a dict
-    "The figure of the distances, without words"
+    "The figure of the distances, without words, and its axes"
     fig = LibkdFigure(5.6, 2.9); ax = _axes(fig, (.11, .17, .86, .72), '', 'layer', f'mean distance, {unit}')
-    middle_of = (len(distances) - 1)/2
-    for j, (k, look) in enumerate(looks(distances).items()):
-        _distance(ax, distances[k], .12*(j - middle_of), _text(k, 24), look)
+    for (k, look), aside in zip(looks(distances).items(), .12*_centred(len(distances))):
+        _distance(ax, distances[k], aside, _text(k, 24), look)
     ax.set_ylim(0); ax.set_xticks(range(max(map(len, distances.values()))))
     return fig, ax
 
@@ -743,7 +751,7 @@ def plot_attention_distance(distances, # (L, H) from `mean_attention_distance`, 
     fig, ax = _distance_axes(distances, unit)
     far = f'uniform attention {uniform_distance(grid):.2f}' if grid else ''
     if grid: ax.axhline(uniform_distance(grid), color=_PICK, ls=':', lw=1.5, label=far)
-    ax.legend(fontsize=8, frameon=False, loc='lower right')
+    _legend(ax, loc='lower right')
     fig.alt = _distance_alt(distances, unit, far)
     return fig
 
@@ -762,5 +770,5 @@ def plot_points(points, # (n, 2)
     fig = LibkdFigure(6.6, 3.8, alt or f'{len(case)} images as points in a plane; by case: {said}.')
     ax = _axes(fig, (.1, .14, .58, .8), '', *axes)
     for k, look in looks(counts.index).items(): _case_points(ax, np.asarray(points)[(case == k).to_numpy()], k, look)
-    ax.legend(fontsize=8, frameon=False, loc='center left', bbox_to_anchor=(1.02, .5))
+    _legend(ax, loc='center left', bbox_to_anchor=(1.02, .5))
     return fig
