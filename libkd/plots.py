@@ -177,30 +177,17 @@ def _centred(n): return np.arange(n) - (n - 1)/2                   # n places on
 
 def _percent(v): return f'{100*v:.1f} %'
 
-# %% ../nbs/11_plots.ipynb #727ce535
+# %% ../nbs/11_plots.ipynb #b41a2027
 _ROLES = {'teacher': _LOOKS[1], 'teachers': _LOOKS[7], 'student': _LOOKS[4], 'taught student': _LOOKS[2]}
+
+_SHARES = ('accuracy', 'macro accuracy')
+
+def _number(v, metric=''): return _percent(v) if metric in _SHARES else f'{v:.4g}'
 
 def _size_note(r):
     size = f'{r.params/1e3:,.0f}k' if pd.notna(r.get('params')) else ''
     time = f'{r["ms/image"]:.2g} ms' if pd.notna(r.get('ms/image')) else ''
     return '  '.join(s for s in (size, time) if s)
-
-def plot_scoreboard(board:pd.DataFrame, # From `libkd.diagnose.scoreboard`
-                    metric='accuracy', # Column that gives the bars their length
-                    )->LibkdFigure:
-    "One bar a model, with its number, its size and its speed; `KeyError` for a column that is not there"
-    if metric not in board: raise KeyError(f'no column {metric!r}; there are: {", ".join(map(str, board.columns))}')
-    v, height = board[metric].astype(float), .9 + .42*len(board)
-    alt = f'{metric} of {len(v)} models: ' + ', '.join(f'{k} {_number(x, metric)}' for k, x in v.items()) + '.'
-    fig = LibkdFigure(7.5, height, alt)
-    _scores(_axes(fig, (.27, .62/height, .52, 1 - .9/height), x=metric), board, v, metric)
-    _role_legend(fig, board)
-    return fig
-
-# %% ../nbs/11_plots.ipynb #8fb1f18e
-_SHARES = ('accuracy', 'macro accuracy')
-
-def _number(v, metric=''): return _percent(v) if metric in _SHARES else f'{v:.4g}'
 
 def _score(ax, i, v, r, metric):
     "The bar of one model, its number, and what it costs"
@@ -215,10 +202,25 @@ def _scores(ax, board, v, metric): # Values of the metric, one a model
     ax.set_yticks(range(len(v)), [_text(k, 28) for k in v.index], fontsize=9)
     ax.invert_yaxis(); ax.set_xlim(0, v.max()*1.02 or 1)
 
+# %% ../nbs/11_plots.ipynb #54ac4dfa
 def _role_legend(fig, board):
     shown = set(board.get('role', []))
-    handles = [Patch(facecolor=c, hatch=h, edgecolor='white', label=r) for r, (c, h, *_) in _ROLES.items() if r in shown]
+    roles = {r: look for r, look in _ROLES.items() if r in shown}
+    handles = [Patch(facecolor=c, hatch=h, edgecolor='white', label=r) for r, (c, h, *_) in roles.items()]
     if len(handles) > 1: fig.legend(handles=handles, loc='upper center', ncols=len(handles), frameon=False, fontsize=8)
+
+# %% ../nbs/11_plots.ipynb #727ce535
+def plot_scoreboard(board:pd.DataFrame, # From `libkd.diagnose.scoreboard`
+                    metric='accuracy', # Column that gives the bars their length
+                    )->LibkdFigure:
+    "One bar a model, with its number, its size and its speed; `KeyError` for a column that is not there"
+    if metric not in board: raise KeyError(f'no column {metric!r}; there are: {", ".join(map(str, board.columns))}')
+    v, height = board[metric].astype(float), .9 + .42*len(board)
+    alt = f'{metric} of {len(v)} models: ' + ', '.join(f'{k} {_number(x, metric)}' for k, x in v.items()) + '.'
+    fig = LibkdFigure(7.5, height, alt)
+    _scores(_axes(fig, (.27, .62/height, .52, 1 - .9/height), x=metric), board, v, metric)
+    _role_legend(fig, board)
+    return fig
 
 # %% ../nbs/11_plots.ipynb #fd3aee39
 def paired_differences(results:pd.DataFrame, # Columns arm, seed and the metric
@@ -235,15 +237,7 @@ def _interval(d, level=.95):
     d = d.dropna(); n = len(d)
     return d.mean(), stats.t.ppf((1 + level)/2, n - 1)*d.std(ddof=1)/np.sqrt(n) if n > 1 else np.nan
 
-# %% ../nbs/11_plots.ipynb #2fba9107
-def _differences(ax, i, arm, d):
-    "One arm's differences, their mean and interval; the same in words"
-    m, w = _interval(d); said = f'{m:+.1f} ± {w:.1f}' if w == w else f'{m:+.1f}, one seed'
-    ax.plot(d, np.full(len(d), i - .17), 'o', mfc='none', color=_LOOKS[0][0], ms=6)
-    ax.errorbar(m, i + .12, xerr=None if np.isnan(w) else w, fmt='D', color=_PICK, capsize=5, lw=2, ms=6)
-    ax.text(1.03, i, said, va='center', fontsize=9, color=_INK, transform=ax.get_yaxis_transform())
-    return f'{arm} {m:+.1f} (± {w:.1f})'
-
+# %% ../nbs/11_plots.ipynb #0abc431b
 def _paired_axes(fig, arms, title, x, margin):  # Names of the arms, from top to bottom; what the axes are called
     "Axes with a row for each arm, a line at zero and the band of what does not matter"
     ax = _axes(fig, _inches(fig, 1.89, .65, 3.64, .55*len(arms)), title, x)
@@ -255,6 +249,15 @@ def _paired_axes(fig, arms, title, x, margin):  # Names of the arms, from top to
 def _paired_note(fig, margin): # What the marks mean, below the axes
     note = '○ one seed   ◆ mean, 95 % interval' + (f'   grey: within ±{margin:g}' if margin else '')
     fig.text(.27, .04/fig.get_figheight(), note, fontsize=8, color=_QUIET)
+
+# %% ../nbs/11_plots.ipynb #2fba9107
+def _differences(ax, i, arm, d):
+    "One arm's differences, their mean and interval; the same in words"
+    m, w = _interval(d); said = f'{m:+.1f} ± {w:.1f}' if w == w else f'{m:+.1f}, one seed'
+    ax.plot(d, np.full(len(d), i - .17), 'o', mfc='none', color=_LOOKS[0][0], ms=6)
+    ax.errorbar(m, i + .12, xerr=None if np.isnan(w) else w, fmt='D', color=_PICK, capsize=5, lw=2, ms=6)
+    ax.text(1.03, i, said, va='center', fontsize=9, color=_INK, transform=ax.get_yaxis_transform())
+    return f'{arm} {m:+.1f} (± {w:.1f})'
 
 def plot_paired(results:pd.DataFrame, # Columns arm, seed and the metric
                 baseline=None, # By default the first arm
@@ -415,6 +418,30 @@ def plot_matrix(df:pd.DataFrame, # Square or not, numbers from 0 up
     for (i, j), x in np.ndenumerate(v): _cell(ax, i, j, f'{x:{fmt}}', x < .55*top, 9)
     return fig
 
+# %% ../nbs/11_plots.ipynb #b97adaa3
+def _counts(ax, M, top):
+    "The numbers of a confusion table that are not 0"
+    for (i, j), n in np.ndenumerate(M):
+        if n and i == j: ax.text(j, i, n, ha='center', va='center', fontsize=8, color=_QUIET)
+        elif n: _cell(ax, i, j, n, n < .55*top)
+
+def _class_ticks(ax, classes):
+    "At most about 20 class names on both axes"
+    step = max(1, len(classes)//20); where = range(0, len(classes), step)
+    short = [_text(c, 30) for c in short_names(classes, 8)[::step]]
+    ax.set_xticks(where, short, rotation=0 if max(map(len, short)) < 4 else 60)
+    ax.set_yticks(where, short); ax.tick_params(length=0)
+
+def _confusion(ax, M, classes, names):
+    "Draw a confusion table into axes, the diagonal in words only"
+    off = M.astype(float); np.fill_diagonal(off, np.nan); C = len(M)
+    top = max(np.nanmax(off), 1) if C > 1 else 1
+    ax.imshow(off, cmap=colormaps['cividis'].with_extremes(bad='#f2f2f2'), vmin=0, vmax=top)
+    if C <= 20: _counts(ax, M, top)
+    _class_ticks(ax, classes)
+    ax.set_ylabel(f'{_text(names[0])} says', fontsize=9)
+    ax.set_xlabel(f'{_text(names[1])} says' if names[1] != 'truth' else 'truth', fontsize=9)
+
 # %% ../nbs/11_plots.ipynb #edc4d18f
 def _confusion_alt(M, classes, names): # Table (C, C) of counts; names of the classes and of the two models
     "On how many images two models differ, and how they do so most often"
@@ -435,29 +462,30 @@ def plot_confusion(a, # Logits (n, C) of one model: rows
     _confusion(_axes(fig, _inches(fig, 1.1, .65, .97*side, .97*side)), M, classes, names)
     return fig
 
-# %% ../nbs/11_plots.ipynb #15831530
-def _confusion(ax, M, classes, names):
-    "Draw a confusion table into axes, the diagonal in words only"
-    off = M.astype(float); np.fill_diagonal(off, np.nan); C = len(M)
-    top = max(np.nanmax(off), 1) if C > 1 else 1
-    ax.imshow(off, cmap=colormaps['cividis'].with_extremes(bad='#f2f2f2'), vmin=0, vmax=top)
-    if C <= 20: _counts(ax, M, top)
-    _class_ticks(ax, classes)
-    ax.set_ylabel(f'{_text(names[0])} says', fontsize=9)
-    ax.set_xlabel(f'{_text(names[1])} says' if names[1] != 'truth' else 'truth', fontsize=9)
+# %% ../nbs/11_plots.ipynb #04e087fb
+def _groups(ax, P, style):
+    "A bar of each model beside each other at every place"
+    w = .84/len(P)
+    for aside, (name, p), (c, h, *_) in zip(_centred(len(P))*w, P.items(), style):
+        ax.bar(np.arange(len(p)) + aside, p, w, color=c, hatch=h, edgecolor='white', lw=.4, label=_text(name))
 
-def _counts(ax, M, top):
-    "The numbers of a confusion table that are not 0"
-    for (i, j), n in np.ndenumerate(M):
-        if n and i == j: ax.text(j, i, n, ha='center', va='center', fontsize=8, color=_QUIET)
-        elif n: _cell(ax, i, j, n, n < .55*top)
+def _answer_ticks(ax, names, true): # Names of the classes that are drawn; which of them is the true one
+    short = short_names(names, 8)
+    marked = ['▸'*bool(t) + _text(c, 30) for t, c in zip(true, short)]
+    ax.set_xticks(range(len(short)), marked, rotation=0 if max(map(len, short)) < 7 else 30)
 
-def _class_ticks(ax, classes):
-    "At most about 20 class names on both axes"
-    step = max(1, len(classes)//20); where = range(0, len(classes), step)
-    short = [_text(c, 30) for c in short_names(classes, 8)[::step]]
-    ax.set_xticks(where, short, rotation=0 if max(map(len, short)) < 4 else 60)
-    ax.set_yticks(where, short); ax.tick_params(length=0)
+def _room_for_legend(ax, high):
+    "Space for the legend above the bars, and no tick beyond what a probability can be"
+    ax.set_ylim(0, high); ax.set_yticks([t for t in ax.get_yticks() if 0 <= t <= min(1, high)])
+    _legend(ax, ncols=3, loc='upper left')
+
+def _bars(ax, P, classes, y=None, top=10, like=None):
+    "Grouped, hatched bars of several distributions over the most probable classes"
+    highest = np.max(list(P.values()), 0)
+    order = np.sort(np.argsort(-highest)[:top])
+    _groups(ax, {k: p[order] for k, p in P.items()}, looks((like or {}).get(n, n) for n in P).values())
+    _answer_ticks(ax, [classes[i] for i in order], order == (-1 if y is None else y))
+    _room_for_legend(ax, 1.3*highest.max())
 
 # %% ../nbs/11_plots.ipynb #c1691167
 def plot_softened(logits:dict, # name -> logits (C,) of one image
@@ -476,30 +504,6 @@ def plot_softened(logits:dict, # name -> logits (C,) of one image
     fig.alt = f'Answers at temperature {T:g}: {said}'
     fig.alt += f'; true class {classes[y]}.' if y is not None and y >= 0 else '.'
     return fig
-
-def _bars(ax, P, classes, y=None, top=10, like=None):
-    "Grouped, hatched bars of several distributions over the most probable classes"
-    highest = np.max(list(P.values()), 0)
-    order = np.sort(np.argsort(-highest)[:top])
-    _groups(ax, {k: p[order] for k, p in P.items()}, looks((like or {}).get(n, n) for n in P).values())
-    _answer_ticks(ax, [classes[i] for i in order], order == (-1 if y is None else y))
-    _room_for_legend(ax, 1.3*highest.max())
-
-def _answer_ticks(ax, names, true): # Names of the classes that are drawn; which of them is the true one
-    short = short_names(names, 8)
-    marked = ['▸'*bool(t) + _text(c, 30) for t, c in zip(true, short)]
-    ax.set_xticks(range(len(short)), marked, rotation=0 if max(map(len, short)) < 7 else 30)
-
-def _groups(ax, P, style):
-    "A bar of each model beside each other at every place"
-    w = .84/len(P)
-    for aside, (name, p), (c, h, *_) in zip(_centred(len(P))*w, P.items(), style):
-        ax.bar(np.arange(len(p)) + aside, p, w, color=c, hatch=h, edgecolor='white', lw=.4, label=_text(name))
-
-def _room_for_legend(ax, high):
-    "Space for the legend above the bars, and no tick beyond what a probability can be"
-    ax.set_ylim(0, high); ax.set_yticks([t for t in ax.get_yticks() if 0 <= t <= min(1, high)])
-    _legend(ax, ncols=3, loc='upper left')
 
 # %% ../nbs/11_plots.ipynb #8e6f0f4a
 def _thumbnail(im, size): # (H, W, 3) uint8; small images stay pixels, large ones are averaged
@@ -560,6 +564,33 @@ def disagreement_alt(df, # Of `sample_disagreement`
     return (f'The teachers {" and ".join(teachers)} decide differently on {d} of {n} images '
             f'(mean Jensen-Shannon divergence {df.js.mean():.3f}). By case: {cases}.')
 
+# %% ../nbs/11_plots.ipynb #ac1b8f27
+def _captions(df, teachers, classes):
+    "What the teachers say about each image, and the truth"
+    short = short_names(classes, 4)
+    says = lambda r: '|'.join(short[r[f'says_{t}']] for t in teachers)
+    truth = lambda r: f' ({short[r.y]})' if 'y' in r and r.y >= 0 else ''
+    return [_text(says(r) + truth(r), 14) for _, r in df.iterrows()]
+
+def _disputed_sheet(fig, imgs, df, teachers, classes): # Images to show and their rows of `sample_disagreement`
+    "The left part of `plot_disagreement`: the images with what is said about them"
+    _thumbs(_axes(fig, (.01, .05, .42, .8), frame=False), imgs, _captions(df, teachers, classes))
+    head = f'Sorted by disagreement. Below each: {" | ".join(_text(t, 12) for t in teachers)} say'
+    fig.text(.015, .93, head + (' (truth)' if 'y' in df else ''), fontsize=10, color=_INK)
+
+def _answers_aside(fig, preds, i, df, classes, teachers, T):
+    "The right part of `plot_disagreement`: bars of image `i`, confusion of the first two teachers"
+    y, P = df.y[i] if 'y' in df else None, {k: soften(as_array(z)[[i]], T)[0] for k, z in preds.items()}
+    _bars(_axes(fig, (.485, .2, .23, .63), f'The first image, T = {T:g}', '', 'probability'), P, classes, y, 8)
+    if len(teachers) < 2: return
+    ax, (a, b) = _axes(fig, (.76, .2, .235, .63), 'Who says what'), teachers[:2]
+    _confusion(ax, teacher_confusion(preds[a], preds[b]), classes, (a, b))
+
+def _most_disputed(df, show): # How many, or which rows
+    "Rows of the images to show, at most 24 where they were named"
+    if not isinstance(show, int): return np.asarray(show)[:24]
+    return df.js.sort_values(ascending=False, kind='stable').index.to_numpy()[:show]
+
 # %% ../nbs/11_plots.ipynb #d93f7fa9
 def plot_disagreement(imgs, # (n, H, W, 3) uint8
                       preds:dict, # name -> logits (n, C)
@@ -581,32 +612,6 @@ def plot_disagreement(imgs, # (n, H, W, 3) uint8
     _disputed_sheet(fig, imgs[order], df.loc[order], teachers, classes)
     _answers_aside(fig, preds, order[0], df, classes, teachers, T)
     return fig
-
-def _most_disputed(df, show): # How many, or which rows
-    "Rows of the images to show, at most 24 where they were named"
-    if not isinstance(show, int): return np.asarray(show)[:24]
-    return df.js.sort_values(ascending=False, kind='stable').index.to_numpy()[:show]
-
-def _captions(df, teachers, classes):
-    "What the teachers say about each image, and the truth"
-    short = short_names(classes, 4)
-    says = lambda r: '|'.join(short[r[f'says_{t}']] for t in teachers)
-    truth = lambda r: f' ({short[r.y]})' if 'y' in r and r.y >= 0 else ''
-    return [_text(says(r) + truth(r), 14) for _, r in df.iterrows()]
-
-def _disputed_sheet(fig, imgs, df, teachers, classes): # Images to show and their rows of `sample_disagreement`
-    "The left part of `plot_disagreement`: the images with what is said about them"
-    _thumbs(_axes(fig, (.01, .05, .42, .8), frame=False), imgs, _captions(df, teachers, classes))
-    head = f'Sorted by disagreement. Below each: {" | ".join(_text(t, 12) for t in teachers)} say'
-    fig.text(.015, .93, head + (' (truth)' if 'y' in df else ''), fontsize=10, color=_INK)
-
-def _answers_aside(fig, preds, i, df, classes, teachers, T):
-    "The right part of `plot_disagreement`: bars of image `i`, confusion of the first two teachers"
-    y, P = df.y[i] if 'y' in df else None, {k: soften(as_array(z)[[i]], T)[0] for k, z in preds.items()}
-    _bars(_axes(fig, (.485, .2, .23, .63), f'The first image, T = {T:g}', '', 'probability'), P, classes, y, 8)
-    if len(teachers) < 2: return
-    ax, (a, b) = _axes(fig, (.76, .2, .235, .63), 'Who says what'), teachers[:2]
-    _confusion(ax, teacher_confusion(preds[a], preds[b]), classes, (a, b))
 
 # %% ../nbs/11_plots.ipynb #277a555f
 def _scale(values, least=2.):
@@ -648,30 +653,7 @@ def attention_alt(maps:TokenMaps, # What is shown
     most = ', '.join(f'{t} token {where(maps.maps[picture, layer, k, -2])}' for k, t in enumerate(names))
     return f'Attention of layer {layer % L + 1} of {L} to a {gh}×{gw} grid of patches; on average most on: {most}.'
 
-# %% ../nbs/11_plots.ipynb #45de61de
-def _map_heats(maps, picture, rows, size): # Rows of `_attention_cells`; pixels of a cell
-    "Pictures of each row, the photograph first, and the end of the scale that all maps share"
-    end = _scale([m for _, cells in rows for m, _ in cells if m is not None])
-    thumb, blank = as_rgb(maps.imgs)[[picture]], np.full((size, size, 3), 255, np.uint8)
-    heat = lambda m: blank if m is None else _heat(m, size, end)
-    return [[contact_sheet(thumb, 1, size, (0, 0)), *(heat(m) for m, _ in cells)] for _, cells in rows], end
-
-def plot_token_maps(maps:TokenMaps, # From `libkd.diagnose.read_maps`
-                    picture=0, # Which of its pictures
-                    layer=-1, # Which layer
-                    size=64, # Pixels of a cell
-                    )->LibkdFigure:
-    "Where each token looks in one picture, on one scale with its teacher's saliency; below each map its percentile"
-    cols, rows = _attention_cells(maps, picture, layer)
-    heats, end = _map_heats(maps, picture, rows, size)
-    wide, high = (len(cols) + 1)*(size + 4)/80, len(rows)*(size + 18)/80                # inches of the table
-    fig = LibkdFigure(max(wide + .875, 4.4), high + .875, attention_alt(maps, picture, layer))
-    ax = _axes(fig, _inches(fig, .775, .55, wide, high), frame=False)
-    _map_table(ax, heats, ['picture', *cols], rows, size)
-    _map_legend(fig, maps, layer, end)
-    return fig
-
-# %% ../nbs/11_plots.ipynb #23e221ee
+# %% ../nbs/11_plots.ipynb #04792efe
 def _map_sheet(ax, heats, rows, size): # Pictures of each row; rows of `_attention_cells`; pixels of a cell
     "All pictures as one, which remembers where it has a picture or a map"
     cols, pad = len(heats[0]), (4, 18)
@@ -704,6 +686,29 @@ def _map_legend(fig, maps, layer, end):
     if maps.percentiles is None: return
     below = f'below: fits better than … of the same head on {maps.rivals[0]} other pictures'
     fig.text(62/w, 6/h, below, fontsize=8, color=_QUIET)
+
+# %% ../nbs/11_plots.ipynb #45de61de
+def _map_heats(maps, picture, rows, size): # Rows of `_attention_cells`; pixels of a cell
+    "Pictures of each row, the photograph first, and the end of the scale that all maps share"
+    end = _scale([m for _, cells in rows for m, _ in cells if m is not None])
+    thumb, blank = as_rgb(maps.imgs)[[picture]], np.full((size, size, 3), 255, np.uint8)
+    heat = lambda m: blank if m is None else _heat(m, size, end)
+    return [[contact_sheet(thumb, 1, size, (0, 0)), *(heat(m) for m, _ in cells)] for _, cells in rows], end
+
+def plot_token_maps(maps:TokenMaps, # From `libkd.diagnose.read_maps`
+                    picture=0, # Which of its pictures
+                    layer=-1, # Which layer
+                    size=64, # Pixels of a cell
+                    )->LibkdFigure:
+    "Where each token looks in one picture, on one scale with its teacher's saliency; below each map its percentile"
+    cols, rows = _attention_cells(maps, picture, layer)
+    heats, end = _map_heats(maps, picture, rows, size)
+    wide, high = (len(cols) + 1)*(size + 4)/80, len(rows)*(size + 18)/80                # inches of the table
+    fig = LibkdFigure(max(wide + .875, 4.4), high + .875, attention_alt(maps, picture, layer))
+    ax = _axes(fig, _inches(fig, .775, .55, wide, high), frame=False)
+    _map_table(ax, heats, ['picture', *cols], rows, size)
+    _map_legend(fig, maps, layer, end)
+    return fig
 
 # %% ../nbs/11_plots.ipynb #1839ae45
 def plot_attention(img, # (H, W, 3) uint8

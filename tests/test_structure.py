@@ -98,8 +98,8 @@ def test_no_exported_line_is_longer_than_120_columns(path):
 
 
 # Tokens a function, of all rooms together: what is reached. The house aims at 60, 90 and 250, without confetti.
-MEDIAN, WEIGHTED, LARGEST, MOST_FUNCTIONS = 61, 110, 250, 1700
-STILL_LONGER = {'plots.plot_matrix', 'plots.plot_arms', 'playground._student', 'playground.data', 'widgets.data',
+MEDIAN, WEIGHTED, LARGEST, MOST_FUNCTIONS = 61, 108, 250, 1740
+STILL_LONGER = {'playground._student', 'playground.data', 'widgets.data',
                 'course.encode'}      # a line for each kind of value
 WORDS = tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING
 
