@@ -743,7 +743,7 @@ def _distance_axes(distances, unit): # As in `plot_attention_distance`, arrays i
     fig = LibkdFigure(5.6, 2.9); ax = _axes(fig, (.11, .17, .86, .72), '', 'layer', f'mean distance, {unit}')
     for (k, look), aside in zip(looks(distances).items(), .12*_centred(len(distances))):
         _distance(ax, distances[k], aside, _text(k, 24), look)
-    ax.set_ylim(0); ax.set_xticks(range(max(map(len, distances.values()))))
+    ax.set_xticks(range(max(map(len, distances.values()))))
     return fig, ax
 
 def plot_attention_distance(distances, # (L, H) from `mean_attention_distance`, or a dict of them by model
@@ -756,7 +756,7 @@ def plot_attention_distance(distances, # (L, H) from `mean_attention_distance`, 
     fig, ax = _distance_axes(distances, unit)
     far = f'uniform attention {uniform_distance(grid):.2f}' if grid else ''
     if grid: ax.axhline(uniform_distance(grid), color=_PICK, ls=':', lw=1.5, label=far)
-    _legend(ax, loc='lower right')
+    ax.set_ylim(0); _legend(ax, loc='lower right')
     fig.alt = _distance_alt(distances, unit, far)
     return fig
 
