@@ -76,16 +76,20 @@ def macro_accuracy(logits, # (n, C)
     return float(recall_score(y, a.argmax(1), labels=np.unique(y), average='macro', zero_division=0))
 
 # %% ../nbs/10_diagnose.ipynb #a448adc0
+def _binned(logits, y, bins): # (n, C); (n,); how many of equal width
+    "The bin of each labelled answer, its confidence, whether it is right; the edges of the bins"
+    a, y = _labelled(logits, y)
+    confidence, edges = softmax(a, 1).max(1), np.linspace(0, 1, bins + 1)
+    b = np.searchsorted(edges, confidence, side='left').clip(1, bins) - 1      # (lo, hi]
+    return b, confidence, a.argmax(1) == y, edges
+
 def reliability(logits, # (n, C)
                 y, # (n,) class indices
                 bins=15, # Equal-width bins of confidence; 15 as in Guo et al. 2017
                 )->pd.DataFrame: # One row a bin that is not empty: lo, hi, n, confidence, accuracy
     "How often answers of a given confidence are right"
-    a, y = _labelled(logits, y)
-    conf, right = softmax(a, 1).max(1), a.argmax(1) == y
-    edges = np.linspace(0, 1, bins + 1)
-    b = np.searchsorted(edges, conf, side='left').clip(1, bins) - 1            # (lo, hi]
-    df = pd.DataFrame(dict(b=b, confidence=conf, accuracy=right)).groupby('b').agg(
+    b, confidence, right, edges = _binned(logits, y, bins)
+    df = pd.DataFrame(dict(b=b, confidence=confidence, accuracy=right)).groupby('b').agg(
         n=('b', 'size'), confidence=('confidence', 'mean'), accuracy=('accuracy', 'mean'))
     df.insert(0, 'lo', edges[df.index]); df.insert(1, 'hi', edges[df.index + 1])
     return df.reset_index(drop=True)
@@ -96,8 +100,8 @@ def ece(logits, # (n, C)
         bins=15, # As in Guo et al. 2017
         )->float: # 0 (honest) to 1
     "Expected calibration error of the top answer (Guo et al. 2017, arXiv 1706.04599)"
-    r = reliability(logits, y, bins)
-    return float((r.n * (r.accuracy - r.confidence).abs()).sum() / r.n.sum())
+    b, confidence, right, _ = _binned(logits, y, bins)
+    return float(np.abs(np.bincount(b, right - confidence)).sum()/len(b))     # n_b times each gap, over n
 
 # %% ../nbs/10_diagnose.ipynb #bb356595
 def nll(logits, # (n, C)
