@@ -6,7 +6,7 @@
 __all__ = ['Plan']
 
 # %% ../nbs/14a_price.ipynb #6ee87f56
-import bisect, contextlib, math, os, re, time
+import bisect, contextlib, math, os, re, subprocess, sys, time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -60,28 +60,47 @@ def threads_or_processes(step, # One training step, as a function
                 one_thread=seconds[1], all_threads=seconds[cores])
 
 # %% ../nbs/14a_price.ipynb #b7c7e1e4
-def _steps_between(make, start, end): # A function that makes a step; two moments as `time.time()` tells them
-    "Steps that this process finishes from `start` to `end`"
-    step, n = make(), 0
-    step()
-    while time.time() < start: time.sleep(.005)
-    while time.time() < end: step(); n += 1
-    return n
+BUSY = """import sys, time
+import numpy as np
+a, b, end = np.ones((256, 256), 'float32'), np.ones(2**18, 'float32'), time.time() + float(sys.argv[1])
+print(flush=True)
+while time.time() < end: a@a; b*b + b
+"""
+
+@contextlib.contextmanager
+def neighbours(n,          # How many; none for 0
+               threads=1,  # Of each
+               most=60.,   # Seconds after which they end by themselves
+):
+    "Processes that compute, for as long as the block takes"
+    few = {f'{name}_NUM_THREADS': str(threads) for name in ('OMP', 'MKL', 'OPENBLAS')}
+    start = partial(subprocess.Popen, [sys.executable, '-c', BUSY, str(most)], stdout=subprocess.PIPE)
+    with contextlib.ExitStack() as stack:
+        started = [stack.enter_context(start(env={**os.environ, **few})) for _ in range(n)]
+        for p in started: stack.callback(p.kill)
+        for p in started: p.stdout.readline()           # at work from here on
+        yield started
 
 # %% ../nbs/14a_price.ipynb #338779fa
-def crowding(make,      # Makes a step; plain enough to be sent to another process
+def pace(step,        # A function
+         seconds=.5,  # To measure for, at least
+)->float:             # Of one call
+    "Mean seconds of a call, after one that does not count"
+    step()
+    start, n = time.perf_counter(), 0
+    while (spent := time.perf_counter() - start) < seconds: step(); n += 1
+    return spent/n
+
+def crowding(step,      # One training step, as a function
              n,         # Processes
              threads=1, # Threads of each
-             seconds=1., # To measure for
+             seconds=.3, # To measure for, alone and beside others
 )->float:               # 1 where they do not disturb each other
-    "How many times longer a step takes in each of `n` processes at a time than in one alone"
-    from joblib import Parallel, delayed, parallel_config
-    def steps(k, seconds):
-        start = time.time() + (seconds > 0)             # a second to make the model
-        return sum(Parallel(n_jobs=n)(delayed(_steps_between)(make, start, start + seconds) for _ in range(k)))
-    with parallel_config('loky', inner_max_num_threads=threads):
-        steps(n, 0)                                     # processes start and import; those that train will be the same
-        return max(1., n*steps(1, seconds)/max(1, steps(n, seconds)))
+    "How many times longer a step takes beside `n - 1` processes that compute"
+    with torch_threads(threads):
+        alone = pace(step, seconds)
+        with neighbours(n - 1, threads): beside = pace(step, seconds)
+    return max(1., beside/alone)
 
 # %% ../nbs/14a_price.ipynb #e04d3da8
 @dataclass(frozen=True)
@@ -106,10 +125,10 @@ def processes(jobs, # Wanted number, or 0: one on a GPU, else what is measured t
 )->How:
     "How many processes at a time, threads each, and how they crowd each other"
     if str(dls.device).startswith('cuda'): return How(jobs or 1)
-    make = partial(student_step, student, len(dls.vocab), tuple(dls.size), args, dls.train.bs)
-    found = threads_or_processes(make())
+    step = student_step(student, len(dls.vocab), tuple(dls.size), args, dls.train.bs)
+    found = threads_or_processes(step)
     how = How(jobs, max(1, (os.cpu_count() or 1)//jobs)) if jobs else How(found['jobs'], found['threads'])
-    return replace(how, crowding=crowding(make, how.jobs, how.threads)) if how.jobs > 1 else how
+    return replace(how, crowding=crowding(step, how.jobs, how.threads)) if how.jobs > 1 else how
 
 # %% ../nbs/14a_price.ipynb #0d0940a7
 @dataclass(frozen=True)

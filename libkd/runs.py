@@ -6,7 +6,8 @@
 __all__ = ['run_jobs', 'read_rows', 'scalars', 'Run', 'RunError', 'default_folder', 'run', 'sweep']
 
 # %% ../nbs/13_runs.ipynb #9c01a864
-import ast, contextlib, hashlib, inspect, itertools, json, math, os, platform, re, sys, textwrap, time, traceback
+import ast, contextlib, hashlib, inspect, io, itertools, json, math, os, platform, re, sys, textwrap, time, traceback
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -189,11 +190,20 @@ def _papermill():
 
 def _for_papermill(path): return str(path).replace('{', '{{').replace('}', '}}')      # it fills in braces
 
-def _default(path, p): # A notebook; a parameter as papermill has it
-    try: return ast.literal_eval(p['default'])
-    except (ValueError, SyntaxError): raise UserError(
-        f"{path}: the parameter {p['name']!r} has the default {p['default']}, which is no plain value. "
-        "Write: name = value  # what it is, in one line and without # or = inside the value or the comment.") from None
+# %% ../nbs/13_runs.ipynb #44c86bd1
+def _assigned(path, source): # A notebook, for the error; the text of its parameters cell
+    "Yields name, value and comment of each assignment"
+    try: cell = ast.parse(source)
+    except SyntaxError as e: raise UserError(f'{path}: its parameters cell is no plain Python ({e})') from None
+    for node in cell.body:
+        if not isinstance(node, ast.Assign): continue
+        name, last = node.targets[0].id, source.splitlines()[node.end_lineno - 1]
+        try: value = ast.literal_eval(node.value)
+        except ValueError: raise UserError(
+            f"{path}: the parameter {name!r} has the default {ast.unparse(node.value)}, which is no plain value. "
+            "Write: name = value  # what it is, with a number, a text, True or False.") from None
+        behind = last.encode()[node.end_col_offset:].decode()           # the parser counts bytes
+        yield name, value, behind.partition('#')[2].strip()
 
 # %% ../nbs/13_runs.ipynb #adcf9959
 def parameters(notebook, # A path, or a name as for `find_notebook`
@@ -202,12 +212,7 @@ def parameters(notebook, # A path, or a name as for `find_notebook`
     path = find_notebook(notebook)
     cells = [c for c in read_json(path)['cells'] if 'parameters' in c['metadata'].get('tags', [])]
     if not cells: raise UserError(f"{path} has no cell tagged 'parameters', so there is nothing to run it with")
-    found = _papermill().inspect_notebook(_for_papermill(path))
-    assigned = re.findall(r'^(\w+) *=', ''.join(cells[0]['source']), re.M)
-    if lost := [name for name in assigned if name not in found]: raise UserError(
-        f"{path}: papermill cannot read the parameter {lost[0]!r}. "
-        "Write: name = value  # what it is, in one line and without # or = inside the value or the comment.")
-    return {name: (_default(path, p), p['help']) for name, p in found.items()}
+    return {name: (value, comment) for name, value, comment in _assigned(path, ''.join(cells[0]['source']))}
 
 # %% ../nbs/13_runs.ipynb #e7258520
 _N = r'(-?\d+(?:\.\d+)?)'
@@ -400,13 +405,6 @@ def _environment(**values): # name -> text, or None to remove it
     try: yield
     finally: put(old)
 
-def _until(nb, tag): # nbformat node; a word
-    "The notebook up to and with its cell of this tag"
-    at = [i for i, c in enumerate(nb.cells) if tag in c.metadata.get('tags', [])]
-    if not at: raise UserError(f"this notebook has no cell tagged {tag!r}, so it cannot stop there")
-    nb.cells = nb.cells[:at[0] + 1]
-    return nb
-
 # %% ../nbs/13_runs.ipynb #ea89639c
 _QUIET = dict(LIBKD_WIDGETS='headless', JPY_SESSION_NAME=None, PYDEVD_DISABLE_FILE_VALIDATION='1',
               PYTHONWARNINGS='ignore::FutureWarning')
@@ -423,12 +421,52 @@ def _execute(nb, out, values, show): # nbformat node, path, parameters, whether 
             if e.ename == 'KeyboardInterrupt': raise KeyboardInterrupt from None       # Ctrl-C reached the kernel first
             raise stopped(out, e.ename, str(e.evalue)) from None
 
+# %% ../nbs/13_runs.ipynb #d8932cb0
+def _until(path, nb, tag): # A notebook; what is in it; a word
+    "The cells up to and with that of this tag"
+    at = [i for i, c in enumerate(nb['cells']) if tag in c['metadata'].get('tags', [])]
+    if not at: raise UserError(f"{path} has no cell tagged {tag!r}, so it cannot stop there")
+    return nb['cells'][:at[0] + 1]
+
+def _compiled(path, cells): # A notebook; some of its cells
+    "Their code, and whether parameters follow; None where a cell is no plain Python"
+    code = [c for c in cells if c['cell_type'] == 'code']
+    try: return [(compile(''.join(c['source']), str(path), 'exec'), 'parameters' in c['metadata'].get('tags', []))
+                 for c in code]
+    except SyntaxError: return None
+
+# %% ../nbs/13_runs.ipynb #ee1cc8c5
+def _in_this_process(path, codes, values, show): # A notebook; from `_compiled`; parameters; whether to print
+    "Execute cells in names of their own; an error as `_execute` has it"
+    names, said = dict(__name__='__main__'), sys.stdout if show else io.StringIO()
+    with _environment(LIBKD_WIDGETS='headless'), contextlib.redirect_stdout(said), warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)
+        try:
+            for code, parameters_follow in codes:
+                exec(code, names)
+                if parameters_follow: names.update(values)
+        except Exception as e: raise RunError(f'{path.stem} stopped: {e}', path, type(e).__name__,
+                                              isinstance(e, MENDABLE)) from e
+
 # %% ../nbs/13_runs.ipynb #ca6940c8
 def default_folder(notebook, # Its path
                    values,   # Checked parameters
 )->Path:
     "`runs/<name>`, with a digest behind it when parameters were given, so that other parameters get another folder"
     return Path('runs')/(Path(notebook).stem + (f'-{job_key(values)[:6]}' if values else ''))
+
+def _plan(path, folder, values, show): # A notebook; checked parameters; whether to print
+    "Execute a notebook up to its cell tagged `plan`; returns {}"
+    cells = _until(path, read_json(path), 'plan')
+    if codes := _compiled(path, cells): _in_this_process(path, codes, values, show)
+    else: _with_papermill(path, folder/f'plan-{path.name}', values, show, len(cells))
+    return {}
+
+def _with_papermill(path, out, values, show, n=None): # A notebook; as for `_execute`; cells, None for all
+    import nbformat                                     # takes two seconds, which a plan can do without
+    nb = nbformat.read(path, 4)
+    nb.cells = nb.cells[:n]
+    _execute(nb, out, values, show)
 
 def run(notebook='distill', # A path, or the name of a run that comes with libkd
         folder=None,        # Where everything goes; the same folder again resumes
@@ -437,16 +475,15 @@ def run(notebook='distill', # A path, or the name of a run that comes with libkd
         **params,           # Of the notebook
 )->dict:                    # The content of its result.json; {} after a plan
     "Execute a run notebook with the parameters `params` into a folder"
-    import nbformat
     path = find_notebook(notebook)
     values = check_parameters(path, params)
     folder = Path(folder or default_folder(path, values)).expanduser().absolute()
     if 'folder' in parameters(path): values = {**values, **check_parameters(path, dict(folder=folder))}
     with files.writing(folder): folder.mkdir(parents=True, exist_ok=True)
-    nb = nbformat.read(path, 4)
-    _execute(_until(nb, 'plan') if plan else nb, folder/f"{'plan-' if plan else ''}{path.stem}.ipynb", values, show)
+    if plan: return _plan(path, folder, values, show)
+    _with_papermill(path, folder/path.name, values, show)
     result = folder/'result.json'
-    if plan or not result.exists(): return {}
+    if not result.exists(): return {}
     if show: print(summary(read_json(result), folder))
     return read_json(result)
 

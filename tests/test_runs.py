@@ -348,9 +348,16 @@ def test_values_at_the_ends_of_their_range_are_taken(tmp_path):
     assert runs.check_parameters(nb, good) == good and runs.check_parameters(nb, dict(size='512')) == dict(size=512)
 
 
-def test_a_parameter_that_papermill_cannot_read_is_named(tmp_path):
-    for line in ("x = [1,\n 2]\ny = 1  # as in y=2", "y = 'a # b'", 'y = 3*4'):
+def test_a_parameter_that_is_no_plain_value_is_named(tmp_path):
+    for line in ('y = 3*4', 'x = 1\ny = [z]', "y = f'{1}'"):
         with pytest.raises(UserError, match="parameter 'y'"): runs.parameters(notebook(tmp_path/'nb.ipynb', parameters=line))
+    with pytest.raises(UserError, match='no plain Python'): runs.parameters(notebook(tmp_path/'nb.ipynb', parameters='%time x = 1'))
+
+
+def test_parameters_are_read_as_python_reads_them(tmp_path):
+    cell = "x = [1,\n 2]   # two = three\ny = 'ääää # b'  # as in y='#'; at least 1\n# a line\nz = -1."
+    found = runs.parameters(notebook(tmp_path/'nb.ipynb', parameters=cell))
+    assert found == dict(x=([1, 2], 'two = three'), y=('ääää # b', "as in y='#'; at least 1"), z=(-1., ''))
 
 
 def test_text_from_a_command_line_gets_the_type_of_the_default(tmp_path):
@@ -392,6 +399,27 @@ def test_a_plan_stops_before_any_work_and_keeps_the_last_result(tmp_path, capsys
     assert runs.run(nb, tmp_path/'out', plan=True, steps=13) == {}
     assert 'planned' in capsys.readouterr().out
     assert runs.read_json(tmp_path/'out'/'result.json')['metrics'] == dict(steps=3)
+    assert not list((tmp_path/'out').glob('plan-*'))
+
+
+def test_a_plan_starts_no_kernel_and_imports_no_papermill(tmp_path, monkeypatch):
+    nb = notebook(tmp_path/'nb.ipynb', *BODY[:1])
+    for name in ('papermill', 'nbformat', 'jupyter_client'): monkeypatch.setitem(sys.modules, name, None)
+    assert runs.run(nb, tmp_path/'out', plan=True, show=False) == {}
+
+
+def test_a_plan_that_cannot_be_made_is_the_error_of_a_run(tmp_path):
+    nb = notebook(tmp_path/'nb.ipynb', "from libkd import UserError\nif steps == 13: raise UserError('thirteen')  # plan\n1/0")
+    for steps, ours in ((13, False), (14, True)):
+        with pytest.raises(runs.RunError, match='nb stopped') as e: runs.run(nb, tmp_path/'out', plan=True, steps=steps, show=False)
+        assert e.value.by_user != ours
+
+
+@pytest.mark.slow
+def test_the_plan_of_a_notebook_with_magics_goes_to_papermill(tmp_path):
+    nb = notebook(tmp_path/'nb.ipynb', '%config Application.x = 1', "1  # plan", '1/0')
+    assert runs.run(nb, tmp_path/'out', plan=True, show=False) == {}
+    assert (tmp_path/'out'/'plan-nb.ipynb').exists()
 
 
 def test_logs_show_phases_and_no_details(tmp_path, capsys):
