@@ -191,6 +191,12 @@ def _papermill():
 def _for_papermill(path): return str(path).replace('{', '{{').replace('}', '}}')      # it fills in braces
 
 # %% ../nbs/13_runs.ipynb #44c86bd1
+def _plain(path, name, node): # A notebook; a parameter; what stands behind its =, as a syntax tree
+    try: return ast.literal_eval(node)
+    except ValueError: raise UserError(
+        f"{path}: the parameter {name!r} has the default {ast.unparse(node)}, which is no plain value. "
+        "Write: name = value  # what it is, with a number, a text, True or False.") from None
+
 def _assigned(path, source): # A notebook, for the error; the text of its parameters cell
     "Yields name, value and comment of each assignment"
     try: cell = ast.parse(source)
@@ -198,19 +204,18 @@ def _assigned(path, source): # A notebook, for the error; the text of its parame
     for node in cell.body:
         if not isinstance(node, ast.Assign): continue
         name, last = node.targets[0].id, source.splitlines()[node.end_lineno - 1]
-        try: value = ast.literal_eval(node.value)
-        except ValueError: raise UserError(
-            f"{path}: the parameter {name!r} has the default {ast.unparse(node.value)}, which is no plain value. "
-            "Write: name = value  # what it is, with a number, a text, True or False.") from None
         behind = last.encode()[node.end_col_offset:].decode()           # the parser counts bytes
-        yield name, value, behind.partition('#')[2].strip()
+        yield name, _plain(path, name, node.value), behind.partition('#')[2].strip()
 
 # %% ../nbs/13_runs.ipynb #adcf9959
+def tagged(cell, tag): # A notebook's cell; a word
+    return tag in cell['metadata'].get('tags', [])
+
 def parameters(notebook, # A path, or a name as for `find_notebook`
 )->dict:                 # name -> (default, comment)
     "The parameters of a notebook, read from its cell tagged `parameters`"
     path = find_notebook(notebook)
-    cells = [c for c in read_json(path)['cells'] if 'parameters' in c['metadata'].get('tags', [])]
+    cells = [c for c in read_json(path)['cells'] if tagged(c, 'parameters')]
     if not cells: raise UserError(f"{path} has no cell tagged 'parameters', so there is nothing to run it with")
     return {name: (value, comment) for name, value, comment in _assigned(path, ''.join(cells[0]['source']))}
 
@@ -424,15 +429,14 @@ def _execute(nb, out, values, show): # nbformat node, path, parameters, whether 
 # %% ../nbs/13_runs.ipynb #d8932cb0
 def _until(path, nb, tag): # A notebook; what is in it; a word
     "The cells up to and with that of this tag"
-    at = [i for i, c in enumerate(nb['cells']) if tag in c['metadata'].get('tags', [])]
+    at = [i for i, c in enumerate(nb['cells']) if tagged(c, tag)]
     if not at: raise UserError(f"{path} has no cell tagged {tag!r}, so it cannot stop there")
     return nb['cells'][:at[0] + 1]
 
 def _compiled(path, cells): # A notebook; some of its cells
     "Their code, and whether parameters follow; None where a cell is no plain Python"
     code = [c for c in cells if c['cell_type'] == 'code']
-    try: return [(compile(''.join(c['source']), str(path), 'exec'), 'parameters' in c['metadata'].get('tags', []))
-                 for c in code]
+    try: return [(compile(''.join(c['source']), str(path), 'exec'), tagged(c, 'parameters')) for c in code]
     except SyntaxError: return None
 
 # %% ../nbs/13_runs.ipynb #ee1cc8c5
