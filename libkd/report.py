@@ -55,11 +55,13 @@ def verdict(sentences, # Of `conclusion`
 
 # %% ../nbs/16_report.ipynb #01369c6a
 def figure(folder, fig): # Of the run; dict: file, alt, caption, width
-    "A picture with its bytes; without, where the file has gone"
+    "A picture with its bytes, paper that follows a dark page; without, where the file has gone"
     path = Path(folder)/fig['file']
-    if not path.is_file(): return dict(fig, src='')
-    kind = 'svg+xml' if path.suffix == '.svg' else 'png'
-    return dict(fig, src=f'data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}')
+    if not path.is_file(): return dict(fig, src='', paper=False)
+    from libkd.plots import follows_dark                          # slow to load
+    data, drawn = path.read_bytes(), path.suffix == '.svg'
+    src = f'data:image/svg+xml;base64,{base64.b64encode(data).decode()}' if drawn else follows_dark(data)
+    return dict(fig, src=src, paper=not drawn)
 
 # %% ../nbs/16_report.ipynb #08753259
 def commands(folder, # Of the run

@@ -1,7 +1,8 @@
 """The page of a run: what it says, in which order, on any screen, and nothing from elsewhere."""
-import json, os, re, shutil, sys
+import io, json, os, re, shutil, sys
 from pathlib import Path
 import pandas as pd, pytest
+from PIL import Image
 from libkd import UserError, report, runs
 
 CHROMIUM = next((p for p in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if p), None)
@@ -25,9 +26,11 @@ def page(tmp_path, **facts): return report.report(folder(tmp_path, **facts)).rea
 def test_the_page_escapes_every_name_and_loads_nothing(tmp_path):
     said = page(tmp_path, warnings=['<b>'], best=dict(name='<b>', kind='<i>', accuracy=.5, folder='<a>', why='<b>'), facts=['<i>'])
     for raw in ('<script', '<i>', '<a>', '<b>'): assert raw not in said
-    assert not re.search(r'''(?:src|href)=(?!['"]?data:)''', said) and 'url(' not in said
+    assert 'url(http' not in said and 'href=&#39;http' not in said                  # nor from inside a picture
     images = re.findall(r"<img [^>]*>", said)
-    assert images and all(re.search(r"alt='[^']{20,}'", i) for i in images)
+    assert images and all(re.search(r"alt='[^']{20,}'", i) and "src='data:" in i for i in images)
+    said = re.sub(r"src='data:[^']*'", '', said)
+    assert not re.search(r'''(?:src|href)=(?!['"]?data:)''', said) and 'url(' not in said
 
 
 def test_the_first_sentence_of_the_page_is_the_first_of_the_conclusion(tmp_path):
@@ -78,11 +81,14 @@ def test_the_page_on_small_large_light_and_dark_screens(tmp_path):
                 tab = browser.new_page(viewport=dict(width=width, height=800), color_scheme=scheme)
                 tab.goto(file.as_uri())
                 looks[scheme, width] = tab.evaluate('''() => { const css = (s, k) => getComputedStyle(document.querySelector(s))[k]; return {
-                    wide: document.documentElement.scrollWidth, ground: css('body', 'backgroundColor'), card: css('figure .scroll', 'backgroundColor'),
+                    wide: document.documentElement.scrollWidth, ground: css('body', 'backgroundColor'), 
                     hint: css('.hint', 'display'), image: document.querySelector('img').getBoundingClientRect().width,
                     moves: document.querySelector('.scroll').scrollWidth > document.querySelector('.scroll').clientWidth} }''')
+                shot = Image.open(io.BytesIO(tab.locator('figure img').first.screenshot())).convert('L')
+                looks[scheme, width]['paper'] = shot.getpixel((3, 3))
         browser.close()
     assert all(looks[s, w]['wide'] == w for s, w in looks)                                   # the page itself never moves sideways
-    assert looks['light', 1200]['ground'] != looks['dark', 1200]['ground'] and looks['dark', 400]['card'] == 'rgb(255, 255, 255)'
+    assert looks['light', 1200]['ground'] != looks['dark', 1200]['ground']
+    assert looks['light', 1200]['paper'] > 240 and looks['dark', 1200]['paper'] < 60         # figures follow the page
     assert looks['light', 400]['moves'] and looks['light', 400]['hint'] == 'block' and looks['light', 1200]['hint'] == 'none'
     assert looks['light', 400]['image'] >= 600                                               # or its letters are too small to read
