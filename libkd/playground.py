@@ -10,7 +10,7 @@ __all__ = ['KINDS', 'PRESETS', 'NUMBERS', 'HEAVIEST', 'LEAD', 'LOOKS', 'READING'
 # %% ../nbs/12a_playground.ipynb #5afe031b
 import base64, json
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import combinations
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -129,12 +129,15 @@ def _scale_of(m):
 def _batchnorm(p, m, x):
     scale, shift = _scale_of(m)
     last = p.ops[-1] if p.ops else {}
-    if x != len(p.ops) or last.get('op') != 'conv':
-        return p.op('scale', x, scale=p.tensor(scale), shift=p.tensor(shift))
-    w, b = last['weight'], last['bias']
+    if x == len(p.ops) and last.get('op') == 'conv': return _into_conv(p, last, scale, shift, x)
+    return p.op('scale', x, scale=p.tensor(scale), shift=p.tensor(shift))
+
+def _into_conv(p, conv, scale, shift, x): # conv: the operation before, which gave `x`
+    "Scale and shift as a part of the weights of the convolution before them"
+    w, b = conv['weight'], conv['bias']
     p.tensors[w] = p.tensors[w]*scale.view(-1, 1, 1, 1).cpu()
     if b >= 0: p.tensors[b] = p.tensors[b]*scale.cpu() + shift.cpu()
-    else: last['bias'] = p.tensor(shift)
+    else: conv['bias'] = p.tensor(shift)
     return x
 
 def _batchnorm_act(p, m, x): return p.through(m, _batchnorm(p, m, x), 'drop', 'act')
@@ -148,9 +151,14 @@ def _layernorm(p, m, x):
 # %% ../nbs/12a_playground.ipynb #14b41163
 def _same(p, m, x): return x
 def _sequence(p, m, x): return p.through(m, x, *(n for n, _ in m.named_children()))
+
+def _children(*names): # In the order in which a picture passes them
+    "Pack a module by its children, one after the other"
+    return lambda p, m, x: p.through(m, x, *names)
+
+def _act(curve): return lambda p, m, x: p.op('act', x, curve=curve)
+
 def _linear(p, m, x): return p.op('linear', x, weight=p.tensor(m.weight), bias=p.tensor(m.bias), out=m.out_features)
-def _relu(p, m, x): return p.op('act', x, curve='relu')
-def _silu(p, m, x): return p.op('act', x, curve='silu')
 def _gelu(p, m, x): return p.op('act', x, curve='gelu' if getattr(m, 'approximate', 'none') == 'none' else 'gelu_tanh')
 
 def _square(p, m, name):
@@ -187,14 +195,6 @@ def _basic_block(p, m, x):
     y = p.through(m, x, 'conv1', 'bn1', 'drop_block', 'act1', 'aa', 'conv2', 'bn2', *also)
     return p(m.act2, p.op('add', y, _skip(p, m, x)), 'act2')
 
-def _rednet(p, m, x): return p.through(m, x, 'stem', 'pool', 'stages', 'head')
-def _classifier(p, m, x): return p.through(m, x, 'global_pool', 'drop', 'fc', 'flatten')
-def _conv_norm_act(p, m, x): return p.through(m, x, *(n for n, _ in m.named_children()))
-
-def _resnet(p, m, x):
-    stages = 'layer1', 'layer2', 'layer3', 'layer4'
-    return p.through(m, x, 'conv1', 'bn1', 'act1', 'maxpool', *stages, 'global_pool', 'fc')
-
 # %% ../nbs/12a_playground.ipynb #98b06a41
 def _attention(p, m, x, scores=None): # scores (heads, N, N), added before the softmax
     if getattr(m, 'gate', None) is not None or any(not isinstance(o, nn.Identity) for o in (m.q_norm, m.k_norm)):
@@ -204,25 +204,22 @@ def _attention(p, m, x, scores=None): # scores (heads, N, N), added before the s
 
 def _conv_attention(p, m, x): return _attention(p, m, x, m.position_scores())
 def _layerscale(p, m, x): return p.op('scale', x, scale=p.tensor(m.gamma), shift=p.tensor(torch.zeros_like(m.gamma)))
-def _mlp(p, m, x): return p.through(m, x, 'fc1', 'act', 'norm', 'fc2')
-
 def _block(p, m, x):
     x = p.op('add', p.through(m, x, 'norm1', 'attn', 'ls1'), x)
     return p.op('add', p.through(m, x, 'norm2', 'mlp', 'ls2'), x)
 
 # %% ../nbs/12a_playground.ipynb #609859cd
-def _stem(p, m, x): return p.through(m, x, 'body', 'proj')
-
-def _plain_patches(p, m, x):
-    "timm's patches"
-    return p.through(m, x, 'proj', 'norm')
+def _refuse_arrangement(m):
+    "`UserError` for a transformer that is read elsewhere than at a class token with a position"
+    odd = [k for k in ('attn_pool', 'reg_token') if getattr(m, k, None) is not None]
+    if not odd and not m.no_embed_class and m.pos_embed is not None and m.cls_token is not None \
+        and m.global_pool == 'token': return
+    raise UserError(f'The page runs transformers with a class token that has a position and is read at the end; '
+                    f'this {type(m).__name__} has another arrangement ({", ".join(odd) or m.global_pool}).')
 
 def _transformer(p, m, x):
-    "timm's ViT with a class token, or the mean of all patches"
-    odd = [k for k in ('attn_pool', 'reg_token') if getattr(m, k, None) is not None]
-    if odd or m.no_embed_class or m.pos_embed is None or m.cls_token is None or m.global_pool != 'token':
-        raise UserError(f'The page runs transformers with a class token that has a position and is read at the end; '
-                        f'this {type(m).__name__} has another arrangement ({", ".join(odd) or m.global_pool}).')
+    "timm's ViT with a class token"
+    _refuse_arrangement(m)
     patches = p(m.patch_embed, x, 'patch_embed')
     special = [p.tensor(m.cls_token)]
     x = p.op('tokens', patches, special=special, positions=p.tensor(m.pos_embed))
@@ -230,33 +227,45 @@ def _transformer(p, m, x):
     return p.through(m, p.op('row', x, row=0), 'fc_norm', 'head')
 
 # %% ../nbs/12a_playground.ipynb #4020b1d4
-def _student(p, m, x):
-    embed = m.patch_embed
+def _maps(p, embed, x): # A student's `patch_embed`: stem -> number of its map, and that of their sum
     maps = {s: p(getattr(embed, s), x, f'patch_embed.{s}') for s in embed.stems}
-    patches = maps[embed.stems[0]]
-    for s in embed.stems[1:]: patches = p.op('add', patches, maps[s])
+    first, *others = maps.values()
+    return maps, reduce(partial(p.op, 'add'), others, first)
+
+def _special(p, m, maps):
+    "Tokens before the patches: numbers of what maps became, and in their order a tensor's place or −1, −2, … for these"
     made, special = [], []
     for h, source in m.tokens.items():
         if source == 'learned': special.append(p.tensor(getattr(m, f'{h}_token')))
         else: made.append(p.op('mean', maps[source])); special.append(-len(made))
+    return made, special
+
+def _heads(p, m, x): # head -> number of its logits
+    layer = lambda h: getattr(m, 'head' if h == 'cls' else f'head_{h}')
+    return {h: p(layer(h), p.op('row', x, row=i), f'head of {h}') for i, h in enumerate(m.heads)}
+
+def _student(p, m, x):
+    maps, patches = _maps(p, m.patch_embed, x)
+    made, special = _special(p, m, maps)
     x = p.op('tokens', patches, *made, special=special, positions=p.tensor(m.pos_embed))
-    x = p.through(m, x, 'norm_pre', 'blocks', 'norm')
-    p.heads = {h: p(getattr(m, 'head' if h == 'cls' else f'head_{h}'), p.op('row', x, row=i), f'head of {h}')
-               for i, h in enumerate(m.heads)}
+    p.heads = _heads(p, m, p.through(m, x, 'norm_pre', 'blocks', 'norm'))
     if m.ensemble in p.heads: return p.heads[m.ensemble]
     return p.op('average' if m.ensemble == 'mean_logits' else 'mean_probs', *p.heads.values())
 
 # %% ../nbs/12a_playground.ipynb #54dfc827
+_resnet = _children('conv1', 'bn1', 'act1', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4', 'global_pool', 'fc')
+
 KINDS = {
     nn.Identity: _same, nn.Dropout: _same, DropPath: _same, nn.Sequential: _sequence, nn.Conv2d: _conv,
     PatchProj: _conv, nn.BatchNorm2d: _batchnorm, BatchNormAct2d: _batchnorm_act, nn.LayerNorm: _layernorm,
-    LayerNorm: _layernorm, nn.Linear: _linear, nn.ReLU: _relu, nn.SiLU: _silu, nn.GELU: _gelu,
+    LayerNorm: _layernorm, nn.Linear: _linear, nn.ReLU: _act('relu'), nn.SiLU: _act('silu'), nn.GELU: _gelu,
     nn.AvgPool2d: _pool('avg'), nn.MaxPool2d: _pool('max'), SelectAdaptivePool2d: _global_pool,
-    ClassifierHead: _classifier, ConvNormAct: _conv_norm_act, Involution2d: _involution,
-    InvolutionBlock: _involution_block, BasicBlock: _basic_block, ResNet: _resnet, ResNetMini: _resnet,
-    RedNet: _rednet, Attention: _attention, MultiHeadConvAttention: _conv_attention, LayerScale: _layerscale,
-    Mlp: _mlp, Block: _block, PatchEmbed: _plain_patches, VisionTransformer: _transformer, Stem: _stem,
-    TokenViT: _student}
+    ClassifierHead: _children('global_pool', 'drop', 'fc', 'flatten'), ConvNormAct: _sequence,
+    Involution2d: _involution, InvolutionBlock: _involution_block, BasicBlock: _basic_block,
+    ResNet: _resnet, ResNetMini: _resnet, RedNet: _children('stem', 'pool', 'stages', 'head'),
+    Attention: _attention, MultiHeadConvAttention: _conv_attention, LayerScale: _layerscale,
+    Mlp: _children('fc1', 'act', 'norm', 'fc2'), Block: _block, PatchEmbed: _children('proj', 'norm'),
+    VisionTransformer: _transformer, Stem: _children('body', 'proj'), TokenViT: _student}
 
 # %% ../nbs/12a_playground.ipynb #2d9d2b77
 def _read(packed):
@@ -266,13 +275,15 @@ def _read(packed):
         flat = np.frombuffer(packed.weights, '<f2' if t['half'] else '<f4', n, t['at'])
         yield torch.from_numpy(flat.astype(np.float32)).view(*t['shape'])
 
+def _below(x, K, stride, groups): # (B, H, W, C) -> (B, G, C/G, K², H', W'): what lies below the kernel at each place
+    B, H, W, C = x.shape
+    below = nn.functional.unfold(x.permute(0, 3, 1, 2), K, padding=K//2, stride=stride)
+    return below.view(B, groups, C//groups, K*K, -(-H//stride), -(-W//stride))
+
 def _involve(x, k, o):
     "Involution with given kernels, channels last"
-    K, G, s = o['kernel'], o['groups'], o['stride']
-    B, H, W, C = x.shape
-    below = nn.functional.unfold(x.permute(0, 3, 1, 2), K, padding=K//2, stride=s)
-    below = below.view(B, G, C//G, K*K, *k.shape[1:3])
-    weights = k.permute(0, 3, 1, 2).unflatten(1, (G, 1, K*K))
+    below = _below(x, o['kernel'], o['stride'], o['groups'])
+    weights = k.permute(0, 3, 1, 2).unflatten(1, (o['groups'], 1, -1))
     return (below*weights).sum(3).flatten(1, 2).permute(0, 2, 3, 1)
 
 def _attend(x, o, t):
@@ -327,36 +338,36 @@ def packed_logits(packed, # From `pack_net`
     return values[packed.answer].flatten(1)
 
 # %% ../nbs/12a_playground.ipynb #bdc1c0f7
+def _raw(t): # A tensor; its bytes, a multiple of four, and whether they are of half precision
+    half = sum(n > 1 for n in t.shape) > 1 and bool(t.abs().max() < 6e4)
+    raw = np.ascontiguousarray(t.numpy(), '<f2' if half else '<f4').tobytes()
+    return raw + bytes(-len(raw) % 4), half
+
 def _laid_out(tensors):
     "Tensors behind each other: matrices in half precision, what is one-dimensional in single"
     about, parts, at = [], [], 0
     for t in tensors:
-        half = sum(n > 1 for n in t.shape) > 1 and bool(t.abs().max() < 6e4)
-        raw = np.ascontiguousarray(t.numpy(), '<f2' if half else '<f4').tobytes()
+        raw, half = _raw(t)
         about.append(dict(shape=list(t.shape), at=at, half=half))
-        parts.append(raw + bytes(-len(raw) % 4)); at += len(parts[-1])
+        parts.append(raw); at += len(raw)
     return about, b''.join(parts)
 
-def _apart(model, packed, stats):
-    "How far a packed network's logits are from its model's, on random pictures, in units of the largest"
-    h, w, _ = packed.input
-    x = torch.rand(8, h, w, 3, generator=torch.Generator().manual_seed(0))
+def _unpacked_logits(model, x, stats): # Pictures (n, H, W, 3) as the packed network takes them
+    "What the model itself says"
     mean, std = (torch.tensor(s) for s in stats or ((0., 0., 0.), (1., 1., 1.)))
-    with torch.no_grad(), evaluating(model):
-        device = next(model.parameters()).device
-        want = model(((x - mean)/std).permute(0, 3, 1, 2).to(device)).float().cpu()
-    got = packed_logits(packed, x)
+    device = next(model.parameters()).device
+    with torch.no_grad(), evaluating(model): return model(((x - mean)/std).permute(0, 3, 1, 2).to(device)).float().cpu()
+
+def _far_from_model(model, packed, stats):
+    "How far a packed network's logits are from its model's, on random pictures, in units of the largest"
+    x = torch.rand(8, *packed.input, generator=torch.Generator().manual_seed(0))
+    want, got = _unpacked_logits(model, x, stats), packed_logits(packed, x)
     if got.shape != want.shape: return np.inf
     return float((got - want).abs().max()/want.abs().max().clamp(min=1))
 
 # %% ../nbs/12a_playground.ipynb #8fbea02c
-def pack_net(model, # A network that answers with logits
-             size, # Height and width of its pictures, or their side
-             stats=None, # (mean, std) of its normalisation; it then takes pixels from 0 to 1
-             kinds=None, # More entries for `KINDS`
-             )->Packed:
-    "A network for the page; `UserError` names what the page cannot do"
-    h, w = _pair(size)
+def _packed_as_is(model, size, stats, kinds): # As for `pack_net`, the size as (height, width)
+    "The packed network, not yet compared with its model"
     p, x = Packer({**KINDS, **(kinds or {})}), 0
     p.heads = {}
     if stats is not None:
@@ -365,8 +376,17 @@ def pack_net(model, # A network that answers with logits
     with torch.no_grad(): answer = p(model, x)
     about, weights = _laid_out(p.tensors)
     classes = p.ops[p.heads['cls'] - 1 if p.heads else answer - 1].get('out', 0)
-    packed = Packed(p.ops, about, weights, [h, w, 3], classes, answer, p.heads)
-    try: apart = _apart(model, packed, stats)
+    return Packed(p.ops, about, weights, [*size, 3], classes, answer, p.heads)
+
+def pack_net(model, # A network that answers with logits
+             size, # Height and width of its pictures, or their side
+             stats=None, # (mean, std) of its normalisation; it then takes pixels from 0 to 1
+             kinds=None, # More entries for `KINDS`
+             )->Packed:
+    "A network for the page; `UserError` names what the page cannot do"
+    h, w = _pair(size)
+    packed = _packed_as_is(model, (h, w), stats, kinds)
+    try: apart = _far_from_model(model, packed, stats)
     except (RuntimeError, AssertionError) as e:
         raise UserError(f'This {type(model).__name__} does not take pictures of {h}×{w} pixels: {e}') from e
     if apart < .01: return packed
@@ -536,16 +556,19 @@ class BiasPlayground(View):
 # %% ../nbs/12a_playground.ipynb #41445695
 HEAVIEST = 12_000_000     # bytes of weights: six million parameters, some tenths of a second for each move
 
+def _packed_one(name, model, size, stats): # The network's name, for an error; (height, width); (mean, std) or None
+    "(packed network, its kind, its bias)"
+    net, own = _unwrapped(model, stats)
+    try: packed = pack_net(net, size, own or (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    except UserError as e: raise UserError(f'{name}: {e}') from e
+    return packed, _kind(net), bias_of(net)
+
 @patch
 def _pack(self:BiasPlayground, models, stats):
     "Every network for the page"
     if not models: raise UserError('no networks: give a dict with names, or a list')
-    self.nets, self.kinds, self.biases, size = {}, {}, {}, self.pool.shape[1:3]
-    for name, m in models.items():
-        net, own = _unwrapped(m, stats)
-        try: self.nets[name] = pack_net(net, size, own or (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-        except UserError as e: raise UserError(f'{name}: {e}') from e
-        self.kinds[name], self.biases[name] = _kind(net), bias_of(net)
+    packed = {name: _packed_one(name, m, self.pool.shape[1:3], stats) for name, m in models.items()}
+    self.nets, self.kinds, self.biases = ({n: three[i] for n, three in packed.items()} for i in range(3))
     weight = sum(len(q.weights) for q in self.nets.values())
     if weight > HEAVIEST: raise UserError(f'{len(self.nets)} networks of {weight/1e6:.1f} MB are too heavy for a page; '
                                           f'up to {HEAVIEST/1e6:.1f} MB are quick enough. Take smaller or fewer ones.')
@@ -573,33 +596,43 @@ def _check(self:BiasPlayground, C):
     if self.truth.max() >= C: raise UserError(f'label {self.truth.max()} is beyond the {C} classes')
 
 # %% ../nbs/12a_playground.ipynb #e2c6e494
+def _checked_names(names, n): # One for each of `n` pictures, or None: they are numbered
+    names = [str(i + 1) for i in range(n)] if names is None else [str(name) for name in names]
+    if len(names) != n: raise UserError(f'{len(names)} names for {n} pictures')
+    return names
+
 @patch
 def _about(self:BiasPlayground, names=None, kinds=None, probe=None, evidence=None, note=''):
     "Names, kinds, what was measured on other pictures"
-    n = len(self.pool)
-    self.names = [str(i + 1) for i in range(n)] if names is None else [str(name) for name in names]
-    if len(self.names) != n: raise UserError(f'{len(self.names)} names for {n} pictures')
+    self.names = _checked_names(names, len(self.pool))
     self.kinds |= kinds or {}
     given = evidence if evidence is None or isinstance(evidence, Evidence) else Evidence(evidence)
     self.evidence, self.note = given or Evidence.measured(), note
-    self.table = None if probe is None else measured(self.answers, _as_pixels(probe[0])/255, as_array(probe[1]))
-    self.probed = 0 if probe is None else int((as_array(probe[1]) >= 0).sum())
+    self.table, self.probed = None, 0
+    if probe is None: return
+    imgs, y = probe[0], as_array(probe[1])
+    self.table, self.probed = measured(self.answers, _as_pixels(imgs)/255, y), int((y >= 0).sum())
 
 # %% ../nbs/12a_playground.ipynb #7b1f0c5e
 @patch
 def _take(self:BiasPlayground, rows):
-    "Put these pictures of the pool on the page: what the networks say of them, a sentence for those who see no page"
+    "Put these pictures of the pool on the page, and what the networks say of them"
     n, rows = len(self.pool), as_array(rows).astype(int)
     if not len(rows) or rows.min() < 0 or rows.max() >= n:
         raise UserError(f'rows={rows.tolist()}: give positions among the {n} pictures, 0 to {n - 1}, one or more')
     self.rows, self.imgs, self.y = rows, self.pool[rows], self.truth[rows]
     self.labels = [self.names[r] for r in rows]
     self.logits = {n: f(self.imgs/255) for n, f in self.answers.items()}
+    self.alt = self._said_of_pictures()
+
+@patch
+def _said_of_pictures(self:BiasPlayground):
+    "A sentence for those who see no page"
     says = np.stack([z.argmax(1) for z in self.logits.values()])
     split = int((says != says[0]).any(0).sum())
-    self.alt = (f'Playground with {len(self.nets)} networks ({", ".join(self.nets)}) and {len(self.imgs)} pictures; '
-                f'they do not all say the same on {split} of them. Picture {self.labels[0]}: '
-                + ', '.join(f'{n} says {self.classes[s]}' for n, s in zip(self.logits, says[:, 0])) + '.')
+    first = ', '.join(f'{n} says {self.classes[s]}' for n, s in zip(self.logits, says[:, 0]))
+    return (f'Playground with {len(self.nets)} networks ({", ".join(self.nets)}) and {len(self.imgs)} pictures; '
+            f'they do not all say the same on {split} of them. Picture {self.labels[0]}: {first}.')
 
 @patch
 def show(self:BiasPlayground, row): # Position of a picture in `images`
@@ -642,18 +675,21 @@ def _told(self:BiasPlayground):
 
 # %% ../nbs/12a_playground.ipynb #df96af77
 @patch
+def _graphs(self:BiasPlayground): # A list, one dict a network: how it looks, its operations, where its weights begin
+    at, style, graphs = 0, looks(self.looks.values()), []
+    for n, q in self.nets.items():
+        colour, _, _, dash = style[self.looks[n]]
+        graph = {k: v for k, v in vars(q).items() if k != 'weights'}
+        graphs.append(dict(name=n, kind=self.kinds[n], colour=colour, dash=_dash(dash), at=at, graph=graph,
+                           bytes=len(q.weights), heads=list(q.heads) if len(q.heads) > 1 else []))
+        at += len(q.weights)
+    return graphs
+
+@patch
 def data(self:BiasPlayground)->dict:
     "A dict `meta` with the networks' graphs; weights, pictures, labels"
-    nets, at, style = [], 0, looks(self.looks.values())
-    for n, q in self.nets.items():
-        graph = {k: v for k, v in vars(q).items() if k != 'weights'}
-        nets.append(dict(name=n, kind=self.kinds[n], colour=style[self.looks[n]][0],
-                         dash=_dash(style[self.looks[n]][3]), at=at, graph=graph,
-                         bytes=len(q.weights), heads=list(q.heads) if len(q.heads) > 1 else []))
-        at += len(q.weights)
-    meta = dict(size=list(self.imgs.shape[1:3]), classes=self.classes, labels=self.labels, nets=nets, note=self.note,
-                rows=self.rows.tolist())
-    meta |= self._presets()
+    meta = dict(size=list(self.imgs.shape[1:3]), classes=self.classes, labels=self.labels, nets=self._graphs(),
+                note=self.note, rows=self.rows.tolist()) | self._presets()
     return dict(meta=meta, weights=b''.join(q.weights for q in self.nets.values()), pixels=self.imgs.tobytes(),
                 y=self.y.astype('<i4').tobytes())
 
@@ -767,26 +803,7 @@ def _run_teachers(folder):
 
 SECOND = 'second'        # folder of a run with another convolution, of another seed: what chance alone does
 
-# %% ../nbs/12a_playground.ipynb #9eef617c
-def demo(folder, # Of a run: `libkd run` has made it
-         path=None, # File to write; None: `demo.html` in the folder
-         n=8, # Pictures in the page
-         probe=300, # Pictures on which accuracy after each preset is measured
-         )->Path:
-    "One offline page in which the networks of a run answer while you change a picture"
-    folder = Path(folder); facts = _run_facts(folder)
-    students, teachers = _run_students(folder, facts), _run_teachers(folder)
-    p = next(iter(students.values()))[1]['pretrained_cfg']
-    stats, size = (tuple(p['mean']), tuple(p['std'])), tuple(p['input_size'][1:])
-    imgs, y, classes = _run_pictures(facts['params'], size, stats)
-    models, out = _packable({**teachers, **{n: m for n, (m, _) in students.items()}}, size, stats)
-    rows = telling(_say_all(models, imgs, stats), y, n)
-    others = _others(len(imgs), rows, probe)
-    note = ' '.join([f"{facts.get('title', '')}. {NOT_A_VERDICT}", *out])
-    view = bias_playground(models, imgs[rows], y[rows], classes, stats=stats, names=[str(r) for r in rows],
-                           probe=(imgs[others], y[others]), note=note)
-    return view.to_html(Path(path or folder/'demo.html'))
-
+# %% ../nbs/12a_playground.ipynb #6b58e39a
 def _packable(models, size, stats): # name -> network; height and width; (mean, std) of plain modules
     "The networks that the page can run, and a sentence about those that it cannot"
     kept, out = {}, []
@@ -796,6 +813,31 @@ def _packable(models, size, stats): # name -> network; height and width; (mean, 
         else: kept[name] = model
     if not kept: raise UserError('none of these networks can run in a page: ' + ' '.join(out))
     return kept, out
+
+def _run_networks(folder, facts): # Of a run
+    "(networks by name, statistics and size of their pictures, what is said of those that the page cannot run)"
+    students, teachers = _run_students(folder, facts), _run_teachers(folder)
+    p = next(iter(students.values()))[1]['pretrained_cfg']
+    stats, size = (tuple(p['mean']), tuple(p['std'])), tuple(p['input_size'][1:])
+    models, out = _packable({**teachers, **{n: m for n, (m, _) in students.items()}}, size, stats)
+    return models, stats, size, out
+
+# %% ../nbs/12a_playground.ipynb #9eef617c
+def demo(folder, # Of a run: `libkd run` has made it
+         path=None, # File to write; None: `demo.html` in the folder
+         n=8, # Pictures in the page
+         probe=300, # Pictures on which accuracy after each preset is measured
+         )->Path:
+    "One offline page in which the networks of a run answer while you change a picture"
+    folder = Path(folder); facts = _run_facts(folder)
+    models, stats, size, out = _run_networks(folder, facts)
+    imgs, y, classes = _run_pictures(facts['params'], size, stats)
+    rows = telling(_say_all(models, imgs, stats), y, n)
+    others = _others(len(imgs), rows, probe)
+    note = ' '.join([f"{facts.get('title', '')}. {NOT_A_VERDICT}", *out])
+    view = bias_playground(models, imgs[rows], y[rows], classes, stats=stats, names=[str(r) for r in rows],
+                           probe=(imgs[others], y[others]), note=note)
+    return view.to_html(Path(path or folder/'demo.html'))
 
 NOT_A_VERDICT = ('Each network here is one seed; the verdict of the run is in its report. '
                  'The answers are computed in this page from weights in half precision.')
