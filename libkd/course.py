@@ -23,16 +23,22 @@ from .files import publish
 from .sets import clothes, digits
 
 # %% ../nbs/17_course.ipynb #eccaded1
+def _sized(kind, x): # 'tensor' or 'array'; what it is of
+    return {kind: x.tolist(), 'dtype': str(x.dtype).removeprefix('torch.'), 'shape': list(x.shape)}
+
+def _listed(x, arrays): # As for `encode`; pandas, NumPy and PyTorch as lists and numbers, or with their kind and shape
+    if isinstance(x, torch.Tensor): return _sized('tensor', x.detach().cpu())
+    if isinstance(x, (pd.Series, pd.DataFrame)): x = x.to_numpy()
+    if arrays and isinstance(x, np.ndarray): return _sized('array', x)
+    return x.tolist()
+
 def encode(x,            # Any value
            arrays=False, # An array stays one, as on its way to a student's function; else it is a list, as an answer is
 ) -> object: # Lists, dicts, texts and numbers
     "`x` as numbers and texts. A function is a mark that says so, and another object its type's name"
     go = partial(encode, arrays=arrays)
-    if isinstance(x, torch.Tensor):
-        return {'tensor': x.detach().cpu().tolist(), 'dtype': str(x.dtype)[6:], 'shape': list(x.shape)}
-    if isinstance(x, (pd.Series, pd.DataFrame)): x = x.to_numpy()
-    if arrays and isinstance(x, np.ndarray): return {'array': x.tolist(), 'dtype': str(x.dtype), 'shape': list(x.shape)}
-    if isinstance(x, (np.ndarray, np.generic)): x = x.tolist()
+    if isinstance(x, (torch.Tensor, pd.Series, pd.DataFrame, np.ndarray)): return _listed(x, arrays)
+    if isinstance(x, np.generic): x = x.item()
     if isinstance(x, (list, tuple)): return [go(o) for o in x]
     if isinstance(x, dict): return {'dict': [[go(k), go(v)] for k, v in x.items()]}
     if x is None or isinstance(x, (bool, int, float, str)): return x
@@ -135,17 +141,19 @@ class check:
                 **known, # Answers that are not asked for: `seed`
     ) -> 'Verdict':
         "Fetch the answers and look at them"
-        try:
-            answers = {n: known[n] if n in known else answer(ask, n) for n in self.needs}
-            if empty := [f'`{n}`' for n, a in answers.items() if a is ...]:
-                return Verdict(self.name, False, f"no answer in {' and '.join(empty)}")
-            said = self.f(**answers)
+        try: said = self._says(ask, known)
         except AssertionError as e: return Verdict(self.name, False, str(e) or self.about)
         except AnswerError as e: return Verdict(self.name, False, str(e))
         except LostError: raise
         except Exception as e:
             return Verdict(self.name, False, f'this answer does not fit the question ({type(e).__name__}: {e})')
         return Verdict(self.name, None, said) if isinstance(said, str) else Verdict(self.name, True, self.about)
+
+    def _says(self, ask, known): # As for `verdict`; what the check returns
+        answers = {n: known[n] if n in known else answer(ask, n) for n in self.needs}
+        empty = [f'`{n}`' for n, a in answers.items() if a is ...]
+        if empty: raise AnswerError(f"no answer in {' and '.join(empty)}")
+        return self.f(**answers)
 
     def __call__(self, *answers): # In the order of its parameters
         "The verdict on answers of this notebook"
@@ -227,21 +235,24 @@ def _students_cell(cell, lesson, seed, told=False): # told: it stands below a ce
     return re.sub(r'(?m)^seed = 0\b', f'seed = {seed}', source) if 'setup' in tags else source
 
 # %% ../nbs/17_course.ipynb #10419de4
-def students_copy(nb,         # The lesson, a dict as JSON holds it
-                  lesson,     # Its name
-                  student='', # Whose copy it is
-)->dict: # The notebook, as JSON holds it
-    "The notebook without solutions, checks and outputs"
-    cells, before = [], [{'metadata': {}}, *nb['cells']]
+def _copied_cells(nb, lesson, student): # As for `students_copy`
+    "The cells that stay, without outputs"
+    before = [{'metadata': {}}, *nb['cells']]
     for above, old in zip(before, nb['cells']):
         source = _students_cell(old, lesson, seed_of(student), 'predict' in tags_of(above))
         if old['cell_type'] == 'raw' or not source: continue
         meta = {'tags': tags_of(old)} if tags_of(old) else {}
         new = dict(cell_type=old['cell_type'], id=old['id'], metadata=meta, source=source)
-        cells.append(new if old['cell_type'] != 'code' else new | dict(execution_count=None, outputs=[]))
+        yield new if old['cell_type'] != 'code' else new | dict(execution_count=None, outputs=[])
+
+def students_copy(nb,         # The lesson, a dict as JSON holds it
+                  lesson,     # Its name
+                  student='', # Whose copy it is
+)->dict: # The notebook, as JSON holds it
+    "The notebook without solutions, checks and outputs"
     about = dict(lesson=lesson, student=student, version=version_of(nb))
     meta = dict(kernelspec=nb['metadata']['kernelspec'], libkd=about)
-    return dict(cells=cells, metadata=meta, nbformat=4, nbformat_minor=5)
+    return dict(cells=list(_copied_cells(nb, lesson, student)), metadata=meta, nbformat=4, nbformat_minor=5)
 
 # %% ../nbs/17_course.ipynb #c4f9820a
 def notebooks_in(
@@ -326,6 +337,19 @@ def _shown(cell, head): # A cell with outputs; what it is about, in the place of
     said = re.match(r'#\| fig-alt: (.*)', source_of(cell))
     return dict(cell, metadata={**cell['metadata'], 'alt': said[1] if said else head.strip('# ')})
 
+def _predicted(nb): # A lesson's notebook, as a dict
+    "For every *Predict* the question and what comes out, as slides"
+    head, question = '', ''
+    for cell in nb['cells']:
+        source = source_of(cell)
+        if cell['cell_type'] == 'markdown':
+            head = (re.findall(r'(?m)^## .*', source) or [head])[-1]
+            question = (re.findall(r'(?ms)^(\*\*Predict\*\*.*?)(?=\n\n|\Z)', source) or [''])[-1]
+        elif 'predict' in tags_of(cell) and cell['outputs']:
+            if question: yield [_note(f'{head}\n\n{question}')]
+            yield [_note(head), _shown(cell, head)]
+            question = ''
+
 def slides_of(
     nb, # A lesson's notebook, as a dict
 ) -> list: # Of slides, each a list of cells
@@ -333,16 +357,8 @@ def slides_of(
     prose = '\n\n'.join(source_of(c) for c in nb['cells'] if c['cell_type'] == 'markdown')
     part = lambda pattern: re.search(pattern, prose, re.M | re.S)[1]
     first, goals = part(r'^(# .*?)(?=\n\n\*\*)'), part(r'^\*\*Afterwards you can\*\*\s+(- .*?)\n\n')
-    slides, head, question = [[_note(first)], [_note(f'## Afterwards you can\n\n{goals}')]], '', ''
-    for cell in nb['cells']:
-        source = source_of(cell)
-        if cell['cell_type'] == 'markdown':
-            head = (re.findall(r'(?m)^## .*', source) or [head])[-1]
-            question = (re.findall(r'(?ms)^(\*\*Predict\*\*.*?)(?=\n\n|\Z)', source) or [''])[-1]
-        elif 'predict' in tags_of(cell) and cell['outputs']:
-            slides += [[_note(f'{head}\n\n{question}')]]*bool(question) + [[_note(head), _shown(cell, head)]]
-            question = ''
-    return slides + [[_note(part(r'^(## Summary.*?)(?=\n## |\Z)'))]]
+    last = part(r'^(## Summary.*?)(?=\n## |\Z)')
+    return [[_note(first)], [_note(f'## Afterwards you can\n\n{goals}')], *_predicted(nb), [_note(last)]]
 
 # %% ../nbs/17_course.ipynb #fd0b0393
 def _jupyter():
@@ -359,20 +375,21 @@ def _with_formulas(text):
     text = re.sub(r'(?s)\$\$(.+?)\$\$', lambda m: convert(m[1].strip(), display='block'), text)
     return re.sub(r'\$([^$\n]+)\$', lambda m: convert(m[1]), text)
 
+def _slide_html(show, slide): # nbconvert's exporter; a list of cells
+    nbformat, _ = _jupyter()
+    cells = [dict(c, source=_with_formulas(source_of(c))) if c['cell_type'] == 'markdown' else c for c in slide]
+    one = json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5))
+    return show.from_notebook_node(nbformat.reads(one, 4))[0]
+
 def write_slides(file,       # HTML
                  names=None, # Of lessons; None: all
 )->Path:
     "The key points of lessons as slides, in one file that needs no network; `UserError` without nbconvert"
-    nbformat, _ = _jupyter()
+    _jupyter()
     from nbconvert import HTMLExporter
     show = HTMLExporter(template_name='basic', exclude_input=True, exclude_output_prompt=True)
-    pages = []
-    for name in names or lessons():
-        for slide in slides_of(open_lesson(name)):
-            cells = [dict(c, source=_with_formulas(source_of(c))) if c['cell_type'] == 'markdown' else c for c in slide]
-            one = json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5))
-            body, _ = show.from_notebook_node(nbformat.reads(one, 4))
-            pages.append(f'<section>{body}<footer>{name[:2]}</footer></section>')
+    pages = [f'<section>{_slide_html(show, slide)}<footer>{name[:2]}</footer></section>'
+             for name in names or lessons() for slide in slides_of(open_lesson(name))]
     page = (Path(libkd.__file__).parent/'static'/'slides.html').read_text(encoding='utf-8')
     publish(file, page.replace('{{title}}', 'libkd').replace('{{slides}}', '\n'.join(pages)).encode())
     return Path(file)
@@ -468,6 +485,10 @@ class Step:
     ours:bool = False
 
 # %% ../nbs/17_course.ipynb #ad15f935
+def _global_in(scope): # A table of `symtable`; the names that functions and classes in it take from outside
+    inner = [s.get_name() for s in scope.get_symbols() if s.is_global() and s.is_referenced()]
+    return {*inner}.union(*map(_global_in, scope.get_children()))
+
 def names_of(
     source, # Code
 ) -> tuple: # Two sets
@@ -476,12 +497,7 @@ def names_of(
     except (SyntaxError, ValueError): return set(), set()
     sets = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
     takes = {s.get_name() for s in table.get_symbols() if s.is_referenced()}
-    inner = list(table.get_children())
-    while inner:
-        scope = inner.pop()
-        takes |= {s.get_name() for s in scope.get_symbols() if s.is_global() and s.is_referenced()}
-        inner += scope.get_children()
-    return sets, takes - sets
+    return sets, takes.union(*map(_global_in, table.get_children())) - sets
 
 def _needed(steps, setup): # `Step`s; sources of the cells tagged `setup`
     "The steps without those cells of the lesson that nobody's answer builds on"
@@ -500,6 +516,14 @@ def _lessons_own(lesson, name, seed): # As for `steps_of`
     kept = [(c['id'], source) for c, source in cells if not {'solution', 'check'} & set(tags_of(c))]
     return dict(kept), {s.strip(): s for _, s in kept}, [s for c, s in cells if 'setup' in tags_of(c)]
 
+def _step(cell, by_id, by_text): # A code cell; of `_lessons_own`
+    "What to run or to ask for a cell of a student's"
+    source = source_of(cell)
+    known = by_id.get(cell.get('id')) or by_text.get(source.strip())
+    if known is not None: return Step(known, ours=True)
+    asked = re.search(r"checks_of\(.*?\)\[['\"](\w+)['\"]\]", source)
+    return Step(check=asked[1]) if asked else Step(source)
+
 def steps_of(nb,      # A student's notebook, as a dict
              lesson,  # The lesson's notebook, as a dict
              name,    # The lesson's name
@@ -507,13 +531,7 @@ def steps_of(nb,      # A student's notebook, as a dict
 ) -> list: # Of `Step`s
     "What to run and ask, in order: `setup` of the lesson, the student's own cells, what they build on, and the checks"
     by_id, by_text, setup = _lessons_own(lesson, name, seed)
-    steps = []
-    for cell in nb['cells']:
-        if cell['cell_type'] != 'code': continue
-        source = source_of(cell)
-        known = by_id.get(cell.get('id')) or by_text.get(source.strip())
-        asked = re.search(r"checks_of\(.*?\)\[['\"](\w+)['\"]\]", source)
-        steps.append(Step(known, ours=True) if known is not None else Step(check=asked[1]) if asked else Step(source))
+    steps = [_step(cell, by_id, by_text) for cell in nb['cells'] if cell['cell_type'] == 'code']
     gone = [s for s in setup if s not in {step.source for step in steps}]          # deleted, or changed beyond knowing
     return _needed([*(Step(s, ours=True) for s in gone), *steps], setup)
 
@@ -577,24 +595,32 @@ SANDBOX = ("Notebooks of students are programs and run under your name: grade th
            "(docker run --network none …), or as a user who owns nothing.")
 
 # %% ../nbs/17_course.ipynb #c2618981
+def _asked_rows(steps, made, seed, seconds): # Of `steps_of`; its `Checks`; the student's seed; how long it may take
+    with tempfile.TemporaryDirectory(prefix='libkd-grade-', ignore_cleanup_errors=True) as where:
+        found = ask_notebook(steps, made, where, seed, seconds)
+    return [dict(check=v.name, passed=v.passed, says=v.says) for v in found]
+
 def _rows(path, file, hidden, seconds): # A notebook, what the table calls it: a function that gives dicts, one a row
     try: nb, about = read_handed_in(path)
     except AnswerError as e:
         refused = [dict(file=file, says=str(e))]
         return lambda: refused
     student, name = str(about.get('student', '')), about['lesson']
-    lesson = open_lesson(name)
+    lesson, seed = open_lesson(name), seed_of(student)
     made = Checks(checks_in(lesson) | hidden.get(name, {}))
-    steps = steps_of(nb, lesson, name, seed_of(student))
-
-    def run():
-        with tempfile.TemporaryDirectory(prefix='libkd-grade-', ignore_cleanup_errors=True) as where:
-            found = ask_notebook(steps, made, where, seed_of(student), seconds)
-        whose = dict(file=file, student=student, lesson=name)
-        return [dict(whose, check=v.name, passed=v.passed, says=v.says) for v in found]
-    return run
+    steps, whose = steps_of(nb, lesson, name, seed), dict(file=file, student=student, lesson=name)
+    return lambda: [whose | row for row in _asked_rows(steps, made, seed, seconds)]
 
 # %% ../nbs/17_course.ipynb #a98bd2d1
+def _handed_in(folder): # Path of a notebook -> its name below the folder: two folders may hold files of one name
+    paths = sorted(p for p in Path(folder).rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+    if not paths: raise UserError(f'no notebooks in {folder}')
+    return {p: p.relative_to(folder).as_posix() for p in paths}
+
+def _in_short(rows): # Of one notebook
+    right = sum(r.get('passed') is True for r in rows)
+    return f'{right} of {len(rows)}' if 'check' in rows[0] else rows[0]['says']
+
 def grade(folder,       # Notebooks of students, in it or below it
           checks=(),    # Python files with hidden checks
           seconds=120,  # For one notebook
@@ -603,18 +629,14 @@ def grade(folder,       # Notebooks of students, in it or below it
 )->pd.DataFrame:        # One row a check: file, student, lesson, check, passed, says
     """Ask all notebooks in `folder`, each in a process of its own; one that cannot be graded is a row that says why.
     `UserError` where there are none"""
-    paths = sorted(p for p in Path(folder).rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
-    if not paths: raise UserError(f'no notebooks in {folder}')
+    names = _handed_in(folder)
     _jupyter()
     hidden = {}
     for lesson, more in map(hidden_checks, checks): hidden.setdefault(lesson, {}).update(more)
-    names = [p.relative_to(folder).as_posix() for p in paths]        # two folders may hold files of one name
-    todo, rows = {n: _rows(p, n, hidden, seconds) for p, n in zip(paths, names)}, []
+    todo, rows = {n: _rows(p, n, hidden, seconds) for p, n in names.items()}, []
     for i, (name, run) in enumerate(todo.items(), 1):
         rows += (these := run())
         table = pd.DataFrame(rows, columns=['file', 'student', 'lesson', 'check', 'passed', 'says'])
         if out: publish(out, table.to_csv(index=False).encode('utf-8', 'surrogateescape'))
-        right = sum(r.get('passed') is True for r in these)
-        says = f'{right} of {len(these)}' if 'check' in these[0] else these[0]['says']
-        say(f'{i} of {len(todo)} · {name}: {says}')
+        say(f'{i} of {len(todo)} · {name}: {_in_short(these)}')
     return table
