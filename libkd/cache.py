@@ -86,26 +86,29 @@ RESULT = 1     # raised by hand when a teacher would be asked otherwise than bef
 SCHEMA = 2     # 1 had no digests of views and no checksums while it was built; such caches open, with less proof
 DTYPES = {'float16': torch.float16, 'float32': torch.float32}
 
+def _checked_top_k(top_k, teachers): # As for `make_plan`
+    fewest = min((len(t.classes) for t in teachers), default=0)
+    if top_k is not None and not 0 < top_k < fewest:
+        raise CacheError(f"top_k={top_k}: between 1 and {fewest-1} of {fewest} classes leave something to save. "
+                         "Without top_k all logits are stored.")
+    return top_k
+
 def make_plan(dl:ViewDL, # Training loader whose views are stored
               teachers:list, # `Teacher`s
               policy:Policy, # Which views
               dtype:str='float16', # 'float16': 2·C bytes a record and 3 digits; 'float32'
               shard_rows:int=65536, # Rows of one file: 131 MB at 1000 classes
-             top_k:int=None, # Keep so many logits and the sum of the rest; None keeps all
-             T:float=1., # With `top_k`: temperature of the losses that will use the answers
-             )->dict: # The content of plan.json
+              top_k:int=None, # Keep so many logits and the sum of the rest; None keeps all
+              T:float=1., # With `top_k`: temperature of the losses that will use the answers
+              )->dict: # The content of plan.json
     "What a cache is going to hold; `CacheError` for a `top_k` that saves nothing"
     ids, labels = ids_labels(dl)
     _check_unique(ids, dl)
-    fewest = min((len(t.classes) for t in teachers), default=0)
-    if top_k is not None and not 0 < top_k < fewest:
-        raise CacheError(f"top_k={top_k}: between 1 and {fewest-1} of {fewest} classes leave something to save. "
-                         "Without top_k all logits are stored.")
     return dict(schema=SCHEMA, classes=list(map(str, dl.vocab)), n=len(ids),
                 samples=hashlib.sha256(ids.tobytes() + labels.tobytes()).hexdigest(),
                 views=dl.describe(), policy=policy.name, n_views=policy.n,
                 teachers=[teacher_entry(t) for t in teachers],
-                dtype=dtype, top_k=top_k, tail_T=float(T) if top_k else None,
+                dtype=dtype, top_k=_checked_top_k(top_k, teachers), tail_T=float(T) if top_k else None,
                 shard_rows=shard_rows, batch_rows=dl.bs,
                 device=torch.device(dl.device or 'cpu').type, versions=pixel_versions(),
                 **({'result': RESULT} if RESULT > 1 else {}))
@@ -239,12 +242,15 @@ def build_shard(self:CacheBuilder,
     if self.done(i): return
     rows, out, done = self.rows(i), {name: [] for name in self.files(i)}, 0
     for x, y in self.batches(i):
-        for t in self.teachers:
-            z = t.logits(x, stats=self.dl.stats).cpu()
-            out[t.name].append(self.encode(t.name, z, rows[done]))
-        if self.seen: out['views/'].append(dict(digest=y.digest))
+        for name, record in self._records(x, y, rows[done]): out[name].append(record)
         done += len(x); tick(len(x))
     for name, file in self.files(i).items(): self.publish_shard(file, out[name])
+
+@patch
+def _records(self:CacheBuilder, x, y, row): # A batch (B, 3, H, W) and its targets; the row of its first picture
+    "(name of a file's kind, what is stored there) of one batch"
+    for t in self.teachers: yield t.name, self.encode(t.name, t.logits(x, stats=self.dl.stats).cpu(), row)
+    if self.seen: yield 'views/', dict(digest=y.digest)
 
 # %% ../nbs/04_cache.ipynb #1af596c5
 @patch
@@ -267,15 +273,16 @@ def encode(self:CacheBuilder,
     row,    # Of the first
 )->dict: # name of a tensor -> (B, …)
     "What is stored of a batch of answers, of which the first is for `row`; `CacheError` for NaN and +∞"
-    k, T = self.plan['top_k'], self.plan['tail_T']
-    kept = logits if k is None else top_k(logits, k, T)
-    values = (kept if k is None else kept.values).to(DTYPES[self.plan['dtype']])
+    k, T, dtype = self.plan['top_k'], self.plan['tail_T'], DTYPES[self.plan['dtype']]
+    kept = None if k is None else top_k(logits, k, T)
+    values = (logits if k is None else kept.values).to(dtype)
     bad = (values.isnan() | (values == torch.inf)).any(1)           # −inf is a class that the teacher does not know
     if bad.any(): raise CacheError(_unstorable(name, logits, bad, row))
-    if k is None: return {'logits': values}
-    lost = _lost(logits, kept._replace(values=values))
+    return {'logits': values} if k is None else _kept_of_top(logits, kept._replace(values=values))
+
+def _kept_of_top(logits, kept): # (B, C); their `TopK`, its values as they are stored
     kind = torch.uint16 if kept.classes <= 2**16 else torch.int32
-    return dict(values=values, indices=kept.indices.to(kind), tail=kept.tail, lost=lost[None])
+    return dict(values=kept.values, indices=kept.indices.to(kind), tail=kept.tail, lost=_lost(logits, kept)[None])
 
 def _lost(logits, kept):
     "Sum over a batch of KL(dense‖read back), at the tail's temperature"
@@ -320,13 +327,17 @@ def finish(self:CacheBuilder):
     store_bytes(self.path/'samples.safetensors', st.save(own))
     store_bytes(self.path/'reference.safetensors', st.save(self.reference_views()))
     for f in self.path.rglob('.*.tmp'): f.unlink()                  # of builders that were killed
-    meant = self.sums()
-    manifest = make_manifest(self.plan, sha256(self.path/'plan.json'), lambda rel: self.path/rel)
-    for f, e in manifest['files'].items():
-        if f.startswith(('logits/', 'views/')) and meant.get(f, e['sha256']) != e['sha256']:
-            raise CacheCorrupt(f"{self.path/f} changed while the cache was built. Call build again: it is made anew.")
-    store_json(self.path/'manifest.json', manifest)
+    store_json(self.path/'manifest.json', self._manifest())
     for f in self.path.rglob('*.sum'): f.unlink()
+
+@patch
+def _manifest(self:CacheBuilder): # The content of manifest.json; each shard as it was published
+    manifest = make_manifest(self.plan, sha256(self.path/'plan.json'), lambda rel: self.path/rel)
+    files, meant = manifest['files'], self.sums()
+    parts = [f for f in files if f.startswith(('logits/', 'views/'))]
+    other = [f for f in parts if meant.get(f) not in (None, files[f]['sha256'])]
+    if not other: return manifest
+    raise CacheCorrupt(f"{self.path/other[0]} changed while the cache was built. Call build again: it is made anew.")
 
 # %% ../nbs/04_cache.ipynb #e5cdeb51
 TOLERANCE = 2e-3      # of the largest logit: other batches change the order of sums; float32 keeps seven digits
@@ -397,6 +408,12 @@ def _source(o):
 # %% ../nbs/04_cache.ipynb #cf927d2d
 NEXT = 'next'
 
+def _clear_unwanted(path, wanted): # Of a cache; names of the files that stay
+    for f in [*(path/'logits').glob('*/*'), *(path/'views').glob('*')]:
+        if f.relative_to(path).as_posix() not in wanted: f.unlink()
+    for d in (path/'logits').iterdir():
+        if not any(d.iterdir()): d.rmdir()
+
 def adopt_change(path):
     "Put a finished change in place. Interrupted at any point, it can be called again"
     new, plan = path/NEXT, read_plan(path/NEXT/'plan.json')
@@ -404,10 +421,7 @@ def adopt_change(path):
     wanted = plan_files(plan)
     for rel in wanted:
         if (new/rel).is_file(): (path/rel).parent.mkdir(parents=True, exist_ok=True); os.replace(new/rel, path/rel)
-    for f in [*(path/'logits').glob('*/*'), *(path/'views').glob('*')]:
-        if f.relative_to(path).as_posix() not in wanted: f.unlink()
-    for d in (path/'logits').iterdir():
-        if not any(d.iterdir()): d.rmdir()
+    _clear_unwanted(path, wanted)
     for f in ('plan.json', 'manifest.json'): store_bytes(path/f, (new/f).read_bytes())
     forget_change(new)
 
@@ -537,6 +551,15 @@ def check_plan(
                                "Fetch or build the cache again.")
 
 # %% ../nbs/04_cache.ipynb #2f728049
+def _check_named(plan, files, where): # The manifest's files; as below
+    "Are these the files that the plan promises?"
+    if plan['n_views']*-(-plan['n']//plan['shard_rows'])*len(plan['teachers']) > len(files):
+        raise CacheCorrupt(f"{where} names {len(files)} files, fewer than its plan promises. Fetch the cache again.")
+    odd = sorted(files.keys() ^ set(plan_files(plan)))
+    if not odd: return
+    word = 'names' if odd[0] in files else 'does not name'
+    raise CacheCorrupt(f"{where} {word} {odd[0]!r}, and the plan says otherwise. Fetch or build the cache again.")
+
 def check_manifest(
     manifest, # Content of manifest.json
     plan,     # Content of plan.json, checked
@@ -546,15 +569,31 @@ def check_manifest(
     files = manifest.get('files')
     if not isinstance(files, dict) or not _hex(manifest.get('plan')) or manifest.get('schema') not in (1, SCHEMA):
         raise CacheCorrupt(f"{where} holds no manifest. Delete it and call build again.")
-    if plan['n_views']*-(-plan['n']//plan['shard_rows'])*len(plan['teachers']) > len(files):
-        raise CacheCorrupt(f"{where} names {len(files)} files, fewer than its plan promises. Fetch the cache again.")
-    odd = sorted(files.keys() ^ set(plan_files(plan)))
-    if odd:
-        word = 'names' if odd[0] in files else 'does not name'
-        raise CacheCorrupt(f"{where} {word} {odd[0]!r}, and the plan says otherwise. Fetch or build the cache again.")
+    _check_named(plan, files, where)
     for f, e in files.items():
         if not (isinstance(e, dict) and _hex(e.get('sha256')) and _whole_number(0)(e.get('bytes'))):
             raise CacheCorrupt(f"{where}: no size and checksum of {f!r}. Fetch or build the cache again.")
+
+# %% ../nbs/04_cache.ipynb #bebbb2d0
+def _check_folder(path):
+    "Is this the folder of a finished cache? A change that was begun is brought to its end"
+    if not path.is_dir():
+        raise CacheError(f"There is no cache at {path}. Build one: LogitCache.build({str(path)!r}, dls, teachers).")
+    if any((path/p).is_symlink() for p in ('plan.json', 'manifest.json', 'logits', 'views')):
+        raise CacheCorrupt(f"{path} holds links; a cache is made of plain files.")
+    _settle(path)
+    if not (path/'manifest.json').is_file():
+        raise CacheUnfinished(f"The cache {path} was not built to its end. "
+                              "Call LogitCache.build again with the same arguments: it continues.")
+
+def _read_checked(path): # A finished cache; its plan and manifest
+    plan, manifest = read_plan(path/'plan.json'), read_plan(path/'manifest.json')
+    check_plan(plan, path/'plan.json')
+    if manifest.get('plan') != sha256(path/'plan.json'):
+        raise CacheCorrupt(f"{path}/plan.json was changed after the cache was built: "
+                           "its SHA-256 is not the one in manifest.json.")
+    check_manifest(manifest, plan, path/'manifest.json')
+    return plan, manifest
 
 # %% ../nbs/04_cache.ipynb #33703a6d
 @patch(cls_method=True)
@@ -565,20 +604,8 @@ def open(cls:LogitCache,
     """Open a finished cache. Costs milliseconds whatever its size: shards are mapped into memory when asked for.
     Raises `CacheError` where there is none, `CacheUnfinished`, and `CacheCorrupt` with file and field"""
     path = Path(path)
-    if not path.is_dir():
-        raise CacheError(f"There is no cache at {path}. Build one: LogitCache.build({str(path)!r}, dls, teachers).")
-    if any((path/p).is_symlink() for p in ('plan.json', 'manifest.json', 'logits', 'views')):
-        raise CacheCorrupt(f"{path} holds links; a cache is made of plain files.")
-    _settle(path)
-    if not (path/'manifest.json').is_file():
-        raise CacheUnfinished(f"The cache {path} was not built to its end. "
-                              "Call LogitCache.build again with the same arguments: it continues.")
-    plan, manifest = read_plan(path/'plan.json'), read_plan(path/'manifest.json')
-    check_plan(plan, path/'plan.json')
-    if manifest.get('plan') != sha256(path/'plan.json'):
-        raise CacheCorrupt(f"{path}/plan.json was changed after the cache was built: "
-                           "its SHA-256 is not the one in manifest.json.")
-    check_manifest(manifest, plan, path/'manifest.json')
+    _check_folder(path)
+    plan, manifest = _read_checked(path)
     if verify not in VERIFY: raise CacheError(f"verify={verify!r}.{did_you_mean(verify, VERIFY)}")
     cache = cls(path, plan, manifest, verify)
     if verify == 'all': cache.verify()
@@ -635,18 +662,21 @@ def _prepared(path, dls, teachers, views, dtype, check, shard_rows, top_k, T):
 def begin(self:CacheBuilder)->bool: # Whether the cache is finished already
     "Write the plan, or compare it with the one that is there; `CacheError` where the folder holds something else"
     path, whole = self.path, (self.path/'manifest.json').is_file()
-    if (path/'plan.json').is_file():
-        there = read_plan(path/'plan.json', 'schema')
-        if whole and there['schema'] == 1: self.plan['schema'], self.seen = 1, False      # it opens, with less proof
-        here = {t.name: teacher_entry(t, there.get('teachers') or ()) for t in self.teachers}
-        self.plan = self.plan | dict(teachers=[here.get(e['name'], e) for e in self.plan['teachers']])
-        self.plan['batch_rows'] = there.get('batch_rows', self.dl.bs)    # cut as it was begun, whatever batches are now
-        self.dl = self.dl.new(bs=self.plan['batch_rows'])
-        _compare(there, self.plan, path, whole)
+    if (path/'plan.json').is_file(): self._go_on(read_plan(path/'plan.json', 'schema'), whole)
     elif path.is_dir() and any(p.name != '.lock' and p.suffix not in ('.tmp', '.sum') for p in path.iterdir()):
         raise CacheError(f"The folder {path} is not empty and not a cache. Give an empty or new folder.")
     if not whole: store_json(path/'plan.json', self.plan)
     return whole
+
+@patch
+def _go_on(self:CacheBuilder, there, whole): # Content of plan.json; whether the cache is finished
+    "Take over what a cache was begun with; `CacheError` where it is another"
+    if whole and there['schema'] == 1: self.plan['schema'], self.seen = 1, False      # it opens, with less proof
+    here = {t.name: teacher_entry(t, there.get('teachers') or ()) for t in self.teachers}
+    self.plan = self.plan | dict(teachers=[here.get(e['name'], e) for e in self.plan['teachers']])
+    self.plan['batch_rows'] = there.get('batch_rows', self.dl.bs)    # cut as it was begun, whatever batches are now
+    self.dl = self.dl.new(bs=self.plan['batch_rows'])
+    _compare(there, self.plan, self.path, whole)
 
 # %% ../nbs/04_cache.ipynb #eb03a064
 @patch
@@ -734,14 +764,18 @@ def gather(self:LogitCache,
     "The teachers' answers to these rows; `IndexError` for rows that are not there"
     rows = self._there(torch.as_tensor(rows, dtype=torch.int64))
     if self.exchanged is not None: rows = self.exchanged[rows]
-    size, view = self.plan['shard_rows'], torch.as_tensor(view).expand(len(rows))
-    shards = (self.n-1)//size + 1
+    parts, order = self._by_shard(rows, torch.as_tensor(view).expand(len(rows)))
+    return {name: self._answers(name, parts, order.argsort()) for name in (names or self.teachers)}
+
+@patch
+def _by_shard(self:LogitCache, rows, view): # (B,) each
+    "A list of (view, shard, places (k,) in it), each shard once, and the order in which the rows then stand"
+    size = self.plan['shard_rows']; shards = (self.n-1)//size + 1
     key = view*shards + rows//size
     order = key.argsort(stable=True)
     keys, counts = torch.unique_consecutive(key[order], return_counts=True)
     places = (rows % size)[order].split(counts.tolist())
-    parts = [(k//shards, k % shards, at) for k, at in zip(keys.tolist(), places)]     # (view, shard, places)
-    return {name: self._answers(name, parts, order.argsort()) for name in (names or self.teachers)}
+    return [(k//shards, k % shards, at) for k, at in zip(keys.tolist(), places)], order
 
 # %% ../nbs/04_cache.ipynb #6b2fbc0f
 @patch
@@ -753,15 +787,18 @@ def _there(self:LogitCache, rows):
                      "A row of −1 is a sample that the cache lacks.")
 
 @patch
-def _answers(self:LogitCache, name, parts, back):
+def _answers(self:LogitCache, name, parts, back): # As `_by_shard` gives them; where each row of the result stands
     # index_select is three times as fast as t[at]
     found = [{k: t.index_select(0, at) for k, t in self._shard(name, v, s).items()} for v, s, at in parts]
     got = {k: torch.cat([f[k] for f in found]).index_select(0, back) for k in found[0]}
-    values, classes = got['logits' if 'logits' in got else 'values'].float(), len(self.teachers[name]['classes'])
+    values = got['logits' if 'logits' in got else 'values'].float()
     # here and not when a file is first read, which would take twice as long
     if values.isnan().any(): raise CacheCorrupt(f"{self.path}/logits/{name} holds NaN. {_ANEW}")
-    if 'logits' in got: return values
-    indices = got['indices'].long()
+    return values if 'logits' in got else self._as_top_k(name, values, got)
+
+@patch
+def _as_top_k(self:LogitCache, name, values, got): # (B, k) values; the tensors `indices` and `tail`
+    indices, classes = got['indices'].long(), len(self.teachers[name]['classes'])
     if len(values) and int(indices.max()) >= classes:
         raise CacheCorrupt(f"{self.path}/logits/{name} names classes beyond {classes}. {_ANEW}")
     return TopK(values, indices, got['tail'], classes, self.plan['tail_T'])
@@ -798,16 +835,18 @@ def rows(self:LogitCache,
          ids:np.ndarray, # (m,16) uint8
         )->np.ndarray: # (m,) int64, −1 where the cache lacks the sample
     "Rows of samples by their ids"
-    keys = np.ascontiguousarray(self.ids).view('<u8').reshape(-1, 2)
+    keys, want = _halves(self.ids), _halves(ids)
     if not hasattr(self, '_sorted'): order = np.argsort(keys[:,0]); self._sorted = keys[order,0], order
     firsts, order = self._sorted
-    want, last = np.ascontiguousarray(ids).view('<u8').reshape(-1, 2), len(firsts) - 1
+    last = len(firsts) - 1
     at = np.searchsorted(firsts, want[:,0]).clip(max=last)
     while True:                 # the first half of an id may be shared: step on until the second half fits too
         step = (firsts[at] == want[:,0]) & (keys[order[at],1] != want[:,1]) & (at < last)
         if not step.any(): break
         at = at + step
     return np.where((keys[order[at]] == want).all(1), order[at], -1)
+
+def _halves(ids): return np.ascontiguousarray(ids).view('<u8').reshape(-1, 2)      # (m, 16) bytes as two numbers each
 
 # %% ../nbs/04_cache.ipynb #22f704e3
 @patch
@@ -816,18 +855,23 @@ def verify(self:LogitCache,
 )->int: # Files that were checked
     """Check the SHA-256 of every file, and with `dls` the content of every image and view.
     Raises `CacheCorrupt` with *all* files that are damaged, or `CacheMismatch`"""
-    files = self.manifest['files']
-    lost = [f for f in files if (self.path/f).is_symlink() or not (self.path/f).is_file()]
-    there = [f for f in files if f not in lost]
-    bad = [f for f, h in zip(there, sha256s([self.path/f for f in there])) if h != files[f]['sha256']]
-    if lost or bad:
-        said = [f'{len(fs)} {word}: {", ".join(fs[:20])}' for fs, word in ((bad, 'damaged'), (lost, 'missing')) if fs]
+    found = self._not_whole()
+    if any(found.values()):
+        said = [f'{len(fs)} {word}: {", ".join(fs[:20])}' for word, fs in found.items() if fs]
         raise CacheCorrupt(f"{self.path}: {'; '.join(said)}. "
                            "Delete the damaged files, nothing else, and call build again with the same arguments: "
                            "they are made again, and every other file is checked. "
                            "Without the teachers: fetch them again.")
     if dls is not None: self._verify_images(dls)
-    return len(files)
+    return len(self.manifest['files'])
+
+@patch
+def _not_whole(self:LogitCache): # {'damaged': names, 'missing': names}
+    files = self.manifest['files']
+    lost = [f for f in files if (self.path/f).is_symlink() or not (self.path/f).is_file()]
+    there = [f for f in files if f not in lost]
+    bad = [f for f, h in zip(there, sha256s([self.path/f for f in there])) if h != files[f]['sha256']]
+    return dict(damaged=bad, missing=lost)
 
 # %% ../nbs/04_cache.ipynb #0fb2f729
 @patch
@@ -843,11 +887,16 @@ def _verify_images(self:LogitCache, dls):
     if len(bad):
         raise CacheMismatch(f"{len(bad)} of {len(known)} images changed since the cache was built, "
                             f"first {_name(dl, bad[0])}. Restore them, or build the cache anew with overwrite=True.")
-    dl = stored_dl(self.bind(dls), self.policy, self.plan['dtype'])
+    views = self._verify_views(stored_dl(self.bind(dls), self.policy, self.plan['dtype']), known, rows)
+    print(f"{len(self.manifest['files'])} files, {len(known):,} of {len(rows):,} images "
+          f"and {views:,} views are those of the cache")
+
+@patch
+def _verify_views(self:LogitCache, dl, known, rows): # Positions in the loader's data; the row of each sample
+    "Make every stored view of these again and compare it; how many there are"
     pairs = [(i, rows[i], v) for v in range(self.policy.n) for i in known]
     for k in range(0, len(pairs), 256): self.check_pixels(dl, *map(np.array, zip(*pairs[k:k+256])))
-    print(f"{len(self.manifest['files'])} files, {len(known):,} of {len(rows):,} images "
-          f"and {len(pairs):,} views are those of the cache")
+    return len(pairs)
 
 def _name(dl, i):
     o = _source(dl.items[int(i)])
@@ -895,20 +944,24 @@ def compare(self:LogitCache,
                         "Make the views as they were, or build the cache anew.")
 
 # %% ../nbs/04_cache.ipynb #7dfa9bc0
+def _gap(then, now): # (k, C) each
+    "Largest difference of an answer, relative to the largest; −inf is a class that the teacher does not know"
+    known = then > -torch.inf
+    return float((now - then)[known].abs().max()/then[known].abs().max().clamp(min=1e-6))
+
 @patch
 def ask_again(self:LogitCache,
     dl,       # A loader of the same data, for its normalisation and device
     teachers, # `Teacher`s; those that the cache has no reference answers of are passed over
 )->int: # Answers that were compared
     "Ask teachers again about the reference views. Raises `CacheMismatch` where they now say something else"
-    ref, done = self._proved('reference.safetensors'), 0
-    x = dl.after_batch((TensorImage(ref['pixels'].clone().to(dl.device or 'cpu')),))[0]
+    ref, done, device = self._proved('reference.safetensors'), 0, torch.device(dl.device or 'cpu')
+    x = dl.after_batch((TensorImage(ref['pixels'].clone().to(device)),))[0]
+    most = TOLERANCE if self.plan['device'] == device.type else 10*TOLERANCE
     for t in teachers:
         if (then := ref.get(f'answers.{t.name}')) is None: continue
-        now, known = t.logits(x, stats=dl.stats).cpu().float(), then > -torch.inf
-        same = self.plan['device'] == torch.device(dl.device or 'cpu').type
-        gap = float((now - then)[known].abs().max()/then[known].abs().max().clamp(min=1e-6))
-        if gap > (TOLERANCE if same else 10*TOLERANCE): raise CacheMismatch(
+        gap = _gap(then, t.logits(x, stats=dl.stats).cpu().float())
+        if gap > most: raise CacheMismatch(
             f"Teacher {t.name} answers differently now, by up to {gap:.1%} of its largest logit, "
             f"though its weights are those of {self.path}. Something else than its tensors decides what it says "
             "(a mode, an attribute, a library): set it as it was, or build the cache anew.")
@@ -936,16 +989,19 @@ def spot_check(self:LogitCache,
     otherwise now"""
     teachers, dl = as_list(teachers or list(self.live.values())), stored_dl(dls, self.policy, self.plan['dtype'])
     if not teachers: raise CacheError("spot_check needs the Teacher objects: cache.spot_check(dls, [teacher, …]).")
-    rng, worst = np.random.default_rng(seed), 0.
+    rng = np.random.default_rng(seed)
     rows, views = rng.integers(self.n, size=n), rng.integers(self.policy.n, size=n)
-    x = torch.stack([dl.do_item(int(v*len(dl.dataset) + r))[0] for r, v in zip(rows, views)])
-    x = dl.after_batch((x.to(dl.device or 'cpu'),))[0]
-    for t in teachers:
-        worst = max(worst, self._apart(t, rows, views, x, dl.stats))
-        if worst > tol:
-            raise CacheMismatch(f"Teacher {t.name} answers differently now: up to {worst:.3f} of its largest logit. "
-                                "It is another teacher, or the views are made differently here.")
+    x = _stored_batch(dl, rows, views)
+    apart = {t.name: self._apart(t, rows, views, x, dl.stats) for t in teachers}
+    name, worst = max(apart.items(), key=lambda o: o[1])
+    if worst > tol:
+        raise CacheMismatch(f"Teacher {name} answers differently now: up to {worst:.3f} of its largest logit. "
+                            "It is another teacher, or the views are made differently here.")
     return worst
+
+def _stored_batch(dl, rows, views): # (n,) each; what teachers saw, (n, 3, H, W)
+    x = torch.stack([dl.do_item(int(v*len(dl.dataset) + r))[0] for r, v in zip(rows, views)])
+    return dl.after_batch((x.to(dl.device or 'cpu'),))[0]
 
 # %% ../nbs/04_cache.ipynb #3e0d749d
 class LogitDL(ViewDL):
@@ -1048,15 +1104,19 @@ def prove(self:LogitCache,
 )->int: # Views that were compared
     "Make some of the stored views again. Raises `CacheMismatch`; keeps what was compared in `train.proof`"
     dl = _clean(train) if self.policy.name == 'clean' else train
-    at = np.flatnonzero(np.asarray(train.rows) >= 0)
-    pick = np.linspace(0, len(at) - 1, min(n, len(at)*self.policy.n)).astype(int) if len(at) else at
-    at, views = at[pick], np.arange(len(pick))*7919 % self.policy.n
     train.exact = self.plan['schema'] > 1 and self.plan['versions'] == pixel_versions()
-    if train.exact: done = self.check_pixels(dl, at, np.asarray(train.rows)[at], views)
+    if train.exact: done = self.check_pixels(dl, *self._some_views(np.asarray(train.rows), n))
     else: done = self._prove_by_reference(dl, train)
     train.proof = (f"{len(train.rows):,} of {len(train.rows):,} samples and labels match, {done} views made again, "
                    f"{VERIFY[self.how]}")
     return done
+
+@patch
+def _some_views(self:LogitCache, rows, n): # The row of each sample, −1: not here; how many views
+    "(positions, rows, views) from all over the data"
+    at = np.flatnonzero(rows >= 0)
+    pick = np.linspace(0, len(at) - 1, min(n, len(at)*self.policy.n)).astype(int) if len(at) else at
+    return at[pick], rows[at[pick]], np.arange(len(pick))*7919 % self.policy.n
 
 @patch
 def _prove_by_reference(self:LogitCache, dl, train):
@@ -1090,32 +1150,39 @@ def bind(self:LogitCache,
 )->DataLoaders:
     """Loaders like `dls` whose training batches carry this cache's rows and views. What is described is compared,
     and 64 views are made again, pixel by pixel. Raises `CacheMismatch` naming what differs"""
-    if (now := list(map(str, dls.vocab))) != self.classes:
-        raise CacheMismatch(f"The cache {self.path} has the classes {shortened(self.classes)}, "
-                            f"the data {shortened(now)}.")
+    self._refuse_others(dls)
     stored_dl(dls, self.policy, self.plan['dtype'])
     train = dls.train.new(cls=LogitDL, cache=self, rows=None)
-    if (other := getattr(dls.train, 'cache', None)) is not None and other.policy != self.policy:
-        raise CacheMismatch(f"{self.path} holds the views {self.policy} and {other.path}, "
-                            f"to which these loaders are bound, {other.policy}: a student sees one of the two. "
-                            "Build both caches with the same views.")
     self.prove(train)
     res = DataLoaders(train, *dls.loaders[1:], path=dls.path, device=dls.device)
     if len(dls.loaders) > 2: res.test = dls[2]
     return res
 
+@patch
+def _refuse_others(self:LogitCache, dls):
+    "`CacheMismatch` for data of other classes, and for loaders that are bound to another cache's views"
+    if (now := list(map(str, dls.vocab))) != self.classes:
+        raise CacheMismatch(f"The cache {self.path} has the classes {shortened(self.classes)}, "
+                            f"the data {shortened(now)}.")
+    if (other := getattr(dls.train, 'cache', None)) is not None and other.policy != self.policy:
+        raise CacheMismatch(f"{self.path} holds the views {self.policy} and {other.path}, "
+                            f"to which these loaders are bound, {other.policy}: a student sees one of the two. "
+                            "Build both caches with the same views.")
+
 # %% ../nbs/04_cache.ipynb #bf460bff
 def LogitBlock(cache:LogitCache, # An open cache
               )->TransformBlock:
     "Target block of a `DataBlock`: labels on the cache's classes, and a loader whose batches carry the cache's rows"
-    plan = cache.plan['views']
-    views = {}
+    return TransformBlock(type_tfms=SampleCategory(cache.classes), dl_type=LogitDL,
+                          dls_kwargs={'cache': cache, **_views_of(cache)})
+
+def _views_of(cache): # Arguments of `ViewDL`: seed, mix and light views as they were stored
+    plan, views = cache.plan['views'], {}
     if cache.policy.name != 'clean': views = dict(seed=plan['seed'], mix=Mix(**m) if (m := plan['mix']) else None)
     if (m := plan.get('light')):
         light = LightViews(**{k: v for k, v in m.items() if k != 'algorithm'})
         views |= dict(light=light, size=tuple(plan['size']))
-    return TransformBlock(type_tfms=SampleCategory(cache.classes), dl_type=LogitDL,
-                          dls_kwargs={'cache': cache, **views})
+    return views
 
 # %% ../nbs/04_cache.ipynb #c401e035
 def _top(logits, classes, k=1):
@@ -1139,7 +1206,7 @@ def show_batch(self:LogitDL, b=None, max_n=9, ctxs=None, show=True, unique=False
     if not show or ride is None or self.cache is None:
         return super(LogitDL, self).show_batch(b, max_n=max_n, ctxs=ctxs, show=show, unique=unique, **kwargs)
     from fastai.vision.data import get_grid
-    x, y, its = self.show_batch(b, max_n=max_n, show=False)
+    _, _, its = self.show_batch(b, max_n=max_n, show=False)
     axs = ctxs or get_grid(len(its), figsize=kwargs.get('figsize'))
     self._titled(its, ride.row[:max_n], ride.view[:max_n], axs)
     axs[0].figure.tight_layout()

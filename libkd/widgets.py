@@ -279,6 +279,8 @@ def half(values, # Array of floats
     return np.ascontiguousarray(values, '<f2').tobytes()
 
 # %% ../nbs/12_widgets.ipynb #9c167a3a
+def _dense(answers): return answers.dense() if isinstance(answers, TopK) else answers
+
 @dataclass
 class Known:
     "What is known about images and models beside the answers"
@@ -359,30 +361,43 @@ def _note(self:Explorer):
     return few + 'Bars and scores follow T; decisions, cases and counts do not depend on it.'
 
 # %% ../nbs/12_widgets.ipynb #8965778d
+def _cases(case, order=None): # (n,) names; all names that occur, None: by the alphabet
+    "(names of the cases, which of them each image is as bytes)"
+    order = sorted(set(case)) if order is None else order
+    return order, np.array([order.index(c) for c in case], 'u1').tobytes()
+
+@patch
+def _facts(self:Explorer): # Of whom the answers are, and about which images, as JSON holds it
+    models, names = [*self.preds, *self.heads], [self.names[i] for i in self.rows]
+    return dict(names=models, teachers=self.teachers, student=self.student, heads=list(self.heads),
+                colours=colours_of(models), classes=self.classes, n=len(self.rows), note=self._note(),
+                labels=names, labelled=self.y is not None)
+
 @patch
 def data(self:Explorer)->dict:
     "A dict `meta`, the sheet of thumbnails, logits, decisions, labels, cases"
-    df, models = self.df.iloc[self.rows], {**self.preds, **self.heads}
-    cases = sorted(df.case.unique()); atlas, about = sprite_sheet(self.imgs)
-    who = dict(names=list(models), teachers=self.teachers, student=self.student, heads=list(self.heads))
-    meta = about | who | dict(colours=colours_of(models), classes=self.classes, n=len(df), cases=cases,
-                              labels=[self.names[i] for i in self.rows],
-                              labelled=self.y is not None, note=self._note())
-    y = np.full(len(df), -1) if self.y is None else self.y
-    return dict(meta=meta, atlas=atlas, logits=half(np.stack(list(models.values()))), y=y.astype('<i4').tobytes(),
-                says=np.stack(list(self.says.values())).astype('<u2').tobytes(),
-                codes=np.array([cases.index(c) for c in df.case], 'u1').tobytes())
+    cases, codes = _cases(self.df.case.iloc[self.rows])
+    atlas, about = sprite_sheet(self.imgs)
+    y = np.full(len(self.rows), -1) if self.y is None else self.y
+    logits = half(np.stack([*self.preds.values(), *self.heads.values()]))
+    says = np.stack(list(self.says.values())).astype('<u2').tobytes()
+    return dict(meta=about | self._facts() | dict(cases=cases), atlas=atlas, logits=logits,
+                y=y.astype('<i4').tobytes(), says=says, codes=codes)
 
 # %% ../nbs/12_widgets.ipynb #3dd243e0
 @patch
 def order(self:Explorer)->np.ndarray: # Positions among the shown images
     "The images in the order of the view, after its filters"
-    d = sample_disagreement(self.preds, self.y, self.T, self.teachers, self.student)
-    keep = (self.df.case.to_numpy()[self.rows] == self.case) if self.case else np.ones(len(d), bool)
-    if self.cls and self.y is not None: keep &= np.array([c >= 0 and self.classes[c] == self.cls for c in self.y])
+    d, keep = sample_disagreement(self.preds, self.y, self.T, self.teachers, self.student), self._passes()
     if self.sort == 'data': return np.flatnonzero(keep)
     by = self.sort.replace('kl:', 'kl_')
     return d[keep].sort_values(by, ascending=False, kind='stable').index.to_numpy()
+
+@patch
+def _passes(self:Explorer): # (n,) of bool: which images the filters let through
+    keep = (self.df.case.to_numpy()[self.rows] == self.case) if self.case else np.ones(len(self.rows), bool)
+    if not self.cls or self.y is None: return keep
+    return keep & np.array([c >= 0 and self.classes[c] == self.cls for c in self.y])
 
 @patch
 def snapshot(self:Explorer)->LibkdFigure:
@@ -476,18 +491,21 @@ def _shape(self:AttentionView, rows):
                 targets=list(m.targets), others=others, shuffles=shuffles, shipped=len(rows), row_heads=rows.shape[2])
 
 @patch
+def _map_bytes(self:AttentionView): # The tokens' maps, and saliencies, each with its largest values
+    m = self.maps
+    maps, peaks = as_bytes(m.maps) if self.shape[0] else (b'', b'')
+    glow, glow_peaks = as_bytes(np.stack(list(m.saliency.values()), 1)) if m.saliency else (b'', b'')
+    tells = np.full(0, 255) if m.percentiles is None else np.nan_to_num(np.round(m.percentiles), nan=255)
+    return dict(maps=maps, peaks=peaks, glow=glow, glow_peaks=glow_peaks, tells=tells.astype('u1').tobytes())
+
+@patch
 def data(self:AttentionView)->dict:
     "A dict `meta`, the pictures, the tokens' maps, saliencies, percentiles, and patches' maps as far as they are small"
-    m, L = self.maps, self.shape[0]
-    atlas, about = sprite_sheet(m.imgs)
-    rows = _patch_rows(m) if L else np.zeros((0, 0, 1, 0, 0, 0))
-    maps, peaks = as_bytes(m.maps) if L else (b'', b'')
-    glow, glow_peaks = as_bytes(np.stack(list(m.saliency.values()), 1)) if m.saliency else (b'', b'')
+    rows = _patch_rows(self.maps) if self.shape[0] else np.zeros((0, 0, 1, 0, 0, 0))
+    atlas, about = sprite_sheet(self.maps.imgs)
     near, row_peaks = as_bytes(rows)
-    tells = np.full(0, 255) if m.percentiles is None else np.nan_to_num(np.round(m.percentiles), nan=255)
-    meta = about | _far(m) | self._words() | self._shape(rows)
-    return dict(meta=meta, atlas=atlas, maps=maps, peaks=peaks, glow=glow, glow_peaks=glow_peaks,
-                rows=near, row_peaks=row_peaks, tells=tells.astype('u1').tobytes())
+    meta = about | _far(self.maps) | self._words() | self._shape(rows)
+    return dict(meta=meta, atlas=atlas, rows=near, row_peaks=row_peaks, **self._map_bytes())
 
 # %% ../nbs/12_widgets.ipynb #27cd7401
 @patch
@@ -601,16 +619,19 @@ def explore_attention(self:Learner,
 # %% ../nbs/12_widgets.ipynb #633ca0d6
 def _chapters(learn, live, part): # A Learner; `Teacher`s; 'train', 'valid' or 'test'
     "Heading, how to read it, figure: one chapter after the other"
-    models, names = {**{t.name: t for t in live}, 'student': learn}, [t.name for t in live]
+    models = {**{t.name: t for t in live}, 'student': learn}
     preds, y = predictions(models, learn.dls, part)
     yield ('How good they are', 'One training of each, on the same images: a picture, not a verdict.',
            plot_scoreboard(scoreboard(models, learn.dls, part)))
     yield ('How honest their confidence is', 'On the diagonal, answers of 80 % confidence are right 80 times in 100.',
            plot_reliability(preds, y))
     if live: yield ('Where they disagree', 'The images on which the answers differ most; below each, who says what.',
-                    plot_disagreement(clean_images(learn.dls, part), preds, y, classes=list(learn.dls.vocab),
-                                      teachers=names if len(names) > 1 else list(preds)))
+                    _disputed(learn.dls, part, preds, y))
     yield ('Where it looks', NOT_AN_EXPLANATION, plot_token_maps(read_maps(learn, rows=1, part=part, teachers=live)))
+
+def _disputed(dls, part, preds, y): # name -> logits (n, C), the student last; labels (n,)
+    teachers = list(preds)[:-1] if len(preds) > 2 else list(preds)
+    return plot_disagreement(clean_images(dls, part), preds, y, classes=list(dls.vocab), teachers=teachers)
 
 def _chapter(heading, reading, fig):
     frame = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(heading)}">'
@@ -643,21 +664,28 @@ def _thin(xs, ys, n=200):
 
 _DASHES = {'-': '', '--': '6 3', '-.': '6 2 2 2', ':': '2 2'}
 
+def _scales(points, left, width, height): # (x, y) of all curves; where the plot is, in pixels
+    "The lowest and the highest value, and a function that gives a point's place as SVG writes it"
+    x1, lo, hi = max(p[0] for p in points) or 1, min(0, *(p[1] for p in points)), max(p[1] for p in points)
+    across, low = width - 170, height - 16
+    return lo, hi, lambda x, y: f'{left + 34 + across*x/x1:.1f},{low - (low - 26)*(y - lo)/((hi - lo) or 1):.1f}'
+
+def _curve_svg(points, name, look, place, right, y): # Where the points are, as `_scales` says; of the name: left, top
+    colour, _, _, dash = look
+    pen = f'stroke="{colour}" stroke-width="2" stroke-dasharray="{_DASHES.get(dash, "8 2")}"'
+    line = ' '.join(place(*p) for p in points)
+    return (f'<polyline points="{line}" fill="none" {pen}/>'
+            f'<line x1="{right}" x2="{right + 16}" y1="{y - 4}" y2="{y - 4}" {pen}/>'
+            f'<text x="{right + 20}" y="{y}">{escape(middle(name, 12))} {points[-1][1]:.3g}</text>')
+
 def _panel(curves, left, width, height, title):
     "One small plot as SVG: a line with colour and dash for each curve, its name and last value beside it"
-    points = [p for c in curves.values() for p in c] or [(0, 0)]
-    x1, lo, hi = max(p[0] for p in points) or 1, min(0, *(p[1] for p in points)), max(p[1] for p in points)
-    right, low = left + width - 132, height - 16
-    at = lambda x, y: f'{left + 34 + (right - left - 38)*x/x1:.1f},{low - (low - 26)*(y - lo)/((hi - lo) or 1):.1f}'
+    lo, hi, place = _scales([p for c in curves.values() for p in c] or [(0, 0)], left, width, height)
     tick = lambda y, v: f'<text x="{left + 30}" y="{y}" text-anchor="end">{v:.2g}</text>'
-    out = [f'<text x="{left}" y="14" font-weight="bold">{escape(title)}</text>', tick(low, lo), tick(30, hi)]
-    for k, (name, (colour, _, _, dash)) in enumerate(looks(curves).items()):
-        y, pen = 30 + 15*k, f'stroke="{colour}" stroke-width="2" stroke-dasharray="{_DASHES.get(dash, "8 2")}"'
-        line = ' '.join(at(*p) for p in curves[name])
-        out += [f'<polyline points="{line}" fill="none" {pen}/>',
-                f'<line x1="{right}" x2="{right + 16}" y1="{y - 4}" y2="{y - 4}" {pen}/>',
-                f'<text x="{right + 20}" y="{y}">{escape(middle(name, 12))} {curves[name][-1][1]:.3g}</text>']
-    return ''.join(out)
+    head = f'<text x="{left}" y="14" font-weight="bold">{escape(title)}</text>'
+    lines = [_curve_svg(curves[name], name, look, place, left + width - 132, 30 + 15*k)
+             for k, (name, look) in enumerate(looks(curves).items())]
+    return ''.join([head, tick(height - 16, lo), tick(30, hi), *lines])
 
 # %% ../nbs/12_widgets.ipynb #6f0cd2c9
 def training_html(table, # `TrainingMonitor.table`
@@ -685,9 +713,9 @@ class TrainingMonitor(Callback):
     def before_fit(self):
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
         if not self.run: return
-        self.rows, self.step, self.stop, self.handle, self.start = [], 0, False, None, perf_counter()
-        self.sums, self.seen, self.due = {}, {}, self.start
-        self.epochs, self.total, self.valid = self.n_epoch, self.n_epoch*len(self.dls.train), []
+        self.rows, self.sums, self.seen, self.valid, self.step, self.stop, self.handle = [], {}, {}, [], 0, False, None
+        self.start = self.due = perf_counter()
+        self.epochs, self.total = self.n_epoch, self.n_epoch*len(self.dls.train)
         self.distill = next((cb for cb in self.learn.cbs if isinstance(cb, MultiTeacherDistill)), None)
         self._catch()
 
@@ -723,13 +751,17 @@ def _keep(self:TrainingMonitor, limit=5000):
 def _look(self:TrainingMonitor, **more):
     "Add a row: means of the loss terms since the last look, agreement of the last batch"
     sums = self.sums | (self.distill.means.sums if self.distill else {})
+    means = {name: self._mean_since(name, *s) for name, s in sums.items()}
     row = dict(step=self.step, epoch=self.epoch + 1, lr=float(self.opt.hypers[-1]['lr']))
-    for name, (total, n) in sums.items():
-        before, k = self.seen.get(name, (0., 0))
-        if n < k: before, k = 0., 0                                            # a new epoch counts from 0
-        if n > k: row[self._named(name)] = float(total - before)/(n - k)
+    row |= {self._named(name): v for name, v in means.items() if v is not None}
     self.seen = dict(sums)
     self.rows.append(row | self._agreement() | more)
+
+@patch
+def _mean_since(self:TrainingMonitor, name, total, n): # A term's sum and count in this epoch; None: nothing new
+    before, k = self.seen.get(name, (0., 0))
+    if n < k: before, k = 0., 0                                            # a new epoch counts from 0
+    return float(total - before)/(n - k) if n > k else None
 
 # %% ../nbs/12_widgets.ipynb #88c9d172
 @patch
@@ -742,17 +774,17 @@ def _agreement(self:TrainingMonitor):
     "How often each head decides like its teacher, in the last batch"
     z, said = (getattr(self.distill, k, None) for k in ('z', 'answers'))
     if not z or not said: return {}
-    decided = {n: (a.dense() if isinstance(a, TopK) else a).argmax(1).cpu() for n, a in said.items()}
+    heads, teachers = ({n: _dense(a).argmax(1).cpu() for n, a in o.items()} for o in (z, said))
     pairs = [(h, n) for h, names in self.distill.route.items() if h in z for n in names]
-    return {f'{h} as {n}': float((z[h].argmax(1).cpu() == decided[n]).float().mean()) for h, n in pairs}
+    return {f'{h} as {n}': float((heads[h] == teachers[n]).float().mean()) for h, n in pairs}
 
 @patch
 def _judged(self:TrainingMonitor):
     "Loss, metrics and calibration on the validation part"
     names, values = list(self.recorder.metric_names)[1:-1], list(self.recorder.log)[1:-1]
-    skip = {'train_loss', *(self._named(n) for n in (self.distill.means.sums if self.distill else {}))}
+    skip = {'train_loss', *map(self._named, self.distill.means.sums if self.distill else ())}
     found = {n: float(v) for n, v in zip(names, values) if n not in skip and v is not None}
-    if self.valid: found['ECE'] = ece(torch.cat([z for z, _ in self.valid]), torch.cat([y for _, y in self.valid]))
+    if self.valid: found['ECE'] = ece(*map(torch.cat, zip(*self.valid)))
     return found
 
 # %% ../nbs/12_widgets.ipynb #82faac7e
@@ -846,11 +878,11 @@ class FeatureMap(View):
 
     def data(self):
         "A dict `meta`, thumbnails, points, cases"
-        atlas, about = sprite_sheet(self.imgs); cases = list(self.df.case.value_counts().index)
+        atlas, about = sprite_sheet(self.imgs)
+        cases, codes = _cases(self.df.case, list(self.df.case.value_counts().index))
         words = dict(names=self.names, told=self.told, axes=list(self.axes), note=self.note, alt=self.alt)
         meta = about | words | dict(n=len(self.df), cases=cases)
-        return dict(meta=meta, atlas=atlas, points=self.points.astype('<f4').tobytes(),
-                    codes=np.array([cases.index(c) for c in self.df.case], 'u1').tobytes())
+        return dict(meta=meta, atlas=atlas, points=self.points.astype('<f4').tobytes(), codes=codes)
 
     def snapshot(self):
         "The points as a figure"
@@ -900,13 +932,17 @@ def file_states(cache, # `LogitCache`
     return pd.DataFrame(rows, columns=['file', 'MB', 'state'])
 
 # %% ../nbs/12_widgets.ipynb #e94d4f02
-def _view_pictures(cache, dls, rows):
-    "(n*V, H, W, 3) uint8: the views of these rows as the teachers saw them, and an error where the data are others"
-    dl = cache.bind(dls).train; place = {int(r): i for i, r in enumerate(dl.rows)}
+def _places_of(dl, rows): # A loader that is bound to a cache; rows of the cache
+    "Positions of these rows in the data; `ValueError` where they are no training images"
+    place = {int(r): i for i, r in enumerate(dl.rows)}
     if missing := [int(r) for r in rows if int(r) not in place]:
         raise ValueError(f'row {missing[0]} of the cache is no training image of these loaders; '
                          'give the loaders it was built from')
-    at = [place[int(r)] for r in rows]
+    return [place[int(r)] for r in rows]
+
+def _view_pictures(cache, dls, rows):
+    "(n*V, H, W, 3) uint8: the views of these rows as the teachers saw them, and an error where the data are others"
+    dl = cache.bind(dls).train; at = _places_of(dl, rows)
     if cache.policy.name == 'clean': return clean_images(dls, 'train')[at]
     x = torch.stack([dl.do_item(v*len(dl.dataset) + i)[0] for i in at for v in range(cache.policy.n)])
     return to_pixels(dl.after_batch((x.to(dl.device or 'cpu'),))[0], stats_of(dls))
@@ -930,28 +966,31 @@ class CacheView(View):
         self.cache, self.rows, self.states = cache, _some_rows(cache, rows), file_states(cache)
         self.checked = datetime.now().astimezone().isoformat(' ', 'minutes')
         self.imgs = None if dls is None else _view_pictures(cache, dls, self.rows)
-        V, rows = cache.policy.n, torch.as_tensor(self.rows)
-        broken = (self.states.state != 'whole').sum()
-        self.logits = None if broken else {k: torch.stack([_dense(cache.gather(rows, v, [k])[k]) for v in range(V)], 1)
-                                           for k in cache.teachers}                # name -> (n, V, C)
-        n = len(self.states)
+        broken, n = (self.states.state != 'whole').sum(), len(self.states)
+        self.logits = None if broken else {name: _all_views(cache, self.rows, name) for name in cache.teachers}
         what = f'{broken} of {n} files are damaged or missing' if broken else f'all {n} files are whole'
-        self.alt = (f'Cache of {cache.n:,} samples in {V} view{"s"*(V > 1)}, {len(cache.classes)} classes, '
-                    f'by {", ".join(cache.teachers)}; {what}.')
+        self.alt = (f'Cache of {cache.n:,} samples in {cache.policy.n} view{"s"*(cache.policy.n > 1)}, '
+                    f'{len(cache.classes)} classes, by {", ".join(cache.teachers)}; {what}.')
 
-def _dense(answers): return answers.dense() if isinstance(answers, TopK) else answers
+def _all_views(cache, rows, name): # (n, V, C): answers of one teacher
+    rows = torch.as_tensor(rows)
+    return torch.stack([_dense(cache.gather(rows, v, [name])[name]) for v in range(cache.policy.n)], 1)
 
 # %% ../nbs/12_widgets.ipynb #fa77730e
 @patch
+def _cache_facts(self:CacheView, rows): # Those whose answers are shown
+    cache = self.cache
+    return dict(names=list(cache.teachers), classes=list(map(str, cache.classes)), views=cache.policy.n,
+                labels=[str(r) for r in rows], colours=colours_of(cache.teachers))
+
+@patch
 def data(self:CacheView)->dict:
     "A dict `meta` with facts and the state of every file; answers of the samples shown, and their pictures"
-    cache, V = self.cache, self.cache.policy.n
-    n = 0 if self.logits is None else len(self.rows)                  # answers of a damaged cache are not shown
-    answers = half(np.stack([_rounded(z.flatten(0, 1)) for z in self.logits.values()])) if n else b''
+    rows = [] if self.logits is None else self.rows                   # answers of a damaged cache are not shown
+    answers = b''.join(half(_rounded(z.flatten(0, 1))) for z in (self.logits or {}).values())
     atlas, about = (b'', {}) if self.imgs is None else sprite_sheet(self.imgs)
-    meta = about | self._words() | dict(names=list(cache.teachers), classes=list(map(str, cache.classes)), views=V,
-                                        labels=[str(r) for r in self.rows[:n]], colours=colours_of(cache.teachers))
-    return dict(meta=meta, atlas=atlas, logits=answers, y=cache.labels[self.rows[:n]].astype('<i4').tobytes())
+    return dict(meta=about | self._words() | self._cache_facts(rows), atlas=atlas, logits=answers,
+                y=self.cache.labels[rows].astype('<i4').tobytes())
 
 @patch
 def _words(self:CacheView):
