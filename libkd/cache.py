@@ -1150,7 +1150,7 @@ def bind(self:LogitCache,
 )->DataLoaders:
     """Loaders like `dls` whose training batches carry this cache's rows and views. What is described is compared,
     and 64 views are made again, pixel by pixel. Raises `CacheMismatch` naming what differs"""
-    self._refuse_others(dls)
+    self._refuse_unlike(dls)
     stored_dl(dls, self.policy, self.plan['dtype'])
     train = dls.train.new(cls=LogitDL, cache=self, rows=None)
     self.prove(train)
@@ -1159,7 +1159,7 @@ def bind(self:LogitCache,
     return res
 
 @patch
-def _refuse_others(self:LogitCache, dls):
+def _refuse_unlike(self:LogitCache, dls):
     "`CacheMismatch` for data of other classes, and for loaders that are bound to another cache's views"
     if (now := list(map(str, dls.vocab))) != self.classes:
         raise CacheMismatch(f"The cache {self.path} has the classes {shortened(self.classes)}, "

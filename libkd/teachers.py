@@ -318,6 +318,9 @@ def to(self:Teacher, device):
 def device(self:Teacher): return next((p.device for p in self.model.parameters()), torch.device('cpu'))
 
 # %% ../nbs/03_teachers.ipynb #081066f6
+def _channels(v, like): # Three numbers as a tensor (1, 3, 1, 1) of the type and device of `like`
+    return torch.tensor(v, dtype=like.dtype, device=like.device).view(1, 3, 1, 1)
+
 @patch
 def adapt(self:Teacher,
     x: torch.Tensor, # `(B, 3, H, W)`, normalised with `stats`
@@ -329,15 +332,16 @@ def adapt(self:Teacher,
     resize = self.size and self.size != size
     x = x.float()
     if stats == own and not resize: return x
-    tensor = lambda v: torch.tensor(v, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
-    (m, s), (m2, s2) = ([tensor(v) for v in o] for o in (stats, own))
+    (m, s), (m2, s2) = ([_channels(v, x) for v in o] for o in (stats, own))
     x = x*s + m
-    if resize:
-        smooth = self.interpolation in ('bilinear', 'bicubic')
-        kw = dict(antialias=True, align_corners=False) if smooth else {}
-        x = F.interpolate(x, self.size, mode=self.interpolation, **kw)
-        if smooth: x = x.clamp(0, 1)           # bicubic overshoots at edges
-    return (x - m2)/s2
+    return ((self._resized(x) if resize else x) - m2)/s2
+
+@patch
+def _resized(self:Teacher, x): # (B, 3, H, W), pixels from 0 to 1
+    smooth = self.interpolation in ('bilinear', 'bicubic')
+    kw = dict(antialias=True, align_corners=False) if smooth else {}
+    x = F.interpolate(x, self.size, mode=self.interpolation, **kw)
+    return x.clamp(0, 1) if smooth else x                    # bicubic overshoots at edges
 
 # %% ../nbs/03_teachers.ipynb #329566f8
 @patch
@@ -347,7 +351,10 @@ def _mapped(self:Teacher, z):
         raise ValueError(f'teacher {self.name} gives {z.shape[1]} logits and {len(self.own_classes)} class names: '
                          'these must be equally many.')
     if self.probabilities: z = z.clamp(min=1e-12).log()
-    if self.class_map is None: return z
+    return z if self.class_map is None else self._summed(z)
+
+@patch
+def _summed(self:Teacher, z): # (B, C_own) -> (B, C)
     out = z.new_full((len(z), len(self.classes)), -torch.inf)
     for j, c in enumerate(self.classes):
         own = [i for i, o in enumerate(self.own_classes) if self.class_map.get(o) == c]
@@ -419,16 +426,20 @@ def _is_told(v):
     known = np.generic, np.ndarray, torch.Tensor, torch.dtype, nn.Module, type, Path
     return _is_plain(v) or v is None or isinstance(v, known) or callable(v) and hasattr(v, '__code__')
 
-def _doing(m):
-    "(class and settings of a module, whether that tells all)"
+def _settings(m): # A module; what it holds besides parameters, buffers and other modules
+    "(what says which kind of module it is, its settings)"
     kind = identity(type(m))['type']
     own = {k: v for k, v in vars(m).items() if k not in _INNER | _SILENT and not k.startswith('drop')}
-    if isinstance(kind, str):                                 # of a library: its class's name says what it does
-        kind, own = kind.split('.')[-1], {k: v for k, v in own.items() if _is_plain(v) and k[0] != '_'}
-    told = all(map(_is_told, own.values()))
-    own = {k: identity(v) for k, v in own.items() if _is_told(v)}
+    if not isinstance(kind, str): return kind, own
+    # of a library: its class's name says what it does
+    return kind.split('.')[-1], {k: v for k, v in own.items() if _is_plain(v) and k[0] != '_'}
+
+def _doing(m):
+    "(class and settings of a module, whether that tells all)"
+    kind, own = _settings(m)
+    known = {k: identity(v) for k, v in own.items() if _is_told(v)}
     hooks = [identity(f) for f in (*m._forward_pre_hooks.values(), *m._forward_hooks.values())]
-    return dict(kind=kind, settings=own, hooks=hooks, code=getattr(m, 'code', None)), told
+    return dict(kind=kind, settings=known, hooks=hooks, code=getattr(m, 'code', None)), len(known) == len(own)
 
 # %% ../nbs/03_teachers.ipynb #472f03f2
 def _pictures(size, n=4):
@@ -445,13 +456,17 @@ def behaviour(self:Teacher,
     "What the teacher says of four fixed pictures"
     usual = [(s, s) for s in (32, 224, 8, 16, 64)]
     sizes = [size] if size else [s for s in (self.size, _own_size(self.model), *usual) if s]
+    size, z = self._first_taken(sizes)
+    rows = [[round(v, 5) if np.isfinite(v) else None for v in row] for row in z.tolist()]
+    return dict(size=list(size), answers=rows)
+
+@patch
+def _first_taken(self:Teacher, sizes): # (height, width) each
+    "The first size that the model takes, and its answers to pictures of it; the last one's error where it takes none"
     for i, s in enumerate(sizes):
-        try: z = self.logits(_pictures(s), ((0.,)*3, (1.,)*3))
+        try: return s, self.logits(_pictures(s), ((0.,)*3, (1.,)*3))
         except (RuntimeError, ValueError, AssertionError):
             if i == len(sizes) - 1: raise
-        else: break
-    rows = [[round(v, 5) if np.isfinite(v) else None for v in row] for row in z.tolist()]
-    return dict(size=list(s), answers=rows)
 
 def _own_size(model):
     "(height, width) that a model was made for, if it says so"
@@ -459,21 +474,35 @@ def _own_size(model):
     return tuple(size) if size else tuple((getattr(model, 'pretrained_cfg', None) or {}).get('input_size', ())[1:])
 
 # %% ../nbs/03_teachers.ipynb #5e2095e4
+@patch
+def _says(self:Teacher): # `behaviour` to two decimals: what libraries of other versions say alike
+    return [[v if v is None else round(v, 2) for v in row] for row in self.behaviour()['answers']]
+
+@patch
+def _parts(self:Teacher): # name of a module -> what `_doing` says of it
+    if isinstance(self.model, torch.jit.ScriptModule): return {'': (dict(code=self.model.code), False)}
+    return {k: _doing(m) for k, m in self.model.named_modules() if not isinstance(m, _IDLE)}
+
 @patch(as_prop=True)
 def fingerprint(self:Teacher) -> str: # 64 hexadecimal characters
     "SHA-256 over weights, buffers, what the modules do, preprocessing and class list."
-    scripted = isinstance(self.model, torch.jit.ScriptModule)
-    parts = {k: _doing(m) for k, m in self.model.named_modules() if not isinstance(m, _IDLE)}
-    if scripted: parts = {'': (dict(code=self.model.code), False)}
+    parts = self._parts()
     told = dict(settings={k: d for k, (d, _) in parts.items()}, **self._spec())
     tensors = {**dict(self.model.named_buffers()), **self.model.state_dict()}
-    if not all(t for _, t in parts.values()) or not all(map(_is_numbers, tensors.values())):
-        told['says'] = [[v if v is None else round(v, 2) for v in row] for row in self.behaviour()['answers']]
+    numbers = {k: v for k, v in tensors.items() if _is_numbers(v)}
+    if not all(t for _, t in parts.values()) or len(numbers) < len(tensors): told['says'] = self._says()
     h = hashlib.sha256(digest_of(told).encode())
-    _add_tensors(h, {k: v for k, v in tensors.items() if _is_numbers(v)})
+    _add_tensors(h, numbers)
     return h.hexdigest()
 
 # %% ../nbs/03_teachers.ipynb #5c0e22ad
+def _columns(obj, classes, dls): # A module; the classes that were given, or None; loaders, or None
+    "(what its columns mean, the student's classes or None)"
+    own, answers = classes if classes is not None else _named_columns(obj), None if dls is None else classes_of(dls)
+    if own is None and answers is None:
+        raise ValueError('which classes do its logits mean? Give classes=[…] in the order of the columns, or dls.')
+    return [str(c) for c in (own if own is not None else answers)], answers
+
 def as_teacher(
     obj,                         # `Teacher`, timm name, folder, module, Learner, state dict, or a file of weights
     dls=None,                    # The student's data: answers are given in its classes, in its order
@@ -489,10 +518,7 @@ def as_teacher(
     if isinstance(obj, Teacher): return _for_classes(obj, dls)
     _refuse_non_module(obj)
     if dls is not None: kw = dict(zip(('mean', 'std'), stats_of(dls))) | kw
-    own, answers = classes if classes is not None else _named_columns(obj), None if dls is None else classes_of(dls)
-    if own is None and answers is None:
-        raise ValueError('which classes do its logits mean? Give classes=[…] in the order of the columns, or dls.')
-    own = [str(c) for c in (own if own is not None else answers)]
+    own, answers = _columns(obj, classes, dls)
     if answers in (None, own) and class_map is None: return Teacher(obj, own, name, **kw)
     if class_map is None: class_map = _same_names(own, answers)
     return Teacher(obj, own, name, class_map=class_map, answers=answers, **kw)
@@ -509,10 +535,12 @@ def _opened(obj, dls, name, classes, arch, kw):
     if isinstance(obj, Learner): obj, classes, kw = _from_learner(obj, classes, kw)
     if isinstance(obj, Mapping): obj = _with_weights(obj, arch, classes, dls)
     if isinstance(obj, torch.export.ExportedProgram): obj = obj.module()
-    if hasattr(obj, 'mean_kd'):                                    # timm's `DistillationTeacher`
-        kw = dict(mean=obj.mean_kd.flatten().tolist(), std=obj.std_kd.flatten().tolist()) | kw
-        obj = getattr(obj, 'model', obj)
+    if hasattr(obj, 'mean_kd'): obj, kw = _from_task(obj, kw)
     return obj, name, classes, kw
+
+def _from_task(obj, kw): # timm's `DistillationTeacher`: the model in it, and what it normalises with
+    kw = dict(mean=obj.mean_kd.flatten().tolist(), std=obj.std_kd.flatten().tolist()) | kw
+    return getattr(obj, 'model', obj), kw
 
 def _named_columns(model):
     "The names that a model brings for its columns: Hugging Face's `id2label`, timm's `label_names`; None without"
@@ -545,6 +573,12 @@ def _for_classes(t, dls):
     raise ValueError(f'teacher {t.name} answers in {t.classes[:5]}, the data have {classes_of(dls)[:5]}: '
                      'make it again with as_teacher(…, dls, class_map=…).')
 
+# %% ../nbs/03_teachers.ipynb #c0727118
+def _made_of(arch, dls, n): # timm name or module; loaders or None; number of classes
+    if isinstance(arch, nn.Module): return copy.deepcopy(bare(arch))
+    if dls is not None: return model_for(arch, dls, num_classes=n)
+    return timm.create_model(model_name(arch), num_classes=n)
+
 # %% ../nbs/03_teachers.ipynb #737e4508
 def _is_file(s):
     "Is this string meant as a file or folder, not as a timm name?"
@@ -565,13 +599,12 @@ def _with_weights(source, arch, classes, dls):
     said = source if isinstance(source, Path) else 'this checkpoint'
     if arch is None: raise ValueError(f'{said} holds weights but not what they are the weights of: '
                                       'give arch=, a timm name or a module.')
-    if isinstance(arch, nn.Module): model = copy.deepcopy(bare(arch))
-    elif dls is not None: model = model_for(arch, dls, num_classes=n)
-    else: model = timm.create_model(model_name(arch), num_classes=n)
-    sd, want = read_checkpoint(source, model), {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    odd = [k for k in want.keys() | sd.keys() if want.get(k) != (tuple(sd[k].shape) if k in sd else None)]
+    model = _made_of(arch, dls, n)
+    sd = read_checkpoint(source, model)
+    have, want = ({k: tuple(v.shape) for k, v in o.items()} for o in (sd, model.state_dict()))
+    odd = sorted(k for k in want.keys() | have.keys() if want.get(k) != have.get(k))
     if odd: raise UserError(f'{said} does not fit {type(model).__name__}: '
-                            f'{len(odd)} of {len(want)} tensors differ, such as {sorted(odd)[:3]}. '
+                            f'{len(odd)} of {len(want)} tensors differ, such as {odd[:3]}. '
                             f'Another arch, or another number of classes ({n})?')
     model.load_state_dict(sd)
     return model
@@ -585,24 +618,31 @@ def _from_file(path, arch, classes, dls):
     return _with_weights(path, arch, classes, dls)
 
 # %% ../nbs/03_teachers.ipynb #5a3d67d3
+def _weights_file(cfg, full): # timm's configuration of the weights, or None; the model's name with its tag
+    "(the weights' name, where their file lies or would lie)"
+    tag = f'{cfg.architecture}.{cfg.tag}' if cfg and cfg.tag else full
+    return tag, data_home()/'weights'/f'{tag}.safetensors'
+
 def _pretrained(name, **kw):
     "`timm.create_model(…, pretrained=True)`, from our folder of weights, or one sentence about where to put them."
     if name in PACKAGED: return PACKAGED[name].model(**kw)
     full = model_name(name)
     if ':' in full: return _from_hub(full, kw)
     cfg = timm.get_pretrained_cfg(full)
-    tag = f'{cfg.architecture}.{cfg.tag}' if cfg and cfg.tag else full
-    file = data_home()/'weights'/f'{tag}.safetensors'
-    if file.exists(): kw['pretrained_cfg_overlay'] = dict(file=str(file))
-    elif cfg is None or not cfg.has_weights:
+    tag, file = _weights_file(cfg, full)
+    if file.exists(): return _from_weights(file, full, kw)
+    if cfg is None or not cfg.has_weights:
         raise ValueError(f'there are no published weights for {full}: '
                          f'train it on your data, fit_teacher({name!r}, dls).')
     try: return timm.create_model(full, pretrained=True, **kw)
     except Exception as e:
-        if file.exists(): raise ValueError(f'{file} does not fit {full} ({e}).') from e
         where = f' (https://huggingface.co/{cfg.hf_hub_id}, model.safetensors)' if cfg.hf_hub_id else ''
         raise ConnectionError(f'the weights of {tag} could not be had ({type(e).__name__}: is there a network?). '
                               f'Put the file{where} at {file}, or train without: pretrained=False.') from e
+
+def _from_weights(file, full, kw): # A file in our folder; the model's name; arguments of its maker
+    try: return timm.create_model(full, pretrained=True, pretrained_cfg_overlay=dict(file=str(file)), **kw)
+    except Exception as e: raise ValueError(f'{file} does not fit {full} ({e}).') from e
 
 # %% ../nbs/03_teachers.ipynb #4238ad82
 def _from_hub(name, kw):
@@ -662,6 +702,11 @@ def answers(
     with rng_scope(0): return torch.cat([teacher.logits(b[0], stats).cpu() for b in dl])
 
 # %% ../nbs/03_teachers.ipynb #5d9d3222
+def _is_luck(before, after, of, share): # Hits of two orders of the columns; of how many; share of the commonest class
+    "Could so many hits be chance at p ≥ 0.01, given those of the first order or of always naming one class?"
+    chance = max(before, share*of)/max(1, of)
+    return not of or chance >= 1 or binomtest(int(after), of, chance, alternative='greater').pvalue >= .01
+
 def _another_order(z, y): # Answers `(n, C)`, labels `(n,)`
     "`(C,)`: the class that each column really means, and hits with that; None where the columns are in their places"
     guess, n = z.argmax(1).numpy(), z.shape[1]
@@ -670,10 +715,8 @@ def _another_order(z, y): # Answers `(n, C)`, labels `(n,)`
     means = linear_sum_assignment(votes, maximize=True)[1]
     rest = slice(1, None, 2)                                        # proved on pictures that it was not found on
     before, after = (guess[rest] == y[rest]).sum(), (means[guess[rest]] == y[rest]).sum()
-    of = len(y[rest])
-    chance = max(before, np.bincount(y).max()/len(y)*of)/max(1, of)
-    if not of or chance >= 1 or binomtest(int(after), of, chance, alternative='greater').pvalue >= .01: return None
-    return means, int((means[guess] == y).sum())
+    luck = _is_luck(before, after, len(y[rest]), np.bincount(y).max()/len(y))
+    return None if luck else (means, int((means[guess] == y).sum()))
 
 def _order_said(t, z, y, known):
     "A sentence about another order of the columns that explains the answers; empty where none does"
@@ -690,26 +733,35 @@ def _order_said(t, z, y, known):
             f'Name the columns in their true order{give}.')
 
 # %% ../nbs/03_teachers.ipynb #063a1aaa
+def _refuse_moods(t, x, stats, one): # `one`: its answers to the batch
+    "Refuse answers that change from time to time, or with what else is in the batch"
+    far = .01*max(1., float(one.max() - one.min()))
+    if float((one - t.logits(x, stats)).abs().max()) > far: raise AnswersError(
+        f'teacher {t.name} answers the same pictures differently when it is asked again: '
+        'something draws random numbers, such as F.dropout without training=self.training. Switch it off.')
+    try: apart = float((torch.cat([t.logits(x[i:i+1], stats) for i in range(min(2, len(x)))]) - one[:2]).abs().max())
+    except ValueError: apart = np.inf                               # batch norm of one value
+    if apart > far: raise AnswersError(
+        f'teacher {t.name} answers otherwise about a picture alone than among others: its batch norm uses the batch, '
+        'or a softmax or mean runs over the batch (dim=0). Stored answers would depend on chance.')
+
 def _check_answers(t, x, stats):
     "Refuse what is no logit of a single picture: probabilities, chance, influence of the others in the batch"
     t = copy.copy(t)
     t.class_map, t.classes = None, t.own_classes                    # as the model says it
-    one, two = t.logits(x, stats), t.logits(x, stats)
-    far = .01*max(1., float(one.max() - one.min()))
-    if float((one - two).abs().max()) > far: raise AnswersError(
-        f'teacher {t.name} answers the same pictures differently when it is asked again: '
-        'something draws random numbers, such as F.dropout without training=self.training. Switch it off.')
-    try: apart = float((torch.cat([t.logits(x[i:i+1], stats) for i in range(min(2, len(x)))]) - one[:2]).abs().max())
-    except ValueError as e: apart, why = np.inf, e                  # batch norm of one value
-    if apart > far: raise AnswersError(
-        f'teacher {t.name} answers otherwise about a picture alone than among others: its batch norm uses the batch, '
-        'or a softmax or mean runs over the batch (dim=0). Stored answers would depend on chance.')
+    one = t.logits(x, stats)
+    _refuse_moods(t, x, stats, one)
     if not t.probabilities and float(one.min()) >= 0 and float((one.sum(1) - 1).abs().max()) < 1e-3: raise AnswersError(
         f'teacher {t.name} answers with probabilities (each row sums to 1), not with logits: '
         'losses would take a softmax of a softmax, which is nearly flat. '
         'Leave its last softmax out, or say so: as_teacher(…, probabilities=True).')
 
 # %% ../nbs/03_teachers.ipynb #c8738572
+def _better_than_guessing(hits, y): # How many are right; labels `(n,)`
+    "(whether that is so at p < 0.01, the share that guessing gives)"
+    guess = np.bincount(y).max()/max(1, len(y)) if len(y) else 1.
+    return binomtest(hits, max(1, len(y)), guess, alternative='greater').pvalue < .01, guess
+
 def check_teacher(
     teacher: Teacher, # Or whatever `as_teacher` takes
     dls,          # The student's data
@@ -721,16 +773,15 @@ def check_teacher(
     known, dl, y = _test_of(teacher, dls, samples, n, seed)
     z = answers(teacher, dl, stats_of(dls))
     hits = int((z.argmax(1).numpy() == y).sum())
-    guess = np.bincount(y).max()/max(1, len(y)) if len(y) else 1.
     other = _order_said(teacher, z, y, known)
-    if binomtest(hits, max(1, len(y)), guess, alternative='greater').pvalue < .01:
-        with rng_scope(seed): _check_answers(teacher, dl.one_batch()[0][:8], stats_of(dls))
-        if other: warnings.warn(f'teacher {teacher.name} is right on {hits} of {len(y)} training pictures.{other}')
-        return hits/len(y)
-    raise ChanceError(f'teacher {teacher.name} is right on {hits} of {len(y)} training pictures; '
-                      f'guessing gives {guess:.0%}.'
-                      + (other or ' Are its classes in the right order, its mean and std right, its weights loaded?')
-                      + ' check=False insists on using it.')
+    good, guess = _better_than_guessing(hits, y)
+    if not good: raise ChanceError(
+        f'teacher {teacher.name} is right on {hits} of {len(y)} training pictures; guessing gives {guess:.0%}.'
+        + (other or ' Are its classes in the right order, its mean and std right, its weights loaded?')
+        + ' check=False insists on using it.')
+    with rng_scope(seed): _check_answers(teacher, dl.one_batch()[0][:8], stats_of(dls))
+    if other: warnings.warn(f'teacher {teacher.name} is right on {hits} of {len(y)} training pictures.{other}')
+    return hits/len(y)
 
 def _test_of(teacher, dls, samples, n, seed):
     "Positions of the classes that the teacher can answer with, a loader of labelled pictures of them, and its labels"
@@ -760,6 +811,11 @@ def _fused(t):
     return [tfm_spec(t), parts] if parts else tfm_spec(t)
 
 # %% ../nbs/03_teachers.ipynb #645810b5
+def _transforms(train): # A training loader of fastai's
+    opened = [tfm_spec(t) for t in train.dataset.tls[0].tfms.fs] if hasattr(train.dataset, 'tls') else None
+    return dict(opened=opened, item_tfms=[tfm_spec(t) for t in train.after_item.fs],
+                batch_tfms=[_fused(t) for t in train.after_batch.fs])
+
 def _views(dls, train, samples):
     "How the pictures of a training loader are made, in content"
     kw = dict(size=list(size_of(dls)), stats=[list(s) for s in stats_of(dls)])
@@ -767,10 +823,7 @@ def _views(dls, train, samples):
         ids = hashlib.sha256(np.ascontiguousarray(samples.ids).tobytes()).hexdigest()[:32]
         return kw | train.describe() | dict(ids=ids)
     weights = {k: identity(v) for k, v in vars(train).items() if isinstance(v, (np.ndarray, torch.Tensor))}
-    tfms = dict(opened=[tfm_spec(t) for t in train.dataset.tls[0].tfms.fs] if hasattr(train.dataset, 'tls') else None,
-                item_tfms=[tfm_spec(t) for t in train.after_item.fs],
-                batch_tfms=[_fused(t) for t in train.after_batch.fs])
-    return kw | dict(loader=identity(type(train)), **tfms, **weights)
+    return kw | dict(loader=identity(type(train)), **_transforms(train), **weights)
 
 def _callback(cb):
     "A callback in content, without the learner that it is in just now"
@@ -803,14 +856,15 @@ def _is_sum(v): return isinstance(v, str) and bool(re.fullmatch('[0-9a-f]{32,}',
 def _nearest(kept, asked):
     "One line: in which field the kept teacher that is most like the one asked for differs; nothing without one"
     same = [(differences(i, asked), p) for p, i in kept.items() if i and i.get('model') == asked['model']]
+    if same: return _differs(*min(same, key=lambda o: len(o[0])))
     old = next((p for p, i in kept.items() if i is None), None)
-    if same:
-        found, p = min(same, key=lambda o: len(o[0]))
-        told = lambda k, a, b: f'{k} is {shortened(a, 40)} there, {shortened(b, 40)} here'
-        said = '; '.join(told(k, a, b) if not _is_sum(a) else f'{k} differs' for k, a, b in found[:2])
-        return f'not {p}: {said}' + (f'; and {len(found) - 2} more' if len(found) > 2 else '')
     if not old: return ''
     return f'not {old}: an older libkd wrote down too little of what it depends on. load_teacher opens it.'
+
+def _differs(found, path): # Of `differences`; the kept teacher's folder
+    told = lambda k, a, b: f'{k} is {shortened(a, 40)} there, {shortened(b, 40)} here'
+    said = '; '.join(told(k, a, b) if not _is_sum(a) else f'{k} differs' for k, a, b in found[:2])
+    return f'not {path}: {said}' + (f'; and {len(found) - 2} more' if len(found) > 2 else '')
 
 # %% ../nbs/03_teachers.ipynb #e74fe97d
 def _save_teacher(folder, t, info, size=None):
@@ -836,6 +890,13 @@ def _changed(t, info):
 ANSWERS_AGREE = 1e-3     # of the largest answer: other processors and libraries of the same arithmetic stay below
 
 # %% ../nbs/03_teachers.ipynb #9c22e4f9
+def _read_teacher(folder): # The teacher in a folder, and what was written down of it
+    info = json.loads((folder/'teacher.json').read_text(encoding='utf-8'))
+    model = timm.create_model(info['arch'], **info['create'])
+    model.load_state_dict(load_file(folder/'model.safetensors'))
+    kw = {k: info[k] for k in ('name', 'bias', 'mean', 'std', 'size', 'interpolation', 'accuracy')}
+    return Teacher(model, info['own_classes'], **kw), info
+
 def load_teacher(
     folder: Path | str, # Written by `fit_teacher`
 ) -> Teacher:
@@ -847,11 +908,7 @@ def load_teacher(
             raise FileNotFoundError(f'{folder} is no folder of a teacher: {name} is missing. '
                                     'Delete it; fit_teacher then trains this teacher again.')
     try:
-        info = json.loads((folder/'teacher.json').read_text(encoding='utf-8'))
-        model = timm.create_model(info['arch'], **info['create'])
-        model.load_state_dict(load_file(folder/'model.safetensors'))
-        kw = {k: info[k] for k in ('name', 'bias', 'mean', 'std', 'size', 'interpolation', 'accuracy')}
-        t = Teacher(model, info['own_classes'], **kw)
+        t, info = _read_teacher(folder)
         why = _changed(t, info)
     except Exception as e: why = f'{type(e).__name__}: {str(e)[:80]}'
     if why: raise UserError(f'{folder} is damaged ({why}). Delete it; fit_teacher then trains this teacher again.')
@@ -880,22 +937,25 @@ def _valid_accuracy(t, dls):
     return float((answers(t, dls.valid, stats_of(dls)).argmax(1) == y).float().mean())
 
 # %% ../nbs/03_teachers.ipynb #b5a20e19
+def _refuse_misfit(own, theirs, source, model): # (name, shape) of the tensors on both sides
+    "`UserError` where they are not as many, or one is of another kind or shape"
+    if len(own) != len(theirs):
+        raise UserError(f'{source}: {len(theirs)} tensors, {model} has {len(own)}. This is another network.')
+    for (a, want), (b, got) in zip(own, theirs):
+        kinds = [n.split('.')[-1] for n in (a, b)]
+        if kinds[0] != kinds[1] or want != got: raise UserError(
+            f'{source}: {b} {got} stands where {a} {want} is needed. This is another network.')
+
 def _in_order(
     sd,    # name -> tensor, in the order of the layers, under other names than `model` has
     model: nn.Module,
     source='these weights', # For the sentence
 ) -> dict: # The same tensors under the names of `model`
     "Weights that fit one after the other: as many, of one kind (`weight`, `bias`, `running_mean`, …) and shape each"
-    counted = lambda names: [k for k in names if not k.endswith('num_batches_tracked')]
+    counted = lambda o: [(k, tuple(v.shape)) for k, v in o.items() if not k.endswith('num_batches_tracked')]
     own, theirs = counted(model.state_dict()), counted(sd)
-    if len(own) != len(theirs):
-        raise UserError(f'{source}: {len(theirs)} tensors, {type(model).__name__} has {len(own)}. '
-                        'This is another network.')
-    for a, b in zip(own, theirs):
-        want, got = (a.split('.')[-1], tuple(model.state_dict()[a].shape)), (b.split('.')[-1], tuple(sd[b].shape))
-        if want != got: raise UserError(f'{source}: {b} {got[1]} stands where {a} {want[1]} is needed. '
-                                        'This is another network.')
-    return {a: sd[b] for a, b in zip(own, theirs)}
+    _refuse_misfit(own, theirs, source, type(model).__name__)
+    return {a: sd[b] for (a, _), (b, _) in zip(own, theirs)}
 
 # %% ../nbs/03_teachers.ipynb #0e8d9e43
 @dataclass(frozen=True)
@@ -940,14 +1000,13 @@ PACKAGED = {'efficientnet_lite0': Packaged(
 def _features(t, dls, samples, verbose):
     "What enters the last layer, `(n, D)`, for every labelled training picture, and labels `(n,)`; each is asked once"
     idx = np.flatnonzero((samples.parts == 'train') & (samples.labels >= 0))
-    m, found, what = t.model, [], f'features of {t.name}'
-    with rng_scope(0), progress(len(idx), what, 'img', verbose) as bar:
+    found = []
+    with rng_scope(0), progress(len(idx), f'features of {t.name}', 'img', verbose) as bar:
         for b in dls.test_dl(_items(dls, samples, idx)):
             x = t.adapt(b[0].as_subclass(torch.Tensor).to(t.device), stats_of(dls))
-            f = m.forward_head(m.forward_features(x), pre_logits=True)
-            if not found: _refuse_other_heads(m, x[:2], f[:2])
-            found.append(f.float().cpu())
-            bar.update(len(f))
+            f = t.model.forward_head(t.model.forward_features(x), pre_logits=True)
+            if not found: _refuse_other_heads(t.model, x[:2], f[:2])
+            found.append(f.float().cpu()); bar.update(len(f))
     return torch.cat(found).double().numpy(), samples.labels[idx]
 
 def _refuse_other_heads(m, x, f):
@@ -978,6 +1037,14 @@ def _chosen_C(f, y, seed):
     return HEAD_C[int(np.argmin(loss))]
 
 # %% ../nbs/03_teachers.ipynb #948322fd
+def _weight_and_bias(fit): # scikit-learn's scaler and logistic regression, in a row
+    "Those of one linear layer, `(C, D)` and `(C,)`, that does the same"
+    scaler, lr = fit[0], fit[-1]
+    w = lr.coef_/scaler.scale_
+    b = lr.intercept_ - w@scaler.mean_
+    if len(w) > 1: return w, b
+    return np.concatenate([-w, w])/2, np.concatenate([-b, b])/2                # scikit-learn has one row for two classes
+
 def fit_head(
     t: Teacher,          # Changed: its last layer
     dls,                 # Data with labels, in the classes that the teacher answers in
@@ -986,14 +1053,9 @@ def fit_head(
 ) -> Teacher: # `t`
     "Fit a teacher's last layer to the labelled training pictures by logistic regression; its body stays as it is."
     f, y = _features(t, dls, Samples.from_dls(dls), verbose)
-    fit = _regression(_chosen_C(f, y, seed)).fit(f, y)
-    scaler, lr = fit[0], fit[-1]
-    w = lr.coef_/scaler.scale_
-    b = lr.intercept_ - w@scaler.mean_
-    if len(w) == 1: w, b = np.concatenate([-w, w])/2, np.concatenate([-b, b])/2     # scikit-learn has one row for two
-    last = t.model.get_classifier()
-    for p, v in ((last.weight, w), (last.bias, b)): p.copy_(torch.from_numpy(v))
-    t.head = dict(C=lr.C, images=len(y))
+    fit, last = _regression(_chosen_C(f, y, seed)).fit(f, y), t.model.get_classifier()
+    for p, v in zip((last.weight, last.bias), _weight_and_bias(fit)): p.copy_(torch.from_numpy(v))
+    t.head = dict(C=fit[-1].C, images=len(y))
     return t
 
 # %% ../nbs/03_teachers.ipynb #49b78b11
@@ -1086,17 +1148,19 @@ def _found_again(place, kept, asked):
     return next((p for p in [place, *kept] if kept.get(p) and same(kept[p])), None)
 
 # %% ../nbs/03_teachers.ipynb #596f99c6
+def _loaded_again(path, label, dls, valid, check): # Its folder and name; identity of the validation part
+    t, info = load_teacher(path), json.loads((path/'teacher.json').read_text(encoding='utf-8'))
+    t.name = _checked_name(label)
+    # the same teacher, other pictures to judge it on
+    if info['judged_on'] != valid: t.accuracy = _valid_accuracy(t, dls)
+    if check and not info['checked']: check_teacher(t, dls)
+    return t
+
 def _once(folder, label, asked, make, dls, check, verbose):
     "(what was done, teacher, its folder): found by its identity, or made and kept"
     began, valid, kept = time.time(), Samples.from_dls(dls).valid.identity(), _kept(folder)
     place = folder/f'{label}-{digest_of(asked)[:12]}'
-    if (path := _found_again(place, kept, asked)):
-        t, info = load_teacher(path), json.loads((path/'teacher.json').read_text(encoding='utf-8'))
-        t.name = _checked_name(label)
-        # the same teacher, other pictures to judge it on
-        if info['judged_on'] != valid: t.accuracy = _valid_accuracy(t, dls)
-        if check and not info['checked']: check_teacher(t, dls)
-        return 'loaded', t, path
+    if (path := _found_again(place, kept, asked)): return 'loaded', _loaded_again(path, label, dls, valid, check), path
     if verbose and (near := _nearest(kept, asked)): print(near)
     t, info = make()
     t.accuracy = _valid_accuracy(t, dls)
