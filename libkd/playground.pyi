@@ -56,16 +56,16 @@ class BiasPlayground(View):
     pool: Any
     classes: list
     truth: Any
-    nets: dict
-    kinds: dict
-    biases: dict
+    nets: Any
+    kinds: Any
+    biases: Any
     answers: dict
     looks: Any
     names: Any
     evidence: Any
     note: Any
     table: Any
-    probed: Any
+    probed: int
     rows: Any
     imgs: Any
     y: Any

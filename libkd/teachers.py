@@ -1043,7 +1043,7 @@ def _weight_and_bias(fit): # scikit-learn's scaler and logistic regression, in a
     w = lr.coef_/scaler.scale_
     b = lr.intercept_ - w@scaler.mean_
     if len(w) > 1: return w, b
-    return np.concatenate([-w, w])/2, np.concatenate([-b, b])/2                # scikit-learn has one row for two classes
+    return np.concatenate([-w, w])/2, np.concatenate([-b, b])/2              # scikit-learn has one row for two classes
 
 def fit_head(
     t: Teacher,          # Changed: its last layer

@@ -118,16 +118,16 @@ class TrainingMonitor(Callback):
     every: Any
     run: Any
     rows: list
+    sums: dict
+    seen: dict
+    valid: list
     step: int
     stop: bool
     handle: Any
     start: Any
-    sums: dict
-    seen: dict
     due: Any
     epochs: Any
     total: Any
-    valid: list
     distill: Any
     before: Any
     def __init__(self, csv=None, every=1.0): ...
