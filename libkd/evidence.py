@@ -356,12 +356,13 @@ def do_study(p,      # `Protocol`
              fn,     # Takes the values of a job as keywords, returns a dict with the metric
              folder, # Of the study
              most=None, # Jobs to do now; None: all
+             n_jobs=1,  # Processes, as for `run_jobs`
 )->pd.DataFrame:     # The rows that are there afterwards
     "Do the jobs of a protocol that are not done yet, seed by seed"
     _settle(p, folder)
     done = {job_key(j) for j in (_job_of(p, r) for r in study_rows(p, folder).to_dict('records'))}
     todo = [j for j in p.jobs if job_key(j) not in done][:most]
-    if todo: run_jobs(fn, todo, Path(folder)/'rows', progress=_told, about=dict(protocol=p.key))
+    if todo: run_jobs(fn, todo, Path(folder)/'rows', n_jobs, progress=_told, about=dict(protocol=p.key))
     return study_rows(p, folder)
 
 def _told(done, of, row, fresh):

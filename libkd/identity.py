@@ -62,7 +62,15 @@ def _of_library(obj):
     if file is None: return module is not None and module.__name__ != '__main__'       # built into Python
     path = Path(file).resolve()
     if {'site-packages', 'dist-packages'} & {*path.parts}: return True      # also of another environment
-    return str(path).startswith((*_INSTALLED, *([_HERE] if _HERE else [])))
+    return str(path).startswith((*_INSTALLED, *([_HERE] if _HERE else []))) or _installed(module.__name__, path)
+
+def _installed(name, path): # Name of a module, its file
+    "Whether an installer wrote down this file beside what it put there, in whatever folder (`pip install --target`)"
+    depth = name.count('.') + (path.stem == '__init__')
+    if depth >= len(path.parents): return False
+    root, top = path.parents[depth], name.split('.')[0]
+    records = sorted(root.glob('*.dist-info/RECORD'), key=lambda r: not r.parent.name.lower().startswith(top))
+    return any(f'{path.relative_to(root).as_posix()},' in r.read_text('utf-8') for r in records)
 
 def _name(obj): return f'{getattr(obj, "__module__", None) or "builtins"}.{getattr(obj, "__qualname__", obj)}'
 

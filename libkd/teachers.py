@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['TEACHER_RESULT', 'ANSWERS_AGREE', 'PACKAGED', 'HEAD_C', 'HEAD_ROWS', 'ResNetMini', 'resnet_mini', 'model_name',
-           'classes_of', 'size_of', 'stats_of', 'model_for', 'bias_of', 'Teacher', 'numbered', 'as_teacher',
-           'ChanceError', 'AnswersError', 'answers', 'check_teacher', 'labelled_loader', 'load_teacher', 'decaying',
-           'quick_adam', 'Packaged', 'fit_head', 'fit_teacher', 'warn_if_uneven']
+           'classes_of', 'size_of', 'stats_of', 'model_for', 'bias_of', 'Teacher', 'numbered', 'full_float32',
+           'as_teacher', 'ChanceError', 'AnswersError', 'answers', 'check_teacher', 'labelled_loader', 'load_teacher',
+           'decaying', 'quick_adam', 'Packaged', 'fit_head', 'fit_teacher', 'warn_if_uneven']
 
 # %% ../nbs/03_teachers.ipynb #d6bb2ee0
 import copy, hashlib, json, re, time, warnings
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -370,6 +371,24 @@ def _said(self:Teacher, x):
                          'An exported model takes the batches that it was exported for: export it with '
                          'dynamic_shapes, or give the module itself.') from e
 
+# %% ../nbs/03_teachers.ipynb #cf5f27a3
+def _tf32_switches():
+    "(where it stands, its name, its value for all of float32's bits) of what lets a GPU round to TF32"
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    try: cudnn.allow_tf32, matmul.allow_tf32
+    except RuntimeError: return [(o, 'fp32_precision', 'ieee') for o in (cudnn.conv, matmul)]  # set by newer names
+    return [(o, 'allow_tf32', False) for o in (cudnn, matmul)]
+
+@contextmanager
+def full_float32():
+    "Convolutions and matrix products of a GPU in float32 and not in TF32, inside this block"
+    switches = _tf32_switches()
+    kept = [getattr(o, name) for o, name, _ in switches]
+    for o, name, exact in switches: setattr(o, name, exact)
+    try: yield
+    finally:
+        for (o, name, _), before in zip(switches, kept): setattr(o, name, before)
+
 # %% ../nbs/03_teachers.ipynb #3a4c9e67
 @patch
 def logits(self:Teacher,
@@ -382,7 +401,7 @@ def logits(self:Teacher,
     if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
         raise ValueError(f'a batch (B, 3, H, W) of normalised floats is needed; given is {tuple(x.shape)} {x.dtype}.')
     x = x.as_subclass(torch.Tensor).detach().to(self.device)
-    with torch.inference_mode(), torch.autocast(x.device.type, enabled=amp):
+    with torch.inference_mode(), full_float32(), torch.autocast(x.device.type, enabled=amp):
         z = self._mapped(self._said(self.adapt(x, stats)).float())
     return z.clone()
 
@@ -1001,11 +1020,12 @@ def _features(t, dls, samples, verbose):
     "What enters the last layer, `(n, D)`, for every labelled training picture, and labels `(n,)`; each is asked once"
     idx = np.flatnonzero((samples.parts == 'train') & (samples.labels >= 0))
     found = []
-    with rng_scope(0), progress(len(idx), f'features of {t.name}', 'img', verbose) as bar:
+    what = f'features of {t.name}'
+    with rng_scope(0), full_float32(), progress(len(idx), what, 'img', verbose) as bar:
         for b in dls.test_dl(_items(dls, samples, idx)):
             x = t.adapt(b[0].as_subclass(torch.Tensor).to(t.device), stats_of(dls))
             f = t.model.forward_head(t.model.forward_features(x), pre_logits=True)
-            if not found: _refuse_other_heads(t.model, x[:2], f[:2])
+            if not found: _refuse_other_heads(t.model, x, f)
             found.append(f.float().cpu()); bar.update(len(f))
     return torch.cat(found).double().numpy(), samples.labels[idx]
 

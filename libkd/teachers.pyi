@@ -1,6 +1,7 @@
 """After reading you can turn anything that answers (a timm name, a module, a Learner, a file of weights) into a teacher, train small ones in a minute, and trust that a teacher is the one it says it is."""
 # Made from the modules by `make prepare`: do not edit
 from . import UserError
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fastai.data.core import TfmdDL
 from pathlib import Path
@@ -11,8 +12,8 @@ import torch
 
 __all__ = ['TEACHER_RESULT', 'ANSWERS_AGREE', 'PACKAGED', 'HEAD_C', 'HEAD_ROWS', 'ResNetMini', 'resnet_mini',
            'model_name', 'classes_of', 'size_of', 'stats_of', 'model_for', 'bias_of', 'Teacher', 'numbered',
-           'as_teacher', 'ChanceError', 'AnswersError', 'answers', 'check_teacher', 'labelled_loader', 'load_teacher',
-           'decaying', 'quick_adam', 'Packaged', 'fit_head', 'fit_teacher', 'warn_if_uneven']
+           'full_float32', 'as_teacher', 'ChanceError', 'AnswersError', 'answers', 'check_teacher', 'labelled_loader',
+           'load_teacher', 'decaying', 'quick_adam', 'Packaged', 'fit_head', 'fit_teacher', 'warn_if_uneven']
 
 class ResNetMini(ResNet):
     conv1: Any
@@ -71,6 +72,8 @@ class Teacher:
     @property
     def fingerprint(self) -> str: ...
 def numbered(names) -> list[str]: ...
+@contextmanager
+def full_float32(): ...
 def as_teacher(
     obj,
     dls=None,

@@ -191,3 +191,17 @@ def test_packages_of_another_environment_are_libraries(tmp_path, monkeypatch):
         (at/f'lib_{folder[:4]}.py').write_text('def f(x): return x')
         monkeypatch.syspath_prepend(at)
         assert _of_library(importlib.import_module(f'lib_{folder[:4]}').f) is library
+
+
+def test_what_an_installer_wrote_down_is_a_library_in_any_folder(tmp_path, monkeypatch):
+    "`pip install --target FOLDER`: the packages there are, a script of the user's beside them is not"
+    from libkd.identity import _of_library
+    record = tmp_path/'told-1.0.dist-info'/'RECORD'
+    record.parent.mkdir()
+    for name, text in {'told_pkg/__init__.py': '', 'told_pkg/part.py': 'def f(x): return x', 'told_mine.py': 'def f(x): return x'}.items():
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        (tmp_path/name).write_text(text)
+    record.write_text('told_pkg/__init__.py,,\ntold_pkg/part.py,sha256=abc,18\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    it = importlib.import_module
+    assert _of_library(it('told_pkg')) and _of_library(it('told_pkg.part').f) and not _of_library(it('told_mine').f)

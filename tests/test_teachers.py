@@ -89,6 +89,29 @@ def test_logits_leave_nothing_behind(net):
     (s*z).sum().backward()                                       # an inference tensor could not be used here
     assert x.grad is None and all(p.grad is None and not p.requires_grad for p in t.model.parameters())
 
+def tf32(): return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.fixture
+def tf32_allowed():
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, True
+    yield
+    matmul.allow_tf32 = before
+
+
+def test_a_gpu_is_asked_in_full_float32(net, dls, tf32_allowed):
+    "Also where a last layer is fitted; afterwards it is as the user had it, after an error too"
+    t, seen = Teacher(net, list(dls.vocab)), []
+    t.model.register_forward_hook(lambda *_: seen.append(tf32()))
+    t.model.global_pool.register_forward_hook(lambda *_: seen.append(tf32()))
+    t.logits(torch.randn(4, 3, 16, 16))
+    features(t, dls)
+    assert len(seen) > 4 and {*seen} == {(False, False)} and tf32() == (True, True)
+    with pytest.raises(RuntimeError): t.logits(torch.randn(4, 3, 0, 0), HALF)
+    assert tf32() == (True, True)
+
+
 def test_amp_is_near_and_float32(net):
     t, x = Teacher(net, 'abc'), torch.randn(4, 3, 16, 16)
     z = t.logits(x, amp=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np, timm, torch, torch.nn.functional as F
 from fastai.callback.core import Callback, CancelFitException
 from libkd.all import *
+from libkd.views import MIX, draws, mixed, view_keys
 
 
 @dataclass(frozen=True)
@@ -189,14 +190,38 @@ def cached(s): yield 'CivT-Ti with RegNetY-4GF and RedNet-101, 224 pixels', part
 
 # -- (d) views -------------------------------------------------------------------------------------
 
-def light_views(s):
-    "Views of whole batches on the device: the CPU's bits, and how many a second"
-    from libkd import views
-    if not hasattr(views, 'LightViews'): raise NotThere('libkd.views has no LightViews yet')
-    raise NotThere('libkd.views has LightViews: this case is to be written')
+def viewed(x, partner, ids, light, mix, numbers):
+    "Views of `x`, as a loader makes them: where its pixels are, from draws of the CPU"
+    keys = view_keys(0, ids, numbers)
+    x = light(x, keys)
+    if mix is None: return x
+    return mixed(x, light(partner, keys), *mix.lams_boxes(draws(keys, MIX, 5), *x.shape[2:]))[0]
 
 
-def views(s): yield 'LightViews', partial(light_views, s)
+def light_views(size, mix, s):
+    "Views of whole batches on the device: the CPU's bits, and how many a second beside one thread of the CPU"
+    n, rng = s.size(512, 8), np.random.default_rng(0)
+    x, partner = (torch.from_numpy(rng.integers(0, 256, (n, 3, size, size), dtype=np.uint8)) for _ in range(2))
+    ids, light = rng.integers(0, 256, (n, 16), dtype=np.uint8), LightViews(flip=True, erase=.25)
+    there = x.to(s.device), partner.to(s.device)
+    same = all(torch.equal(viewed(x, partner, ids, light, mix, np.full(n, v)),
+                           viewed(*there, ids, light, mix, np.full(n, v)).cpu()) for v in range(3))
+    torch.set_num_threads(1)
+    def rate(a, b):
+        def once(v):
+            start = time.perf_counter(); viewed(a, b, ids[:len(a)], light, mix, np.full(len(a), v))
+            if a.is_cuda: torch.cuda.synchronize()
+            return time.perf_counter() - start
+        return len(a)/statistics.median([once(v) for v in range(20)][2:])
+    here, on = rate(x[:64], partner[:64]), rate(*there)
+    return {'batch': n, 'the same bits as on a CPU': same, 'views a second': round(on), 'one thread of the CPU': round(here),
+            'times as many': round(on/here, 1)}
+
+
+def views(s):
+    for size in s.size((32, 96, 224), (16,)):
+        for name, mix in (('plain', None), ('mixed', Mix())):
+            yield f'{name}, {size} pixels', partial(light_views, size, mix, s)
 
 
 # -- (e) a student on photographs ------------------------------------------------------------------
