@@ -89,13 +89,21 @@ def follows_dark(png, # Bytes that `LibkdFigure.png` or `.save` made, or of any 
 _THEMES = ''.join(f'[data-jp-theme-light={light}] .kd-paper{{color-scheme:{how}}}'           # JupyterLab has its own
                   for light, how in (('true', 'light'), ('false', 'dark')))
 
+def picture_html(src, # `data:` address of a picture, whose colours may ask for `prefers-color-scheme`
+                 alt, # Its description
+                 cls='', # CSS class of the `<figure>`
+                 )->str:
+    "A picture with its description; dark where the page is dark, or JupyterLab's theme"
+    return (f'<figure class="{escape(cls)}" style="margin:0"><img class="kd-paper" style="max-width:100%;height:auto" '
+            f'alt="{escape(alt)}" src="{src}"><style>{_THEMES}</style></figure>')
+
+# %% ../nbs/11_plots.ipynb #d8ccf838
 def figure_html(png, # PNG bytes
                 alt, # Its description
                 cls='', # CSS class of the `<figure>`
                 )->str:
     "A picture with its description, as html that needs no other file and follows a dark page"
-    return (f'<figure class="{escape(cls)}" style="margin:0"><img class="kd-paper" style="max-width:100%;height:auto" '
-            f'alt="{escape(alt)}" src="{follows_dark(png)}"><style>{_THEMES}</style></figure>')
+    return picture_html(follows_dark(png), alt, cls)
 
 # %% ../nbs/11_plots.ipynb #4596fb6b
 @patch
@@ -477,7 +485,7 @@ def _answer_ticks(ax, names, true): # Names of the classes that are drawn; which
 def _room_for_legend(ax, high):
     "Space for the legend above the bars, and no tick beyond what a probability can be"
     ax.set_ylim(0, high); ax.set_yticks([t for t in ax.get_yticks() if 0 <= t <= min(1, high)])
-    _legend(ax, ncols=3, loc='upper left')
+    _legend(ax, ncols=3, loc='upper left', columnspacing=.8, handlelength=1.2, handletextpad=.4)
 
 def _bars(ax, P, classes, y=None, top=10, like=None):
     "Grouped, hatched bars of several distributions over the most probable classes"

@@ -31,8 +31,8 @@ from .distill import MultiTeacherDistill
 from .files import frontend, is_live, sha256
 from .losses import TopK
 from .plots import (LibkdFigure, as_rgb, attention_alt, contact_sheet, disagreement_alt, figure_html, looks,
-                         middle, plot_disagreement, plot_points, plot_reliability, plot_scoreboard, plot_softened,
-                         plot_token_maps, plot_training, training_parts)
+                         picture_html, plot_disagreement, plot_points, plot_reliability, plot_scoreboard,
+                         plot_softened, plot_token_maps, plot_training, short_names, training_parts)
 from .teachers import stats_of
 
 # %% ../nbs/12_widgets.ipynb #6c2e07cd
@@ -571,7 +571,9 @@ def teachers_of(learn, # `Learner`
                 teachers=None, # Given by hand: one, a list, or a dict
                 )->list: # `Teacher`s; empty where none is known
     "Live teachers of a Learner: given, or known to it"
-    if teachers is None: return [t for cb in learn.cbs if isinstance(cb, MultiTeacherDistill) for t in cb.teachers]
+    if teachers is None:
+        known = [t for cb in learn.cbs if isinstance(cb, MultiTeacherDistill) for t in cb.teachers]
+        return sorted(known, key=lambda t: {'conv': 0, 'inv': 1}.get(t.bias, 2))   # so each has one colour everywhere
     if isinstance(teachers, dict): return list(teachers.values())
     return list(teachers) if isinstance(teachers, (list, tuple)) else [teachers]
 
@@ -667,7 +669,7 @@ _DASHES = {'-': '', '--': '6 3', '-.': '6 2 2 2', ':': '2 2'}
 def _scales(points, left, width, height): # (x, y) of all curves; where the plot is, in pixels
     "The lowest and the highest value, and a function that gives a point's place as SVG writes it"
     x1, lo, hi = max(p[0] for p in points) or 1, min(0, *(p[1] for p in points)), max(p[1] for p in points)
-    across, low = width - 170, height - 16
+    across, low = width - 184, height - 16
     return lo, hi, lambda x, y: f'{left + 34 + across*x/x1:.1f},{low - (low - 26)*(y - lo)/((hi - lo) or 1):.1f}'
 
 def _curve_svg(points, name, look, place, right, y): # Where the points are, as `_scales` says; of the name: left, top
@@ -676,18 +678,21 @@ def _curve_svg(points, name, look, place, right, y): # Where the points are, as 
     line = ' '.join(place(*p) for p in points)
     return (f'<polyline points="{line}" fill="none" {pen}/>'
             f'<line x1="{right}" x2="{right + 16}" y1="{y - 4}" y2="{y - 4}" {pen}/>'
-            f'<text x="{right + 20}" y="{y}">{escape(middle(name, 12))} {points[-1][1]:.3g}</text>')
+            f'<text x="{right + 20}" y="{y}">{escape(name)} {points[-1][1]:.3g}</text>')
 
 def _panel(curves, left, width, height, title):
     "One small plot as SVG: a line with colour and dash for each curve, its name and last value beside it"
     lo, hi, place = _scales([p for c in curves.values() for p in c] or [(0, 0)], left, width, height)
     tick = lambda y, v: f'<text x="{left + 30}" y="{y}" text-anchor="end">{v:.2g}</text>'
     head = f'<text x="{left}" y="14" font-weight="bold">{escape(title)}</text>'
-    lines = [_curve_svg(curves[name], name, look, place, left + width - 132, 30 + 15*k)
-             for k, (name, look) in enumerate(looks(curves).items())]
+    named = zip(curves.values(), short_names(curves, 14), looks(curves).values())
+    lines = [_curve_svg(points, name, look, place, left + width - 146, 30 + 15*k)
+             for k, (points, name, look) in enumerate(named)]
     return ''.join([head, tick(height - 16, lo), tick(30, hi), *lines])
 
 # %% ../nbs/12_widgets.ipynb #6f0cd2c9
+_ON_DARK = '@media(prefers-color-scheme:dark){rect{fill:#1c1c1c}text{fill:#e8e8e8}}'
+
 def training_html(table, # `TrainingMonitor.table`
                   alt, # The same in a sentence
                   )->str:
@@ -697,9 +702,9 @@ def training_html(table, # `TrainingMonitor.table`
     curves = lambda names: {n: _thin(table['step'], table[n]) for n in names}
     body = ''.join(_panel(curves(names), k*width, width, height, title) for k, (title, names) in enumerate(panels))
     box = f'viewBox="0 0 {width*max(len(panels), 1)} {height}" font-family="sans-serif" font-size="11"'
-    svg = f'<svg xmlns="http://www.w3.org/2000/svg" {box}><rect width="100%" height="100%" fill="#fff"/>{body}</svg>'
-    return (f'<figure style="margin:0"><img style="max-width:100%" alt="{escape(alt)}" '
-            f'src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"></figure>')
+    paper = f'<style>{_ON_DARK}</style><rect width="100%" height="100%" fill="#fff"/>'
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" {box}>{paper}{body}</svg>'
+    return picture_html('data:image/svg+xml;base64,' + base64.b64encode(svg.encode()).decode(), alt)
 
 # %% ../nbs/12_widgets.ipynb #4a05ebef
 class TrainingMonitor(Callback):

@@ -96,9 +96,10 @@ function draw(model, host) {
   const stage = make('div', { class: 'kd-stage', tabindex: data.layers ? 0 : null, role: 'group',
     'aria-label': data.layers ? 'The picture: arrow keys choose the patch that asks, Escape none' : 'The picture' })
   const caption = make('p', { class: 'kd-under' }), status = make('p', { class: 'kd-status', role: 'status', 'aria-live': 'polite' })
+  const hint = data.layers ? make('p', { class: 'kd-note' }, 'Point at a patch: the row ‘a patch’ then shows where it looks.') : ''
   const grid = make('div', { class: 'kd-scroll' }), scales = make('div', { class: 'kd-scales' }), far = make('div')
   root.append(strip, controls, status,
-    make('div', { class: 'kd-body' }, make('div', { class: 'kd-look' }, stage, caption), make('div', { class: 'kd-block' }, grid, scales),
+    make('div', { class: 'kd-body' }, make('div', { class: 'kd-look' }, stage, caption, hint), make('div', { class: 'kd-block' }, grid, scales),
       data.layers ? make('div', { class: 'kd-far' }, make('h2', {}, 'How far each head looks'), far) : ''),
     make('ul', { class: 'kd-note' }, ...data.notes.map(n => make('li', {}, n))))
 
@@ -216,11 +217,11 @@ function draw(model, host) {
 
   function distances() {                             // dots: heads; line: their mean; dashes: uniform attention
     if (!data.layers) return
-    const D = data.distances, top = Math.max(data.uniform, ...D.flat()) * 1.1, means = D.map(d => d.reduce((a, b) => a + b) / d.length), l = view.layer
+    const D = data.distances, top = Math.max(data.uniform, ...D.flat()) * 1.25, means = D.map(d => d.reduce((a, b) => a + b) / d.length), l = view.layer
     const alt = `Mean attention distance in patches, layer by layer: ${means.map(v => fixed(v, 1)).join(', ')}; uniform attention ${fixed(data.uniform, 1)}`
     const { svg, at } = axes({ width: 300, height: 190, x: [.5, D.length + .5], y: [0, top], xlabel: 'layer', ylabel: 'patches', xticks: D.map((_, k) => k + 1), yticks: ticks(0, top, 4), alt })
     const [x0, y] = at(.5, data.uniform), [x1] = at(D.length + .5, 0)
-    svg.append(make('line', { x1: x0, x2: x1, y1: y, y2: y, class: 'kd-uniform' }), make('text', { x: x1, y: y - 4, 'text-anchor': 'end' }, `uniform ${fixed(data.uniform, 1)}`),
+    svg.append(make('line', { x1: x0, x2: x1, y1: y, y2: y, class: 'kd-uniform' }), make('text', { x: x1, y: y - 9, 'text-anchor': 'end' }, `uniform ${fixed(data.uniform, 1)}`),
       make('polyline', { points: means.map((v, k) => at(k + 1, v).join(',')).join(' '), class: 'kd-line' }))
     D.forEach((heads, k) => heads.forEach((v, h) => { const [cx, cy] = at(k + 1, v); svg.append(make('circle', { cx, cy, r: k === l ? 5 : 3.5, class: k === l ? 'kd-dot kd-now' : 'kd-dot' }, make('title', {}, `layer ${k + 1}, head ${h + 1}: ${fixed(v, 2)} patches`))) }))
     far.replaceChildren(svg)

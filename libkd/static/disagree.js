@@ -89,8 +89,8 @@ function draw(model, host) {
   const [columnBox] = choice('Columns', who, view.columns, v => { view.columns = v; view.cell = null; refresh() })
   const grid = make('div', { class: 'kd-scroll' }), heads = make('div', { class: 'kd-scroll' })
   root.append(controls, status, make('div', { class: 'kd-body' }, make('div', { class: 'kd-left' }, list, more), make('div', { class: 'kd-right' }, detail)),
-    make('div', { class: 'kd-body' }, make('div', { class: 'kd-block' }, make('h2', {}, 'Who says what'), make('div', { class: 'kd-controls' }, rowBox, columnBox), grid),
-      data.heads.length ? make('div', { class: 'kd-block' }, make('h2', {}, 'Which head agrees with which teacher'), heads) : null),
+    make('div', { class: 'kd-body' }, make('div', { class: 'kd-left' }, make('h2', {}, 'Who says what'), make('div', { class: 'kd-controls' }, rowBox, columnBox), grid),
+      data.heads.length ? make('div', { class: 'kd-right' }, make('h2', {}, 'Which head agrees with which teacher'), heads) : null),
     make('p', { class: 'kd-note' }, data.note))
 
   let values = {}, valuesT = null                  // kind -> scores, computed when first asked for at this temperature
@@ -200,7 +200,7 @@ function draw(model, host) {
   function agreement() {
     if (!data.heads.length) return
     const keep = view.order, share = (a, b) => keep.filter(i => data.says[data.index(a)][i] === data.says[data.index(b)][i]).length / Math.max(keep.length, 1)
-    heads.replaceChildren(make('table', { class: 'kd-table' }, make('caption', {}, `Equal decisions on the ${keep.length} images above`),
+    heads.replaceChildren(make('table', { class: 'kd-table kd-loose' }, make('caption', {}, `Equal decisions on the ${keep.length} images above`),
       make('thead', {}, make('tr', {}, make('td'), ...data.teachers.map(t => make('th', { scope: 'col' }, t)))),
       make('tbody', {}, ...data.heads.map(h => make('tr', {}, make('th', { scope: 'row' }, h), ...data.teachers.map(t => make('td', {}, fixed(share(h, t), 3))))))))
   }
