@@ -16,6 +16,7 @@ from timm.layers import ClassifierHead, ConvNormAct, DropPath
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import nn, Tensor
+from torch.autograd.function import once_differentiable
 from . import UserError, did_you_mean
 from .checkpoints import read_checkpoint, unwrapped
 
@@ -326,19 +327,25 @@ def _jit(kernel):
 
 # %% ../nbs/02_involution.ipynb #ebf419da
 @_jit
-def _lanes(BG, H, W, R: constexpr, BW: constexpr, L: constexpr):
+def _lanes(pid, BG, H, W, R: constexpr, BW: constexpr, L: constexpr):
     "Of a program: its first of R rows; its L columns and their maps (1,1,L), L/BW maps side by side; which exist"
-    pid, down, across, lane = tl.program_id(0), tl.cdiv(H, R), tl.cdiv(W, BW), tl.arange(0, L)[None, None, :]
+    down, across, lane = tl.cdiv(H, R), tl.cdiv(W, BW), tl.arange(0, L)[None, None, :]
     v = pid//down % across*BW + lane % BW
     bg = (pid//down//across).to(tl.int64)*(L//BW) + lane//BW
     return pid % down*R, v, bg, (v < W) & (bg < BG)
+
+@_jit
+def _pixels(x, row, q, inside, c, H, W, Cg: constexpr, XP: constexpr, ACC: constexpr):
+    "x[c, row, q], and 0 outside the map; its columns q are neighbours, or at stride 2 nearly so"
+    seen = inside & (row >= 0) & (row < H) & (q >= 0) & (q < W) & (c < Cg)
+    return tl.load(tl.max_contiguous(x + (row*W + q) + c*XP, [1, 1, 2]), mask=seen, other=0.).to(ACC)
 
 # %% ../nbs/02_involution.ipynb #329f2a1d
 @_jit
 def _forward_kernel(x, w, y, BG, H, W, Ho, Wo, s: constexpr, K: constexpr, Cg: constexpr, XP: constexpr, YP: constexpr,
                     R: constexpr, BC: constexpr, BW: constexpr, L: constexpr, ACC: constexpr):
     "y[c, u, v] = sum_ij w[ij, u, v] x[c, u*s + i, v*s + j]: each row of x is loaded once for R rows of y"
-    first, v, bg, inside = _lanes(BG, Ho, Wo, R, BW, L)
+    first, v, bg, inside = _lanes(tl.program_id(0), BG, Ho, Wo, R, BW, L)
     r, c = tl.arange(0, R)[:, None, None], tl.arange(0, BC)[None, :, None]
     x, w, y = x + bg*Cg*XP, w + bg*K*K*YP + ((first + r)*Wo + v), y + bg*Cg*YP + ((first + r)*Wo + v)
     acc = tl.zeros((R, BC, L), ACC)
@@ -346,50 +353,62 @@ def _forward_kernel(x, w, y, BG, H, W, Ho, Wo, s: constexpr, K: constexpr, Cg: c
         row, i = first*s + n - K//2, n - s*r                                   # output row r sees it by the taps i[r]
         known = inside & (i >= 0) & (i < K) & (first + r < Ho)
         for j in tl.static_range(K):
-            q = tl.max_contiguous(v*s + j - K//2, [1, 1, 2])
-            seen = inside & (row >= 0) & (row < H) & (q >= 0) & (q < W)
-            a = tl.load(x + (row*W + q) + c*XP, mask=seen & (c < Cg), other=0.).to(ACC)
+            a = _pixels(x, row, v*s + (j - K//2), inside, c, H, W, Cg, XP, ACC)
             acc += a*tl.load(w + (i*K + j)*YP, mask=known, other=0.).to(ACC)
     tl.store(y + c*YP, acc.to(y.dtype.element_ty), mask=inside & (first + r < Ho) & (c < Cg))
 
 # %% ../nbs/02_involution.ipynb #32b02dca
 @_jit
-def _grad_x_kernel(g, w, gx, BG, H, W, Ho, Wo, s: constexpr, K: constexpr, Cg: constexpr, XP: constexpr, YP: constexpr,
-                   R: constexpr, BC: constexpr, BW: constexpr, L: constexpr, ACC: constexpr):
+def _grad_x_part(g, w, gx, phase, first, v, bg, inside, H, W, Ho, Wo, s: constexpr, K: constexpr, Cg: constexpr,
+                 XP: constexpr, YP: constexpr, R: constexpr, BC: constexpr, L: constexpr, ACC: constexpr):
     "gx[c, p] = sum_k w[k, o] g[c, o] over the outputs o = (p - k)/s that have read p; at stride s, one of s*s phases"
-    first, v, rest, inside = _lanes(BG*s*s, Ho, Wo, R, BW, L)
-    bg, down, right = rest//(s*s), (rest//s % s).to(tl.int32), (rest % s).to(tl.int32)
+    down, right = phase//s, phase % s
     r, c = tl.arange(0, R)[:, None, None], tl.arange(0, BC)[None, :, None]
     M: constexpr = (K + s - 1)//s                                              # taps of a phase, in each direction
-    g, w = g + bg*Cg*YP, w + bg*K*K*YP
-    acc = tl.zeros((R, BC, L), ACC)
+    g, w, acc = g + bg*Cg*YP, w + bg*K*K*YP, tl.zeros((R, BC, L), ACC)
     for n in range(M + R - 1):
         o, i = first + (down + K//2)//s + n - (M - 1), (down + K//2) % s + s*(r - n + M - 1)
         for m in tl.static_range(M):
-            p, j = tl.max_contiguous(v + (right + K//2)//s - m, [1, 1, 2]), (right + K//2) % s + s*m
+            p, j = v + ((right + K//2)//s - m), (right + K//2) % s + s*m
             seen, at = inside & (o >= 0) & (o < Ho) & (p >= 0) & (p < Wo), o*Wo + p
             b = tl.load(w + at + (i*K + j)*YP, mask=seen & (i >= 0) & (i < K) & (j < K), other=0.).to(ACC)
             acc += b*tl.load(g + at + c*YP, mask=seen & (c < Cg), other=0.).to(ACC)
-    gx += bg*Cg*XP + (((first + r)*s + down)*W + tl.max_contiguous(v*s + right, [1, 1, 2]))
-    tl.store(gx + c*XP, acc.to(gx.dtype.element_ty), mask=inside & (first + r < Ho) & (c < Cg))
+    at = tl.max_contiguous(gx + bg*Cg*XP + (((first + r)*s + down)*W + (v*s + right)) + c*XP, [1, 1, 2])
+    tl.store(at, acc.to(gx.dtype.element_ty), mask=inside & (first + r < Ho) & (c < Cg))
 
 # %% ../nbs/02_involution.ipynb #f0f29299
 @_jit
-def _grad_w_kernel(g, x, gw, BG, H, W, Ho, Wo, s: constexpr, K: constexpr, Cg: constexpr, XP: constexpr, YP: constexpr,
-                   R: constexpr, BC: constexpr, BW: constexpr, L: constexpr, ACC: constexpr):
+def _grad_w_part(g, x, gw, first, v, bg, inside, H, W, Ho, Wo, s: constexpr, K: constexpr, Cg: constexpr,
+                 XP: constexpr, YP: constexpr, R: constexpr, BC: constexpr, ACC: constexpr):
     "gw[k, p] = sum_c g[c, p] x[c, p*s + k]: the gradients g of R rows stay in registers for all offsets k"
-    first, v, bg, inside = _lanes(BG, Ho, Wo, R, BW, L)
     r, c = tl.arange(0, R)[:, None, None], tl.arange(0, BC)[None, :, None]
     g, x, gw = g + bg*Cg*YP + ((first + r)*Wo + v), x + bg*Cg*XP, gw + bg*K*K*YP + ((first + r)*Wo + v)
     grad = tl.load(g + c*YP, mask=inside & (first + r < Ho) & (c < Cg), other=0.).to(ACC)
     for n in range(K + (R - 1)*s):
         row, i = first*s + n - K//2, n - s*r
         known = inside & (i >= 0) & (i < K) & (first + r < Ho)
+        a = _pixels(x, row, v*s - K//2, inside, c, H, W, Cg, XP, ACC)
         for j in tl.static_range(K):
-            q = tl.max_contiguous(v*s + j - K//2, [1, 1, 2])
-            seen = inside & (row >= 0) & (row < H) & (q >= 0) & (q < W)
-            a = tl.load(x + (row*W + q) + c*XP, mask=seen & (c < Cg), other=0.).to(ACC)
+            b = a                                                              # no load may pass a store: the next
+            if j + 1 < K: b = _pixels(x, row, v*s + (j + 1 - K//2), inside, c, H, W, Cg, XP, ACC)    # one goes first
             tl.store(gw + (i*K + j)*YP, tl.sum(grad*a, 1)[:, None, :].to(gw.dtype.element_ty), mask=known)
+            a = b
+
+# %% ../nbs/02_involution.ipynb #0b79824e
+@_jit
+def _backward_kernel(g, x, w, gx, gw, BG, H, W, Ho, Wo, s: constexpr, K: constexpr, Cg: constexpr, XP: constexpr,
+                     YP: constexpr, R: constexpr, BC: constexpr, BW: constexpr, L: constexpr, ACC: constexpr,
+                     GX: constexpr, GW: constexpr):
+    "gx in s*s programs a tile (GX 1), gw in one (GW 1), or both, which take turns"
+    kinds: constexpr = s*s*GX + GW
+    kind = tl.program_id(0) % kinds
+    first, v, bg, inside = _lanes(tl.program_id(0)//kinds, BG, Ho, Wo, R, BW, L)
+    if GX:
+        if kind < s*s:
+            _grad_x_part(g, w, gx, kind, first, v, bg, inside, H, W, Ho, Wo, s, K, Cg, XP, YP, R, BC, L, ACC)
+    if GW:
+        if kind == s*s*GX:
+            _grad_w_part(g, x, gw, first, v, bg, inside, H, W, Ho, Wo, s, K, Cg, XP, YP, R, BC, ACC)
 
 # %% ../nbs/02_involution.ipynb #f05b0a89
 def _tile(Cg, W, rows):
@@ -398,38 +417,73 @@ def _tile(Cg, W, rows):
     R = max(1, min(rows, 64//BC))
     return dict(R=R, BC=BC, L=L, BW=min(L, triton.next_power_of_2(W)), num_warps=max(2, min(8, R*BC*L//2048)))
 
-def _launch(kernel, a, b, out, x, weight, stride, rows):
-    "Run `kernel(a, b, out, …)` over all tiles; `x` and `weight` give the sizes"
-    (B, C, H, W), (G, KK, Ho, Wo) = x.shape, weight.shape[1:]
-    tile, phases = _tile(C//G, Wo, rows), stride**2 if kernel is _grad_x_kernel else 1
-    maps = triton.cdiv(B*G*phases, tile['L']//tile['BW'])
-    grid = maps * triton.cdiv(Wo, tile['BW']) * triton.cdiv(Ho, tile['R']),
+@functools.lru_cache(1024)
+def _grid(x, weight, s, rows): # Sizes of both; stride; rows a program
+    "Number of tiles, and what the kernels are told: numbers of the run, and constants of the machine code"
+    (B, C, H, W), (G, KK, Ho, Wo) = x, weight[1:]
+    tile = _tile(C//G, Wo, rows)
+    maps = triton.cdiv(B*G, tile['L']//tile['BW'])
+    tiles = maps * triton.cdiv(Wo, tile['BW']) * triton.cdiv(Ho, tile['R'])
+    return tiles, (B*G, H, W, Ho, Wo), dict(s=s, K=math.isqrt(KK), Cg=C//G, XP=H*W, YP=Ho*Wo, **tile)
+
+def _launch(kernel, tensors, x, weight, stride, rows, kinds=1, **which): # `kinds`: programs a tile
+    "Run `kernel(*tensors, …)` over all tiles; `x` and `weight` give the sizes"
+    if not weight.numel(): return
+    tiles, numbers, constants = _grid(x.shape, weight.shape, stride, rows)
     acc = tl.float64 if x.dtype == torch.float64 else tl.float32
-    if out.numel():
-        sizes = dict(s=stride, K=math.isqrt(KK), Cg=C//G, XP=H*W, YP=Ho*Wo)
-        kernel[grid](a, b, out, B*G, H, W, Ho, Wo, ACC=acc, **sizes, **tile)
-    return out
+    kernel[kinds*tiles,](*tensors, *numbers, ACC=acc, **constants, **which)
 
 # %% ../nbs/02_involution.ipynb #82e87482
-@torch.library.custom_op('libkd::involution2d_triton', mutates_args=())
-def _fused(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+_MUCH = 2**17          # multiply-adds a channel of an image from which both gradients have a launch of their own
+
+def _fused(x, weight, stride):
     "Involution by a Triton kernel; `x` and `weight` are contiguous"
-    return _launch(_forward_kernel, x, weight, _output(x, weight, stride), x, weight, stride, rows=4)
+    y = _output(x, weight, stride)
+    _launch(_forward_kernel, (x, weight, y), x, weight, stride, rows=4 if stride == 1 else 2)
+    return y
+
+def _fused_backward(grad, x, weight, stride):
+    "Gradients of `_fused` for `x` and `weight`"
+    gx, gw = _gradients(grad, x, weight, stride)
+    run = functools.partial(_launch, _backward_kernel, (grad.contiguous(), x, weight, gx, gw), x, weight, stride)
+    if math.prod(weight.shape[2:]) < _MUCH: run(rows=2, kinds=stride**2 + 1, GX=1, GW=1)
+    else:
+        run(rows=4, kinds=stride**2, GX=1, GW=0)
+        run(rows=2, GX=0, GW=1)
+    return gx, gw
+
+# %% ../nbs/02_involution.ipynb #46ff4c3e
+@torch.library.custom_op('libkd::involution2d_triton', mutates_args=())
+def _triton_op(x: Tensor, weight: Tensor, stride: int) -> Tensor: return _fused(x, weight, stride)
 
 @torch.library.custom_op('libkd::involution2d_triton_backward', mutates_args=())
-def _fused_backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    "Gradients of `_fused` for `x` and `weight`"
-    grad, (gx, gw) = grad.contiguous(), _gradients(grad, x, weight, stride)
-    _launch(_grad_x_kernel, grad, weight, gx, x, weight, stride, rows=4)
-    return gx, _launch(_grad_w_kernel, grad, x, gw, x, weight, stride, rows=2)
+def _triton_op_backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    return _fused_backward(grad, x, weight, stride)
 
-_fused.register_fake(_output); _fused_backward.register_fake(_gradients)
-_fused.register_autograd(_backward(_fused_backward), setup_context=_remember)
+_triton_op.register_fake(_output); _triton_op_backward.register_fake(_gradients)
+_triton_op.register_autograd(_backward(_triton_op_backward), setup_context=_remember)
+
+class _Direct(torch.autograd.Function):
+    "The same without torch's dispatcher"
+    @staticmethod
+    def forward(ctx, x, weight, stride):
+        _remember(ctx, (x, weight, stride), None)
+        return _fused(x, weight, stride)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad): return _backward(_fused_backward)(ctx, grad)
+
+# %% ../nbs/02_involution.ipynb #ce634790
+def _nobody_looks(x):
+    "A plain call: nobody traces or transforms it"
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not traced and not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 def _by_triton(x, weight, stride):
     "The kernels read and write plain `(B,C,H,W)`; who comes channels-last, as fast networks on a GPU are, leaves so"
     channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    y = _fused(x.contiguous(), weight.contiguous(), stride)
+    op = _Direct.apply if _nobody_looks(x) else _triton_op
+    y = op(x.contiguous(), weight.contiguous(), stride)
     return y.contiguous(memory_format=torch.channels_last) if channels_last else y
 
 # %% ../nbs/02_involution.ipynb #683a0924
@@ -475,9 +529,8 @@ def _may_be_fast(x):
     if not find_spec('numba'):
         raise UserError("backend='fast' needs the package numba: pip install 'libkd[fast]'; "
                         "backend='auto' runs everywhere.")
-    traced = torch.jit.is_tracing() or torch._C._functorch.is_functorch_wrapped_tensor(x)
     plain = x.device.type == 'cpu' and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    return plain and not traced and not torch.is_autocast_enabled('cpu')
+    return plain and _nobody_looks(x) and not torch.is_autocast_enabled('cpu')
 
 def _check_triton(x):
     if not triton:
