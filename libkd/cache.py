@@ -27,8 +27,8 @@ from .views import (LightViews, Mix, Policy, SampleCategory, ViewDL, as_policy, 
                          view_digests)
 
 # %% auto #0
-__all__ = ['SCHEMA', 'DTYPES', 'CacheError', 'CacheMismatch', 'CacheCorrupt', 'CacheUnfinished', 'CacheLocked', 'make_plan',
-           'CacheBuilder', 'plan_files', 'make_manifest', 'LogitCache', 'LogitDL', 'LogitBlock']
+__all__ = ['CacheError', 'CacheMismatch', 'CacheCorrupt', 'CacheUnfinished', 'CacheLocked', 'make_plan', 'CacheBuilder',
+           'plan_files', 'make_manifest', 'LogitCache', 'LogitBlock']
 
 # %% ../nbs/04_cache.ipynb #b7abadcb
 class CacheError(UserError):        "Something about a logit cache is not as it has to be"
@@ -82,10 +82,11 @@ def teacher_entry(t,       # `Teacher`
 # %% ../nbs/04_cache.ipynb #344afa07
 RESULT = 1     # raised by hand when a teacher would be asked otherwise than before; 1 is not written into plans
 
-# %% ../nbs/04_cache.ipynb #fef34416
+# %% ../nbs/04_cache.ipynb #727a58bf
 SCHEMA = 2     # 1 had no digests of views and no checksums while it was built; such caches open, with less proof
 DTYPES = {'float16': torch.float16, 'float32': torch.float32}
 
+# %% ../nbs/04_cache.ipynb #fef34416
 def _checked_top_k(top_k, teachers): # As for `make_plan`
     fewest = min((len(t.classes) for t in teachers), default=0)
     if top_k is not None and not 0 < top_k < fewest:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 import numpy as np, pandas as pd, torch
 
-__all__ = ['SCHEMA', 'DTYPES', 'CacheError', 'CacheMismatch', 'CacheCorrupt', 'CacheUnfinished', 'CacheLocked',
-           'make_plan', 'CacheBuilder', 'plan_files', 'make_manifest', 'LogitCache', 'LogitDL', 'LogitBlock']
+__all__ = ['CacheError', 'CacheMismatch', 'CacheCorrupt', 'CacheUnfinished', 'CacheLocked', 'make_plan', 'CacheBuilder',
+           'plan_files', 'make_manifest', 'LogitCache', 'LogitBlock']
 
 class CacheError(UserError): ...
 class CacheMismatch(CacheError): ...

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 import contextlib, pandas as pd, torch
 
-__all__ = ['ASK', 'SANDBOX', 'encode', 'AnswerError', 'LostError', 'decode', 'respond', 'Function', 'answer', 'Verdict',
-           'check', 'seed_of', 'tags_of', 'source_of', 'without_solution', 'split_check', 'call_of', 'version_of',
-           'closed', 'students_copy', 'notebooks_in', 'lessons', 'open_lesson', 'Checks', 'checks_in', 'checks_of',
-           'prepared', 'stored_answers', 'write_material', 'slides_of', 'write_slides', 'write_notebooks',
-           'write_course', 'StudentKernel', 'student_kernel', 'Step', 'names_of', 'steps_of', 'ask_notebook',
-           'hidden_checks', 'read_handed_in', 'grade']
+__all__ = ['encode', 'AnswerError', 'LostError', 'decode', 'respond', 'answer', 'Verdict', 'check', 'seed_of',
+           'tags_of', 'source_of', 'without_solution', 'split_check', 'call_of', 'version_of', 'closed',
+           'students_copy', 'notebooks_in', 'lessons', 'open_lesson', 'Checks', 'checks_in', 'checks_of', 'prepared',
+           'stored_answers', 'write_material', 'slides_of', 'write_slides', 'write_notebooks', 'write_course',
+           'student_kernel', 'Step', 'names_of', 'steps_of', 'ask_notebook', 'hidden_checks', 'read_handed_in', 'grade']
 
 def encode(x, arrays=False) -> object: ...
 class AnswerError(UserError): ...

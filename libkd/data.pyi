@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, Sequence
 import numpy as np, pandas as pd
 
-__all__ = ['PARTS', 'EXTENSIONS', 'PART_NAMES', 'UNLABELLED', 'sample_id', 'array_id', 'Sample', 'Row', 'open_image',
-           'Samples', 'draw_lots', 'content_digest', 'digests_of', 'decoded_digest', 'picture_hash', 'loader_rows']
+__all__ = ['EXTENSIONS', 'sample_id', 'array_id', 'Sample', 'open_image', 'Samples', 'content_digest', 'digests_of',
+           'decoded_digest', 'picture_hash']
 
 def sample_id(path: str | Path) -> bytes: ...
 def array_id(a: np.ndarray) -> bytes: ...
+PARTS: tuple
 class Sample(NamedTuple):
     source: Path | np.ndarray
     label: int
     id: bytes
-PARTS: tuple
 class Row:
     dataset: Any
     i: int

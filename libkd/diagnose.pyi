@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 import numpy as np, pandas as pd, torch
 
-__all__ = ['as_array', 'accuracy', 'macro_accuracy', 'reliability', 'ece', 'nll', 'brier', 'clean_dl', 'evaluating',
-           'is_teacher', 'named', 'predictions', 'head_predictions', 'to_pixels', 'clean_images', 'disagreement_matrix',
-           'error_consistency', 'bootstrap', 'diversity', 'soften', 'js_divergence', 'kl_divergence', 'roles_of',
-           'sample_disagreement', 'per_class', 'teacher_confusion', 'head_agreement', 'unfused', 'attention_maps',
-           'token_layout', 'rollout', 'uniform_distance', 'mean_attention_distance', 'prefix_mass', 'attention_entropy',
-           'grad_cam', 'involution_energy', 'per_uniform', 'token_maps', 'saliency_kind', 'saliency', 'on_grid',
-           'edges', 'map_fit', 'map_percentile', 'shuffled', 'TokenMaps', 'advised_by', 'read_maps', 'last_features',
-           'plane', 'ground', 'shift_images', 'shift_consistency', 'shuffle_patches', 'silhouettes', 'changed_accuracy',
+__all__ = ['accuracy', 'macro_accuracy', 'reliability', 'ece', 'nll', 'brier', 'clean_dl', 'predictions',
+           'head_predictions', 'to_pixels', 'clean_images', 'disagreement_matrix', 'error_consistency', 'bootstrap',
+           'diversity', 'soften', 'js_divergence', 'kl_divergence', 'roles_of', 'sample_disagreement', 'per_class',
+           'teacher_confusion', 'head_agreement', 'unfused', 'attention_maps', 'token_layout', 'rollout',
+           'uniform_distance', 'mean_attention_distance', 'prefix_mass', 'attention_entropy', 'grad_cam',
+           'involution_energy', 'per_uniform', 'token_maps', 'saliency_kind', 'saliency', 'on_grid', 'edges', 'map_fit',
+           'map_percentile', 'shuffled', 'TokenMaps', 'advised_by', 'read_maps', 'last_features', 'plane', 'ground',
+           'shift_images', 'shift_consistency', 'shuffle_patches', 'silhouettes', 'changed_accuracy',
            'patch_shuffle_drop', 'tells_apart', 'macs', 'ms_per_image', 'Scoreboard', 'scoreboard']
 
 def as_array(a) -> np.ndarray: ...

@@ -8,12 +8,11 @@ from torch import nn
 from typing import Any, Callable, NamedTuple
 import pandas as pd, torch
 
-__all__ = ['RULES', 'Feature', 'as_feature', 'reading', 'depth_of', 'probe', 'feature_layers', 'find_layer', 'Pair',
-           'match_features', 'to_grid', 'coarser', 'PairRule', 'Align', 'Hint', 'AttentionTransfer',
-           'SimilarityPreserving', 'Relations', 'attention_of', 'PartiallyCrossAttention', 'patch_groups',
-           'GroupwiseLinear', 'Discriminator', 'CAKD', 'multi_view', 'LayerTeacher', 'store_features', 'make_rule',
-           'last_pair', 'advisor_of', 'trained_parameters', 'average_gradients', 'share_rule', 'checked_stage',
-           'FeatureDistill']
+__all__ = ['RULES', 'Feature', 'reading', 'probe', 'feature_layers', 'find_layer', 'Pair', 'match_features', 'to_grid',
+           'coarser', 'PairRule', 'Align', 'Hint', 'AttentionTransfer', 'SimilarityPreserving', 'Relations',
+           'attention_of', 'PartiallyCrossAttention', 'patch_groups', 'GroupwiseLinear', 'Discriminator', 'CAKD',
+           'multi_view', 'LayerTeacher', 'store_features', 'make_rule', 'last_pair', 'advisor_of', 'trained_parameters',
+           'average_gradients', 'share_rule', 'checked_stage', 'FeatureDistill']
 
 class Feature(NamedTuple):
     tokens: torch.Tensor

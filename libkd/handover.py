@@ -32,10 +32,9 @@ from .teachers import load_teacher, size_of, stats_of
 from .views import read_picture
 
 # %% auto #0
-__all__ = ['RESULT', 'pictures_identity', 'data_identity', 'rate_identity', 'made_with', 'callbacks_identity', 'trained_identity',
-           'steps_identity', 'student_identity', 'training_identity', 'plain_state', 'generators', 'set_generators',
-           'publish_proved', 'load_proved', 'settle', 'Resume', 'effective_state', 'save_student', 'load_student',
-           'Saved', 'load_saved', 'as_seen', 'sample_pictures', 'picture_onnx', 'onnx_agrees', 'export_onnx',
+__all__ = ['pictures_identity', 'data_identity', 'student_identity', 'training_identity', 'plain_state', 'generators',
+           'set_generators', 'publish_proved', 'load_proved', 'settle', 'Resume', 'effective_state', 'save_student',
+           'load_student', 'load_saved', 'as_seen', 'sample_pictures', 'picture_onnx', 'onnx_agrees', 'export_onnx',
            'export_pt2']
 
 # %% ../nbs/08a_handover.ipynb #b2c18fbe
@@ -173,9 +172,10 @@ def load_proved(file:Path, # Written by `publish_proved`
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as e: why = str(e).splitlines()[0]
     raise UserError(f"{file} is damaged ({why}). Delete it; this fit then begins anew.")
 
-# %% ../nbs/08a_handover.ipynb #d1d6ef7c
+# %% ../nbs/08a_handover.ipynb #807be64f
 RESULT = 1      # raised by hand when a continued training would give other results than one of before
 
+# %% ../nbs/08a_handover.ipynb #d1d6ef7c
 def settle(folder:Path, # Of a `Resume`
            fit:int, # Which fit of the learner, from 0
            now:dict, # From `training_identity`

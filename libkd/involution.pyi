@@ -4,8 +4,8 @@ from torch import Tensor, nn
 from typing import Any
 import torch
 
-__all__ = ['BACKENDS', 'involution2d', 'Involution2d', 'InvolutionBlock', 'RedNet', 'rednet_filter', 'rednet26',
-           'rednet38', 'rednet50', 'rednet101', 'rednet152', 'rednet_mini']
+__all__ = ['involution2d', 'Involution2d', 'InvolutionBlock', 'RedNet', 'rednet_filter', 'rednet26', 'rednet38',
+           'rednet50', 'rednet101', 'rednet152', 'rednet_mini']
 
 BACKENDS: tuple
 def involution2d(x: Tensor, weight: Tensor, stride: int = 1, backend: str = 'auto') -> Tensor: ...

@@ -4,8 +4,8 @@ from torch import Tensor
 from typing import Any, NamedTuple
 import torch
 
-__all__ = ['LOSSES', 'NEEDS_TARGET', 'TopK', 'top_k', 'kd_loss', 'hard_kd_loss', 'dkd_loss', 'nkd_loss', 'dist_loss',
-           'ofa_loss', 'get_loss', 'combine_losses', 'confidence_weights', 'drop_easiest']
+__all__ = ['LOSSES', 'TopK', 'top_k', 'kd_loss', 'hard_kd_loss', 'dkd_loss', 'nkd_loss', 'dist_loss', 'ofa_loss',
+           'get_loss', 'combine_losses', 'confidence_weights', 'drop_easiest']
 
 class TopK(NamedTuple):
     values: torch.Tensor
@@ -23,8 +23,8 @@ def dkd_loss(student, teacher, target=None, *, T=1.0, reduction='mean', alpha=1.
 def nkd_loss(student, teacher, target=None, *, T=1.0, reduction='mean', gamma=1.5) -> Tensor: ...
 def dist_loss(student, teacher, target=None, *, T=1.0, reduction='mean', beta=1.0, gamma=1.0) -> Tensor: ...
 def ofa_loss(student, teacher, target=None, *, T=1.0, reduction='mean', eps=1.0) -> Tensor: ...
-LOSSES: dict
 NEEDS_TARGET: tuple
+LOSSES: dict
 def get_loss(loss) -> Any: ...
 def combine_losses(losses, weights=None) -> Tensor: ...
 def confidence_weights(teachers, target) -> Tensor: ...

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['LibkdFigure', 'follows_dark', 'figure_html', 'looks', 'middle', 'short_names', 'plot_scoreboard',
-           'paired_differences', 'plot_paired', 'history_of', 'plot_curves', 'training_parts', 'plot_training',
-           'plot_arms', 'plot_reliability', 'plot_matrix', 'plot_confusion', 'plot_softened', 'contact_sheet', 'as_rgb',
-           'disagreement_alt', 'plot_disagreement', 'attention_alt', 'plot_token_maps', 'plot_attention',
-           'plot_attention_distance', 'plot_points']
+           'paired_differences', 'plot_paired', 'plot_curves', 'training_parts', 'plot_training', 'plot_arms',
+           'plot_reliability', 'plot_matrix', 'plot_confusion', 'plot_softened', 'plot_disagreement', 'attention_alt',
+           'plot_token_maps', 'plot_attention', 'plot_attention_distance', 'plot_points']
 
 # %% ../nbs/11_plots.ipynb #0c33bb69
 import base64, io, json, os

@@ -10,10 +10,9 @@ from torch import nn
 from typing import Any
 import torch
 
-__all__ = ['TEACHER_RESULT', 'ANSWERS_AGREE', 'PACKAGED', 'HEAD_C', 'HEAD_ROWS', 'ResNetMini', 'resnet_mini',
-           'model_name', 'classes_of', 'size_of', 'stats_of', 'model_for', 'bias_of', 'Teacher', 'numbered',
-           'full_float32', 'as_teacher', 'ChanceError', 'AnswersError', 'answers', 'check_teacher', 'labelled_loader',
-           'load_teacher', 'decaying', 'quick_adam', 'Packaged', 'fit_head', 'fit_teacher', 'warn_if_uneven']
+__all__ = ['PACKAGED', 'ResNetMini', 'resnet_mini', 'size_of', 'stats_of', 'model_for', 'bias_of', 'Teacher',
+           'numbered', 'as_teacher', 'ChanceError', 'AnswersError', 'answers', 'check_teacher', 'load_teacher',
+           'decaying', 'quick_adam', 'Packaged', 'fit_head', 'fit_teacher', 'warn_if_uneven']
 
 class ResNetMini(ResNet):
     conv1: Any

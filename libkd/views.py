@@ -32,14 +32,12 @@ from .data import PARTS, Sample, Samples, array_id, decoded_digest, digests_of, 
 from .identity import identity
 
 # %% auto #0
-__all__ = ['STEP', 'ORDERS', 'RATIOS', 'MEAN_COLOUR', 'LIGHT', 'WINDOW', 'MIX', 'ERASE', 'BETA', 'NORMALIZE', 'CGROUPS', 'PIXELS',
-           'VIEW_ARGS', 'OPENERS', 'LIGHT_PIXELS', 'ALGORITHM', 'ViewError', 'scramble', 'view_keys', 'draws', 'below',
-           'chance', 'from_table', 'view_seed', 'rng_scope', 'Policy', 'clean', 'finite', 'replay', 'online',
+__all__ = ['STEP', 'RATIOS', 'LIGHT', 'WINDOW', 'MIX', 'ERASE', 'BETA', 'PIXELS', 'ViewError', 'scramble', 'view_keys', 'draws',
+           'below', 'chance', 'from_table', 'view_seed', 'rng_scope', 'Policy', 'clean', 'finite', 'replay', 'online',
            'as_policy', 'shifted', 'coloured', 'erase_boxes', 'box_mask', 'LightViews', 'Mix', 'mix_pair', 'lam_table',
            'mixed', 'Ride', 'plain_batch', 'each_loss', 'weighted_loss', 'LabelLoss', 'open_sample', 'label_of',
            'item_id', 'SampleCategory', 'TrainTfm', 'light_tfms', 'fitted', 'read_picture', 'free_memory', 'Pictures',
-           'ViewDL', 'Sources', 'ViewSet', 'ViewSampler', 'sample_block', 'image_dls', 'tfm_spec', 'pixel_versions',
-           'view_digests']
+           'ViewSet', 'ViewSampler', 'sample_block', 'image_dls', 'tfm_spec', 'pixel_versions', 'view_digests']
 
 # %% ../nbs/01_views.ipynb #692778ad
 class ViewError(UserError):
@@ -196,9 +194,11 @@ def shifted(
     rows, cols = (torch.from_numpy(o).to(x.device) for o in (rows, cols))
     return x.gather(2, rows[:, None, :, None].expand(B, C, H, W)).gather(3, cols[:, None, None, :].expand(B, C, H, W))
 
+# %% ../nbs/01_views.ipynb #666ef773
+ORDERS = np.array([(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
+
 # %% ../nbs/01_views.ipynb #15c268f0
 # of brightness, contrast, saturation
-ORDERS = np.array([(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
 
 def _grey(x):
     "Pillow's grey of colours (B,3,N): (B,N)"
@@ -220,10 +220,12 @@ def coloured(
         y.mul_(f[:, None]).add_(dull[:, None]).clamp_(0, 255*4096).bitwise_right_shift_(12)
     return y.to(torch.uint8).view(x.shape)
 
+# %% ../nbs/01_views.ipynb #c211f446
+MEAN_COLOUR = (124, 116, 104)               # of ImageNet, in 255ths
+
 # %% ../nbs/01_views.ipynb #0f5a5e0b
 RATIOS = np.array([1229, 1324, 1427, 1539, 1658, 1787, 1926, 2076, 2238, 2412, 2600, 2802, 3020, 3255, 3508, 3781, 4075,
                    4393, 4734, 5103, 5500, 5928, 6389, 6886, 7422, 8000, 8622, 9293, 10016, 10796, 11636, 12541, 13517])
-MEAN_COLOUR = (124, 116, 104)               # of ImageNet, in 255ths
 _root = np.vectorize(isqrt, otypes=[np.int64])
 
 def erase_boxes(
@@ -520,9 +522,10 @@ class SampleCategory(Categorize):
         raise ViewError(f"Label {o} is outside the {len(self.vocab)} classes {list(self.vocab)[:5]}….")
     def decodes(self, o): return Category(self.vocab[o] if o >= 0 else '(unlabelled)')
 
-# %% ../nbs/01_views.ipynb #bdffd821
+# %% ../nbs/01_views.ipynb #393686b1
 NORMALIZE = torchvision.transforms.Normalize, v2.Normalize
 
+# %% ../nbs/01_views.ipynb #bdffd821
 def _flat(tfms):
     "All transforms of a list, also those inside of a `Compose`"
     inside = ((t, getattr(t, 'transforms', None)) for t in tfms)
@@ -585,10 +588,11 @@ def _shape(source):
         return im.size if turned else im.size[::-1]
     except Exception: return open_image(source).size[::-1]          # says what is wrong with it
 
-# %% ../nbs/01_views.ipynb #3541484e
+# %% ../nbs/01_views.ipynb #7efe4180
 CGROUPS = [('memory.max', 'memory.current', 'memory.stat'),
            ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes', 'memory/memory.stat')]
 
+# %% ../nbs/01_views.ipynb #3541484e
 def free_memory(
     cgroup:Path=Path('/sys/fs/cgroup'), # Where Linux says what a container may use
 )->int: # Bytes

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 import PIL.Image, numpy as np, torch
 
-__all__ = ['STEP', 'ORDERS', 'RATIOS', 'MEAN_COLOUR', 'LIGHT', 'WINDOW', 'MIX', 'ERASE', 'BETA', 'NORMALIZE', 'CGROUPS',
-           'PIXELS', 'VIEW_ARGS', 'OPENERS', 'LIGHT_PIXELS', 'ALGORITHM', 'ViewError', 'scramble', 'view_keys', 'draws',
-           'below', 'chance', 'from_table', 'view_seed', 'rng_scope', 'Policy', 'clean', 'finite', 'replay', 'online',
-           'as_policy', 'shifted', 'coloured', 'erase_boxes', 'box_mask', 'LightViews', 'Mix', 'mix_pair', 'lam_table',
-           'mixed', 'Ride', 'plain_batch', 'each_loss', 'weighted_loss', 'LabelLoss', 'open_sample', 'label_of',
-           'item_id', 'SampleCategory', 'TrainTfm', 'light_tfms', 'fitted', 'read_picture', 'free_memory', 'Pictures',
-           'ViewDL', 'Sources', 'ViewSet', 'ViewSampler', 'sample_block', 'image_dls', 'tfm_spec', 'pixel_versions',
+__all__ = ['STEP', 'RATIOS', 'LIGHT', 'WINDOW', 'MIX', 'ERASE', 'BETA', 'PIXELS', 'ViewError', 'scramble', 'view_keys',
+           'draws', 'below', 'chance', 'from_table', 'view_seed', 'rng_scope', 'Policy', 'clean', 'finite', 'replay',
+           'online', 'as_policy', 'shifted', 'coloured', 'erase_boxes', 'box_mask', 'LightViews', 'Mix', 'mix_pair',
+           'lam_table', 'mixed', 'Ride', 'plain_batch', 'each_loss', 'weighted_loss', 'LabelLoss', 'open_sample',
+           'label_of', 'item_id', 'SampleCategory', 'TrainTfm', 'light_tfms', 'fitted', 'read_picture', 'free_memory',
+           'Pictures', 'ViewSet', 'ViewSampler', 'sample_block', 'image_dls', 'tfm_spec', 'pixel_versions',
            'view_digests']
 
 class ViewError(UserError): ...
@@ -47,8 +46,8 @@ def as_policy(views: int | str | Policy) -> Policy: ...
 def shifted(x: torch.Tensor, down: np.ndarray, right: np.ndarray, mirror: np.ndarray) -> torch.Tensor: ...
 ORDERS: Any
 def coloured(x: torch.Tensor, factors: np.ndarray, order: np.ndarray) -> torch.Tensor: ...
-RATIOS: Any
 MEAN_COLOUR: tuple
+RATIOS: Any
 def erase_boxes(u: np.ndarray, H: int, W: int, p: float) -> np.ndarray: ...
 def box_mask(boxes: np.ndarray, x: torch.Tensor) -> torch.Tensor: ...
 LIGHT: int

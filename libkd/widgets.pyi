@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 import numpy as np, pandas as pd
 
-__all__ = ['NOT_AN_EXPLANATION', 'bundle', 'Synced', 'View', 'static_text', 'html_page', 'Places', 'sprite_sheet',
-           'colours_of', 'half', 'Known', 'Explorer', 'explore_disagreement', 'as_bytes', 'AttentionView',
-           'explore_attention', 'link', 'teachers_of', 'item_names', 'training_html', 'TrainingMonitor', 'FeatureMap',
-           'explore_features', 'file_states', 'CacheView']
+__all__ = ['bundle', 'Synced', 'View', 'static_text', 'html_page', 'sprite_sheet', 'colours_of', 'half', 'Explorer',
+           'explore_disagreement', 'as_bytes', 'AttentionView', 'explore_attention', 'link', 'teachers_of',
+           'item_names', 'training_html', 'TrainingMonitor', 'FeatureMap', 'explore_features', 'file_states',
+           'CacheView']
 
 def bundle(name) -> str: ...
 class Synced:
