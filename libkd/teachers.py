@@ -1111,12 +1111,22 @@ def _weights_of(name):
     file = data_home()/'weights'/f'{cfg.architecture}.{cfg.tag}.safetensors'
     return dict(sha256=sha256(file)) if file.exists() else dict(hub=cfg.hf_hub_id, tag=cfg.tag, url=cfg.url)
 
+class _Enlarged(Callback):
+    "Published weights of a package see pictures of the size that they are used at, in training as later"
+    def __init__(self, size): self.size = size
+    def before_batch(self):
+        x = self.x.as_subclass(torch.Tensor)
+        self.learn.xb = (F.interpolate(x, self.size, mode='bilinear', antialias=True, align_corners=False),)
+
+def _own_size(name, pretrained): return PACKAGED[name].size if pretrained and name in PACKAGED else None
+
 def _training(name, dls, samples, label, epochs, lr, wd, seed, pretrained, cbs, verbose):
     "(identity, what makes it) of a teacher all of whose weights are trained"
     arch = PACKAGED[name].arch if pretrained and name in PACKAGED else name
     with rng_scope(seed): train = labelled_loader(dls)
     epochs, lr = epochs or max(20, -(-600//max(1, len(train)))), lr or (1e-3 if pretrained else 5e-3)
     how = dict(epochs=epochs, lr=lr, wd=wd, seed=seed, pretrained=_weights_of(name) if pretrained else False)
+    if size := _own_size(name, pretrained): how['size'] = size
     asked = _teacher_identity(arch, dls, train, samples, callbacks=[_callback(c) for c in cbs], **how)
     return asked, lambda: _made(name, arch, dls, train, label, epochs, lr, wd, seed, pretrained, cbs, verbose)
 
@@ -1125,8 +1135,9 @@ def _made(name, arch, dls, train, label, epochs, lr, wd, seed, pretrained, cbs, 
     with rng_scope(seed):
         model, create = _create_args(arch, dls)
         if pretrained: model = _pretrained(name, **create)
-    model = _trained(model, dls, train, epochs, lr, wd, seed, verbose, cbs)
-    size = size_of(dls) if 'img_size' in create else None
+    own = _own_size(name, pretrained)
+    model = _trained(model, dls, train, epochs, lr, wd, seed, verbose, [*cbs, *([_Enlarged(own)] if own else [])])
+    size = own or (size_of(dls) if 'img_size' in create else None)
     t = Teacher(model, classes_of(dls), label, None, *stats_of(dls), size=size)
     return t, dict(arch=model_name(arch), create=create)
 

@@ -169,6 +169,36 @@ def test_an_exported_graph_takes_pictures_of_any_size_and_number(student, tmp_pa
     assert same == 100 and far < .02
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore')                      # of the exporter
+def test_eight_bits_say_what_they_cost(student, photos, tmp_path):
+    ort = pytest.importorskip('onnxruntime')
+    done = libkd('export', student, '--int8', '--data', photos, '--out', tmp_path, stdout=subprocess.PIPE)
+    assert done.returncode == 0, done.stderr
+    assert re.search(rb'[\d.]+ % of \d+ validation pictures are right, [\d.]+ without rounding \([+-][\d.]+ points\)', done.stdout), done.stdout
+    session = ort.InferenceSession(tmp_path/'pictures-int8.onnx', providers=['CPUExecutionProvider'])
+    facts = session.get_modelmeta().custom_metadata_map
+    assert facts['weights'] == 'int8' and json.loads(facts['classes']) == ['left', 'right']
+    assert session.run(None, {'pictures': np.zeros((2, 40, 30, 3), np.uint8)})[0].shape == (2, 2)
+    assert b'QuantizeLinear' in (tmp_path/'pictures-int8.onnx').read_bytes()
+
+
+def test_eight_bits_need_onnxruntime_and_pictures(student, photos, tmp_path, monkeypatch, capsys):
+    from libkd.handover import export_int8, load_saved
+    def asked(*words):
+        with pytest.raises(SystemExit) as e: cli.main(['export', str(student), '--int8', *map(str, words)])
+        return e.value.code, capsys.readouterr().err
+    code, said = asked()
+    assert code == 2 and '--data FOLDER' in said                                # nothing says what it learned from
+    (tmp_path/'cats'/'tabby').mkdir(parents=True)
+    for i in range(4): PIL.Image.new('RGB', (16, 16), (i, 0, 0)).save(tmp_path/'cats'/'tabby'/f'{i}.png')
+    assert 'of another kind: tabby' in asked('--data', tmp_path/'cats')[1]
+    picture = np.zeros((16, 16, 3), np.uint8)
+    with pytest.raises(UserError, match='there are 1 and 0'): export_int8(load_saved(student), tmp_path/'x.onnx', [picture], [], [])
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    with pytest.raises(ImportError, match='pip install onnxruntime'): export_int8(load_saved(student), tmp_path/'x.onnx', [picture], [picture], [0])
+
+
 def test_a_graph_that_disagrees_is_not_kept(student, tmp_path, monkeypatch):
     from libkd import handover
     monkeypatch.setattr(handover, 'picture_onnx', lambda saved, file: file.touch())

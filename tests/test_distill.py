@@ -156,6 +156,16 @@ def test_heads_given_by_hand_are_taken():
     fit(learn)
     assert learn.model.heads == tuple(heads) and len(learn.recorder.values) == 1
 
+def test_a_head_whose_teachers_weigh_nothing_learns_from_the_labels():
+    "Else an untrained head would be a part of every answer; attention transfer, which hears layers alone, once stood 60 points below"
+    for how in (dict(schedule=lambda p: 0.), dict(weights=dict(a=0., b=1.)), dict(weights=dict(a=lambda p: 0., b=1.))):
+        learn = learner(cbs=(steps := Steps()), **how)
+        fit(learn)
+        grads = steps.seen[0][1]
+        assert all(v.abs().sum() > 0 for n, v in grads.items() if 'head' in n), how
+    assert learn.multi_teacher_distill.weights_at(0.) == dict(a=0., b=1.)
+
+
 def test_schedule_follows_the_progress():
     "With a schedule that is 0 the teachers say nothing"
     silent = learner(schedule=lambda p: 0.)

@@ -4,12 +4,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest
+from fastai.callback.core import Callback
 from PIL import Image
 from hypothesis import Phase, given, settings, strategies as st
 from scipy import stats
 
 from libkd import UserError, arms, cli, evidence, files, price, runs
 from libkd.learner import METHODS, first_terms
+from libkd.teachers import PACKAGED
 
 PYTHON = sys.executable
 plainly = settings(phases=[Phase.explicit, Phase.generate])    # an example that fails is small enough as it is
@@ -654,14 +656,18 @@ def some_digits(folder, **parts):
 @pytest.mark.slow
 def test_the_main_run_from_images_to_answers(tmp_path):
     data = some_digits(tmp_path/'data', train=30, valid=10, test=10)
-    words = ['-p', 'steps=12', 'teacher_steps=72', 'student_args=depth:1', 'seeds=2', 'views=2', 'bs=32', 'jobs=2', 'deadline=24h']
+    words = ['-p', 'steps=12', 'teacher_steps=72', 'student_args=depth:1', 'seeds=2', 'views=2', 'bs=32', 'jobs=2', 'deadline=24h', 'as_long=yes']
     first = libkd('run', data, '--folder', tmp_path/'run', *words)
     assert first.returncode == 0, first.stderr
     result = runs.read_json(tmp_path/'run'/'result.json')
-    assert [r['arm'] for r in result['table']] == ['taught', 'untaught', 'plain ViT', 'resnet_mini', 'rednet_mini', 'mean of the teachers']
+    assert [r['arm'] for r in result['table']] == ['taught', 'untaught', 'plain ViT', price.AS_LONG, 'resnet_mini', 'rednet_mini', 'mean of the teachers']
     assert result['verdict'] in first.stdout and str(tmp_path/'run'/'report.html') in first.stdout
     made = {p: p.stat().st_mtime for p in (tmp_path/'run'/'jobs').glob('*.json')}
-    assert len(made) == 2 + 1 + 3*2
+    assert len(made) == 2 + 1 + 4*2
+    longer = {r['steps'] for p in made if (r := runs.read_json(p)).get('arm') == price.AS_LONG}
+    spent = {r['arm']: r['seconds'] for r in result['table']}
+    assert len(longer) == 1 and longer.pop()/12 == pytest.approx(spent['taught']/spent['untaught'], rel=.05)
+    assert any('steps instead of 12' in s for s in result['conclusion'])
     assert {'distill.ipynb', 'history.csv', 'student', 'best', 'figures'} <= {p.name for p in (tmp_path/'run').iterdir()}
     assert result['conclusion'][0] == result['best']['why'] and result['best']['part'] == 'test' and result['best']['why'] in first.stdout
     assert result['warnings'] and all(f'warning: {w}' in first.stdout for w in result['warnings'])          # 100 validation images are few
@@ -685,15 +691,87 @@ def test_the_main_run_from_images_to_answers(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_gain_of_published_weights_is_split(tmp_path):
+    if not PACKAGED['efficientnet_lite0'].there(): pytest.skip('needs libkd[pretrained]')
+    data = some_digits(tmp_path/'data', train=8, valid=6, test=6)
+    words = ['-p', 'steps=4', 'teacher_steps=4', 'student_args=depth:1', 'seeds=2', 'views=1', 'bs=16', 'jobs=1', 'check=no', 'arms=split', 'as_long=no',
+             'conv=efficientnet_lite0', 'size=16', 'labels=4']
+    done = libkd('run', data, '--folder', tmp_path/'run', *words)
+    assert done.returncode == 0, done.stderr
+    result = runs.read_json(tmp_path/'run'/'result.json')
+    table = {r['arm']: r for r in result['table']}
+    hard, alone, twice = (f'efficientnet_lite0{s}' for s in (', hard labels', ' alone', ' + resnet_mini'))
+    assert {'taught', 'untaught', hard, alone, twice, 'efficientnet_lite0-tuned', 'resnet_mini', 'rednet_mini'} <= set(table)
+    *parts, whole = result['split']
+    assert [p['part'] for p in parts] == list(arms.PARTS) and sum(p['points'] for p in parts) == pytest.approx(whole['points'])
+    assert whole['points'] == pytest.approx(table['taught']['accuracy'] - table['untaught']['accuracy']) and whole['seeds'] == 2
+    assert any(s.startswith('Where the ') for s in result['conclusion'])
+    assert table[alone]['seconds'] < table[twice]['seconds']                   # another teacher had to be trained for it
+    rows = [json.loads(p.read_text()) for p in (tmp_path/'run'/'jobs').glob('*.json')]
+    assert len({r['steps'] for r in rows if r.get('arm') in (hard, alone, twice, 'taught', 'untaught')}) == 1
+    assert 'Where the gain comes from' in (tmp_path/'run'/'report.html').read_text()
+
+
+def test_arms_of_a_split_differ_in_one_thing():
+    how = arms.split_arms('lite', 'resnet', 'rednet', T=2., weights=.5, label_weight=.25)
+    hard, alone, twice, taught = how.values()
+    def differs(a, b): return {k for k in a | b if a.get(k) != b.get(k)}
+    assert differs(hard, alone) == {'loss', 'T'} and differs(alone, twice) == differs(twice, taught) == {'route', 'weights'}
+    heads = [{h: [n for n in names if arm['weights'][n]] for h, names in arm['route'].items()} for arm in how.values()]
+    assert heads == [dict(conv=['lite'], inv=[other]) for other in ('lite', 'lite', 'resnet', 'rednet')]
+    assert all({n for names in arm['route'].values() for n in names} == {'lite', 'resnet', 'rednet'} for arm in how.values())   # of one store
+
+
+def test_who_reads_layers_is_trained_on_what_the_untaught_student_is_trained_on(tmp_path):
+    seen = {}
+    class Notes(Callback):
+        def before_batch(self):
+            if self.training: seen.setdefault(self.whose, []).append((self.y.clone(), self.x.sum().item()))
+    samples = arms.run_samples('', labels=2)
+    job = arms.Job('untaught', 0, 'civt_nano', dict(depth=2, embed_dim=64), dict(samples=dict(labels=2), dls=dict(size=16, bs=8)), samples.identity(), 12, 2e-3, .05, fresh=4)
+    asked = arms.TeacherJob('resnet_mini', job.setting, job.images, 2, 2, check=False)
+    places, made = dict(data='', out=str(tmp_path)), arms.arm_learner
+    def noted(dls, job, teaching):
+        learn = made(dls, job, teaching)
+        note = Notes(); note.whose = job.arm
+        learn.add_cb(note)
+        return learn
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(arms, 'arm_learner', noted)
+        untaught = arms.train_arm(places, job)
+        silent = arms.train_arm(places, replace(job, arm='silent', distill=dict(method='at', control='silent'), teacher=asdict(asked)))
+        taught = arms.train_arm(places, replace(job, arm='at', distill=dict(method='at'), teacher=asdict(asked)))
+    for other in ('silent', 'at'):
+        assert all((y == z).all() and (y >= 0).all() and a == b for (y, a), (z, b) in zip(seen['untaught'], seen[other], strict=True))
+    assert silent['nll'] != taught['nll'] and untaught['files'] != silent['files']
+
+
+def test_as_many_seconds_are_only_tried_where_they_are_cheap():
+    dear = price.Plan(PLAN.work, PLAN.costs, PLAN.how)
+    assert [price.seeds_as_long(w, dear) for w in ('yes', 'no', 'auto')] == [3, 0, 0]                # a teacher's 2,000 steps
+    cheap = replace(dear, work=replace(dear.work, teacher_steps=10, views=1))
+    assert price.seeds_as_long('auto', cheap) == 1
+    long = replace(cheap, work=replace(cheap.work, as_long=1))
+    assert sum(long.minutes.values()) > sum(cheap.minutes.values()) and price.AS_LONG in str(long) and price.AS_LONG not in str(cheap)
+
+
+@pytest.mark.slow
 def test_every_published_method_runs_through_papermill(tmp_path):
     data = some_digits(tmp_path/'data', train=12, valid=4, test=6)
     methods = [m for m in METHODS if m != 'deit-soft']
-    words = ['-p', 'steps=3', 'check=no', 'student_args=depth:3', 'seeds=1', 'views=2', 'jobs=2', f"methods={' '.join(methods)}"]
+    words = ['-p', 'steps=3', 'check=no', 'student_args=depth:3', 'seeds=1', 'views=2', 'jobs=2', f"methods={' '.join(methods)}", 'beside=parts mhca views']
     done = libkd('run', data, '--notebook', 'methods', '--folder', tmp_path/'run', *words)
     assert done.returncode == 0, done.stderr
     result = runs.read_json(tmp_path/'run'/'result.json')
-    assert {r['arm'] for r in result['table']} == {'untaught', *methods, 'resnet_mini', 'rednet_mini', 'mean of the teachers'}
-    assert len(result['conclusion']) == 1 + len(methods) and all(s.startswith('NOT ENOUGH RUNS') for s in result['conclusion'][1:])
+    ways = {m: dict(method=m) for m in methods}
+    more, _, once = arms.arms_beside(ways, ['parts', 'mhca', 'views'], 'civt_nano', 3)
+    assert {'cakd, PCA only', 'cakd, GL only', 'untaught, MHCA', 'dearkd, MHCA', 'kd, one view'} <= set(more)
+    assert {r['arm'] for r in result['table']} == {'untaught', *methods, *more, 'resnet_mini', 'rednet_mini', 'mean of the teachers'}
+    rows = {r['arm']: r for p in (tmp_path/'run'/'jobs').glob('*.json') if 'arm' in (r := runs.read_json(p))}
+    assert len({rows[a]['cache'] for a in once}) == 1 and rows['kd, one view']['cache'] != rows['kd']['cache']
+    assert all((not rows[m]['cache']) == arms.reads_layers(m) for m in methods)                       # who reads layers sees what the untaught student sees
+    assert rows['untaught, MHCA']['args']['conv_attention'] == 1 and rows['untaught, MHCA']['accuracy'] is not None
+    assert len(result['conclusion']) == 1 + len(methods) + len(more) and all(s.startswith('NOT ENOUGH RUNS') for s in result['conclusion'][1:])
     assert result['conclusion'][0] == result['best']['why'] and (tmp_path/'run'/'best'/'model.safetensors').exists()
     assert (tmp_path/'run'/'report.html').exists()
 
