@@ -265,7 +265,7 @@ def arms_beside(ways,  # dict: method -> what stands in `Job.distill`
                 words, # Some of `WORDS`
                 student, depth, # Its name; its blocks
                 mine=(), # Methods of one's own: they have controls in any case
-)->tuple:              # arm -> `Job.distill` (None: no teachers); arm -> further arguments of the student; arms of one view
+)->tuple:              # arm -> `Job.distill` (None: no teachers); arm -> arguments of its student; arms of one view
     "Further arms that say what a gain is owed to; `UserError` for another word"
     if odd := set(words) - set(WORDS): raise UserError(
         f"beside={' '.join(words)!r}: {', '.join(sorted(odd))} is none of {', '.join(WORDS)}")
@@ -585,7 +585,8 @@ def say_as_long(results, # As for `compare`
     "Whether teaching was worth its time"
     two = results[results['arm'].isin(['taught', AS_LONG])]
     said = say('taught', AS_LONG, compare(two, AS_LONG, margin=margin).loc['taught'], margin=margin)
-    return f"In the seconds that teaching takes the untaught student takes {longer:,} steps instead of {steps:,}: {said}"
+    return (f"In the seconds that teaching takes the untaught student takes {longer:,} steps instead of {steps:,}: "
+            f"{said}")
 
 # %% ../nbs/15_arms.ipynb #5f8a3d82
 def run_table(results,  # From `run_jobs`: arm, seed, accuracy, macro_accuracy, ece, seconds
@@ -602,10 +603,11 @@ def run_table(results,  # From `run_jobs`: arm, seed, accuracy, macro_accuracy, 
         once = dict(accuracy=b['accuracy'], macro_accuracy=b['macro accuracy'], ece=b['ECE'])
         mean = 100*(r if len(r) else pd.DataFrame([once]))[['accuracy', 'macro_accuracy', 'ece']].mean()
         sd = 100*r['accuracy'].std() if len(r) > 1 else np.nan
+        seconds = _seconds(name, r, arms, _heard(name, teachers, hears), cache_seconds)
         rows.append({'arm': name, 'accuracy': mean['accuracy'], '± sd': sd,
                      'macro accuracy': mean['macro_accuracy'], 'ECE': mean['ece'],
                      'parameters': b['params'], 'MACs': b['MACs'], 'ms an image': b['ms/image'],
-                     'seconds': _seconds(name, r, arms, _heard(name, teachers, hears), cache_seconds), 'seeds': len(r) or pd.NA})
+                     'seconds': seconds, 'seeds': len(r) or pd.NA})
     return pd.DataFrame(rows).astype({'parameters': 'Int64', 'MACs': 'Int64', 'seeds': 'Int64'})
 
 def _heard(name, teachers, hears): # As for `run_table`

@@ -190,6 +190,9 @@ def _some_pictures(where): # Files and folders; None: made-up ones
     from libkd.data import open_image
     return [np.asarray(open_image(f)) for f in list(_images(where))[:64]] if where else None
 
+# %% ../nbs/18_cli.ipynb #3d5b2d67
+RUN_SAMPLES = 'data', 'labels', 'valid', 'seed', 'size'
+
 def _learned_from(a): # Words of `libkd export`; the samples of --data, or those of the run that made the model
     "Training and validation pictures, and what the latter are called"
     from libkd.arms import run_samples
@@ -199,12 +202,11 @@ def _learned_from(a): # Words of `libkd export`; the samples of --data, or those
     if a.data: samples = Samples.from_folder(folder_of(a.data))
     elif made := [f for at in (Path(a.model), Path(a.model).absolute().parent) if (f := at/'result.json').is_file()]:
         samples = run_samples(**{k: v for k, v in read_json(made[0])['params'].items() if k in RUN_SAMPLES})
-    else: raise UserError('--int8 needs the pictures that the model learned from: --data FOLDER, or the folder of a run '
-                          'in the place of its model.')
+    else: raise UserError(
+        '--int8 needs the pictures that the model learned from: --data FOLDER, or the folder of a run for MODEL.')
     return samples if samples.has('valid') else samples.split(valid=.2, seed=0)
 
-RUN_SAMPLES = 'data', 'labels', 'valid', 'seed', 'size'
-
+# %% ../nbs/18_cli.ipynb #d7a72fbe
 def _some(samples, part, most): # Labelled ones of a part, evenly chosen
     import numpy as np
     from libkd.data import open_image
@@ -219,10 +221,12 @@ def _int8(saved, a, file): # `Saved`; words of `libkd export`; what is written
     from libkd.handover import export_int8
     samples = _learned_from(a)
     if odd := sorted(set(samples.classes) - set(saved.classes)): raise UserError(
-        f"The model knows {', '.join(saved.classes[:5])} …, and the pictures are of another kind: {', '.join(odd[:5])}.")
+        f"The model knows {', '.join(saved.classes[:5])} …, and the pictures are of another kind: "
+        f"{', '.join(odd[:5])}.")
     (seen, _), (judged, names) = (_some(samples, part, n) for part, n in (('train', 200), ('valid', 2000)))
     return export_int8(saved, file, seen, judged, [saved.classes.index(c) for c in names])
 
+# %% ../nbs/18_cli.ipynb #90923d1c
 def cmd_export(a):
     if not (a.onnx or a.pt2 or a.int8): raise UserError(
         'What shall be written? libkd export MODEL --onnx, --int8 or --pt2, or some of them.')

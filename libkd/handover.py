@@ -35,7 +35,7 @@ from .views import read_picture
 __all__ = ['pictures_identity', 'data_identity', 'student_identity', 'training_identity', 'plain_state', 'generators',
            'set_generators', 'publish_proved', 'load_proved', 'settle', 'Resume', 'effective_state', 'save_student',
            'load_student', 'load_saved', 'as_seen', 'sample_pictures', 'picture_onnx', 'onnx_agrees', 'export_onnx',
-           'export_pt2']
+           'onnx_accuracy', 'export_int8', 'export_pt2']
 
 # %% ../nbs/08a_handover.ipynb #b2c18fbe
 def pictures_identity(dl, # A loader
@@ -477,6 +477,7 @@ def picture_onnx(saved, # `Saved`
         model = onnx.load(Path(made)/'model.onnx')
     opset = next(o.version for o in model.opset_import if o.domain in ('', 'ai.onnx'))
     whole = onnx.compose.merge_models(_front(saved, opset, model.ir_version), model, io_map=[('images', 'images')])
+    del whole.opset_import[1:]                                          # both say the same, and others want one
     facts = dict(classes=json.dumps(saved.classes, ensure_ascii=False), size='×'.join(map(str, saved.size)),
                  mean=str(saved.mean), std=str(saved.std), interpolation='bilinear', producer=f'libkd {__version__}')
     onnx.helper.set_model_props(whole, facts)
@@ -513,6 +514,58 @@ def export_onnx(saved, # `Saved`
     raise UserError(
         f'In ONNX Runtime {len(pictures) - same} of {len(pictures)} pictures have another class than in torch '
         f'(logits differ by up to {far:.2g}), so the graph was not kept.')
+
+# %% ../nbs/08a_handover.ipynb #d3610c74
+def _quantised(whole, # A file of `picture_onnx`
+               file, # What is written
+               pictures, # Arrays (H, W, 3) uint8 to find the ranges with
+              ):
+    "Onnxruntime's static quantisation of convolutions and matrix products, one range a channel"
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    class Shown(CalibrationDataReader):
+        rest = iter(pictures)
+        def get_next(self): return next(({'pictures': p[None]} for p in self.rest), None)
+    quantize_static(whole, file, Shown(), op_types_to_quantize=['Conv', 'Gemm', 'MatMul'], per_channel=True)
+    model, facts = onnx.load(file), onnx.load(whole).metadata_props
+    onnx.helper.set_model_props(model, {p.key: p.value for p in facts} | dict(weights='int8'))
+    onnx.save(model, file)
+
+# %% ../nbs/08a_handover.ipynb #95deb209
+def onnx_accuracy(file, # Of `picture_onnx`
+                  pictures, # Arrays (H, W, 3) uint8, of any sizes
+                  labels, # Which class each is
+                 )->float: # Share of right answers
+    "What ONNX Runtime makes of labelled pictures"
+    from onnxruntime import InferenceSession
+    session = InferenceSession(str(file), providers=['CPUExecutionProvider'])
+    right = [session.run(None, {'pictures': p[None]})[0].argmax() == y for p, y in zip(pictures, labels)]
+    return float(np.mean(right))
+
+# %% ../nbs/08a_handover.ipynb #9bddda39
+def export_int8(saved, # `Saved`
+                file, # What is written
+                calibrate, # Training pictures, arrays (H, W, 3) uint8: a hundred or more
+                pictures, # Validation pictures, arrays (H, W, 3) uint8
+               labels, # Which of `saved.classes` each of these is
+               )->str: # What the rounding costs, in a sentence
+    """Write the graph of `picture_onnx` with eight-bit weights, and measure it; `ImportError` where onnxruntime is
+    missing, `UserError` without pictures"""
+    if not (len(calibrate) and len(pictures)): raise UserError(
+        'int8 needs training pictures to find the ranges of numbers, and labelled validation pictures to say what the '
+        f'rounding costs; there are {len(calibrate)} and {len(pictures)}.')
+    try: import onnxruntime                                             # noqa: F401
+    except ImportError: raise ImportError(
+        'int8 is made and measured by onnxruntime, which is missing: pip install onnxruntime onnx onnxscript') from None
+    with tempfile.TemporaryDirectory() as made:
+        whole, small = Path(made)/'whole.onnx', Path(made)/'small.onnx'
+        picture_onnx(saved, whole)
+        _quantised(whole, small, calibrate)
+        before, after = (100*onnx_accuracy(f, pictures, labels) for f in (whole, small))
+        mb = [f.stat().st_size/1e6 for f in (whole, small)]
+        publish(file, small.read_bytes())
+    return (f'{after:.1f} % of {len(pictures)} validation pictures are right, {before:.1f} without rounding '
+            f'({after - before:+.1f} points); {mb[1]:.2f} MB instead of {mb[0]:.2f}')
 
 # %% ../nbs/08a_handover.ipynb #2b7bf807
 def export_pt2(saved, # `Saved`

@@ -1102,15 +1102,7 @@ def _trained(model, dls, train, epochs, lr, wd, seed, verbose, cbs):
         with learn.no_bar(), learn.no_logging(), learn.added_cbs(_Shown(bar)): learn.fit_one_cycle(epochs, lr)
     return learn.model.cpu()
 
-# %% ../nbs/03_teachers.ipynb #e5ca18a1
-def _weights_of(name):
-    "Which published weights these are, as JSON"
-    if name in PACKAGED: return dict(package=PACKAGED[name].package, sha256=PACKAGED[name].sha256)
-    cfg = timm.get_pretrained_cfg(model_name(name))
-    if cfg is None: return dict(name=name)
-    file = data_home()/'weights'/f'{cfg.architecture}.{cfg.tag}.safetensors'
-    return dict(sha256=sha256(file)) if file.exists() else dict(hub=cfg.hf_hub_id, tag=cfg.tag, url=cfg.url)
-
+# %% ../nbs/03_teachers.ipynb #a4965343
 class _Enlarged(Callback):
     "Published weights of a package see pictures of the size that they are used at, in training as later"
     def __init__(self, size): self.size = size
@@ -1119,6 +1111,15 @@ class _Enlarged(Callback):
         self.learn.xb = (F.interpolate(x, self.size, mode='bilinear', antialias=True, align_corners=False),)
 
 def _own_size(name, pretrained): return PACKAGED[name].size if pretrained and name in PACKAGED else None
+
+# %% ../nbs/03_teachers.ipynb #e5ca18a1
+def _weights_of(name):
+    "Which published weights these are, as JSON"
+    if name in PACKAGED: return dict(package=PACKAGED[name].package, sha256=PACKAGED[name].sha256)
+    cfg = timm.get_pretrained_cfg(model_name(name))
+    if cfg is None: return dict(name=name)
+    file = data_home()/'weights'/f'{cfg.architecture}.{cfg.tag}.safetensors'
+    return dict(sha256=sha256(file)) if file.exists() else dict(hub=cfg.hf_hub_id, tag=cfg.tag, url=cfg.url)
 
 def _training(name, dls, samples, label, epochs, lr, wd, seed, pretrained, cbs, verbose):
     "(identity, what makes it) of a teacher all of whose weights are trained"

@@ -98,7 +98,7 @@ def test_no_exported_line_is_longer_than_120_columns(path):
 
 
 # Tokens a function, of all rooms together: what is reached. The house aims at 60, 90 and 250, without confetti.
-MEDIAN, WEIGHTED, LARGEST, MOST_FUNCTIONS = 62, 100, 250, 1800
+MEDIAN, WEIGHTED, LARGEST, MOST_FUNCTIONS = 62, 100, 250, 1825
 STILL_LONGER = set()
 WORDS = tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING
 
