@@ -98,7 +98,8 @@ def open_image(
     """The picture behind a source, as a viewer shows it. `UserError` with its name where it cannot be read,
     `FileNotFoundError` where it is gone"""
     if isinstance(source, Row): source = np.asarray(source)
-    if isinstance(source, np.ndarray): return Image.fromarray(source).convert('RGB')
+    if isinstance(source, np.ndarray):
+        return Image.fromarray(source.view()).convert('RGB')    # numpy remembers 88 bytes for whatever Pillow has read
     try:
         with Image.open(source) as im: return _upright_rgb(im)
     except FileNotFoundError:
