@@ -190,8 +190,10 @@ def test_eight_bits_need_onnxruntime_and_pictures(student, photos, tmp_path, mon
         return e.value.code, capsys.readouterr().err
     code, said = asked()
     assert code == 2 and '--data FOLDER' in said                                # nothing says what it learned from
-    (tmp_path/'cats'/'tabby').mkdir(parents=True)
-    for i in range(4): PIL.Image.new('RGB', (16, 16), (i, 0, 0)).save(tmp_path/'cats'/'tabby'/f'{i}.png')
+    for i in range(8):
+        at = tmp_path/'cats'/('tabby', 'white')[i % 2]
+        at.mkdir(parents=True, exist_ok=True)
+        PIL.Image.new('RGB', (16, 16), (i, 0, 0)).save(at/f'{i}.png')
     assert 'of another kind: tabby' in asked('--data', tmp_path/'cats')[1]
     picture = np.zeros((16, 16, 3), np.uint8)
     with pytest.raises(UserError, match='there are 1 and 0'): export_int8(load_saved(student), tmp_path/'x.onnx', [picture], [], [])
