@@ -295,3 +295,29 @@ def test_pictures_show_on_a_package_index():
                           cwd=ROOT, capture_output=True, text=True, check=True).stdout
     pictures = re.findall(r'!\[[^\]]*\]\(([^)]*)\)', text)
     assert len(pictures) >= 3 and all(p.startswith('https://raw.githubusercontent.com/libkd/libkd/main/nbs/images/') for p in pictures)
+
+
+def test_the_picture_that_waits_for_the_playground_is_plain_html():
+    import io
+    from PIL import Image
+    from front import strict
+    from libkd.plots import figure_html
+    paper = io.BytesIO(); Image.new('RGB', (8, 8), 'white').save(paper, 'png')
+    made = strict(f'<!doctype html><html><head></head><body>{figure_html(paper.getvalue(), "white")}</body></html>')
+    figure = made[made.index('<figure'):]
+    assert 'kd-paper' in figure and 'alt="white"' in figure
+    assert 'style=' not in figure and '<style' not in figure and '.kd-paper' in made[:made.index('</head>')]
+
+
+@pytest.mark.skipif(shutil.which('node') is None, reason='no node on this machine')
+def test_a_long_report_of_the_validator_is_read_to_its_end(tmp_path):
+    from check import invalid
+    (tmp_path/'a.html').write_text('')
+    program = tmp_path/'validator'
+    program.write_text("""#!/usr/bin/env node
+const messages = Array.from({ length: 20000 }, (_, line) => ({ line, ruleId: 'rule', message: 'm' }))
+process.stdout.write(JSON.stringify([{ filePath: process.argv.at(-1), messages }]))
+process.exit(1)
+""")
+    program.chmod(0o755)
+    assert len(invalid(tmp_path, ['a.html'], program)) == 20_000

@@ -2,7 +2,7 @@
 
 Dead links and requests always; axe where there is a Chromium; html-validate where there is node, and npm can bring it or has brought it.
 """
-import json, multiprocessing as mp, shutil, subprocess, sys, time
+import json, multiprocessing as mp, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 
 here = Path(__file__).resolve().parent
@@ -84,8 +84,11 @@ def validator(folder):
 
 def invalid(site, pages, program):
     "What html-validate says of `pages`."
-    done = subprocess.run([str(program), '--config', str(here/'htmlvalidate.json'), '-f', 'json', *(str(Path(site)/p) for p in pages)], capture_output=True, text=True)
-    try: told = json.loads(done.stdout)
+    files = [str(Path(site)/p) for p in pages]
+    with tempfile.TemporaryFile('w+', encoding='utf-8') as out:        # a pipe that node ends before all is read loses the rest
+        done = subprocess.run([str(program), '--config', str(here/'htmlvalidate.json'), '-f', 'json', *files], stdout=out, stderr=subprocess.PIPE, text=True)
+        out.seek(0); said = out.read()
+    try: told = json.loads(said)
     except json.JSONDecodeError: return [f'html-validate ended with {done.returncode}: {done.stderr.strip()[-200:]}']
     return [f'{Path(r["filePath"]).relative_to(Path(site).resolve())}:{m["line"]}: {m["ruleId"]}: {m["message"][:120]}' for r in told for m in r['messages']]
 

@@ -4,6 +4,7 @@
 """
 import json, sys
 from pathlib import Path
+from after import PAPER
 
 KEPT = Path(__file__).resolve().parent/'networks.safetensors'
 NOTE = ('The networks are those of one seed of the main run on cluttered digits; its verdict, over three seeds, is on the front page. '
@@ -13,12 +14,13 @@ FIT = ('<script>new ResizeObserver(() => parent.postMessage({height: document.do
        '.observe(document.body)</script>')
 
 # What html-validate would rather see: the figure that stands there until the page runs gets its looks from a rule.
-STRICT = {'<!doctype html>': '<!DOCTYPE html>', ' style="margin:0"': '', ' style="max-width:100%;height:auto;background:#fff"': ' class="still"',
-          '</head>': '<style>figure { margin: 0 } .still { max-width: 100%; height: auto; background: #fff }</style></head>'}
+STRICT = {'<!doctype html>': '<!DOCTYPE html>', ' style="margin:0"': '', ' style="max-width:100%;height:auto"': '',
+          '</head>': '<style>figure { margin: 0 } .kd-paper { max-width: 100%; height: auto }</style></head>'}
 
 
 def strict(text):
     "A page that a widget wrote, as html-validate wants it."
+    text = PAPER.sub('', text)
     for old, new in STRICT.items(): text = text.replace(old, new)
     return text
 
