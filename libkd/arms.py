@@ -94,23 +94,27 @@ LARGE = dict(student='civt_tiny_light', plain='vit_tiny_patch16_224', conv='resn
 def short_side(source): # A file or an array (H, W[, 3])
     return min(source.shape[:2]) if isinstance(source, np.ndarray) else min(Image.open(source).size)
 
+def follow(n): # Training images
+    "How a student follows the teacher with published weights: 64 passes, each image in so many views"
+    steps, views = np.clip(2*n, 700, 6250), np.clip(50_000//n, 1, 8)
+    return dict(conv=READY, views=int(views), steps=int(steps), lr=.004, label_weight=.1)
+
 def run_defaults(samples,      # Samples
                  device='cpu', # 'cpu' or 'cuda'
                  photos=False, # Photographs: a teacher with published weights is taken, where its package is installed
 )->dict:                       # size in pixels; student, plain, conv, inv, scratch (a convolution without published
-                               # weights): names; args of the first two; views, steps
+                               # weights): names; args of the first two; how to train
     "Size and models for these pictures, from the median of their short sides"
     some = np.random.default_rng(0).permutation(len(samples))[:256]
     median = int(np.median([short_side(samples.source(int(i))) for i in some]))
     size = min(median, 224 if str(device).startswith('cuda') else 32)
     size = size if size < 16 else size//8*8
-    found = dict(size=size, views=4, steps=700, args=f'patch_size:4 {NANO}' if size == 16 else NANO, **SMALL)
+    args = f'patch_size:4 {NANO}' if size == 16 else NANO
+    found = dict(size=size, views=4, steps=700, lr=.002, label_weight=.25, args=args, **SMALL)
     if size > 64: found |= LARGE
     ready = photos and size >= 24 and PACKAGED[READY].there()       # it has not seen smaller ones
-    steps = int(np.clip(20*len(samples.train)/32, 700, 6250))       # what a student needs to follow such a teacher
-    views = 2 if 32*steps > len(samples.train) else 1               # a second one only where images come again
     found['scratch'] = found['conv']
-    return found | (dict(conv=READY, views=views, steps=steps) if ready else {})
+    return found | (follow(len(samples.train)) if ready else {})
 
 # %% ../nbs/15_arms.ipynb #4dc51a06
 KEPT = 2**31     # bytes of decoded pictures that may lie in the folder of a run

@@ -509,13 +509,14 @@ def test_photographs_get_a_teacher_with_published_weights_where_it_is_installed(
     samples, given = arms.run_samples('clothes', labels=10), {}
     for there in (True, False):
         monkeypatch.setattr(Packaged, 'there', lambda self: there)
-        given[there] = {k: arms.run_defaults(samples, photos=True)[k] for k in ('conv', 'inv', 'views', 'steps')}
-    assert given[True] == dict(conv='efficientnet_lite0', inv='rednet_mini', views=2, steps=1917)
-    assert given[False] == dict(conv='resnet_mini', inv='rednet_mini', views=4, steps=700)
+        given[there] = {k: arms.run_defaults(samples, photos=True)[k] for k in ('conv', 'inv', 'views', 'steps', 'lr', 'label_weight')}
+    assert given[True] == dict(conv='efficientnet_lite0', inv='rednet_mini', views=8, steps=6136, lr=.004, label_weight=.1)
+    assert given[False] == dict(conv='resnet_mini', inv='rednet_mini', views=4, steps=700, lr=.002, label_weight=.25)
     monkeypatch.setattr(Packaged, 'there', lambda self: True)
     assert arms.run_defaults(samples)['conv'] == 'resnet_mini'                  # not asked for: light teachers
-    many = samples.train[np.resize(np.arange(len(samples.train)), 250_000)]      # each is seen once at most: one view of it
+    many = samples.train[np.resize(np.arange(len(samples.train)), 250_000)]      # each is seen once at most
     assert {k: arms.run_defaults(many, photos=True)[k] for k in ('views', 'steps')} == dict(views=1, steps=6250)
+    assert [(arms.follow(n)['views'], arms.follow(n)['steps']) for n in (100, 1000, 10_000)] == [(8, 700), (8, 2000), (5, 6250)]
     work = price.Work({'a': ('s', False)}, ['efficientnet_lite0'], dict(train=640, valid=128), 10, 32, 50, 50, 2, 1, labelled=64)
     plan = price.Plan(work, price.Costs(load=0., step=dict(s=0.), answer=dict(efficientnet_lite0=1.)), price.How(1))
     assert plan.minutes['teachers'] == pytest.approx((64 + 128)/32/60)         # once through these, and no step

@@ -1,9 +1,12 @@
 """The regimes: sixteen sets of pictures, labels and teachers, and in each the question whether a taught student is better.
 
 `python nbs/bench/regimes.py --cifar cifar10-train.tgz` does the jobs that are not done yet; a job that is done is
-a small JSON file in `nbs/bench/regimes/<cell>/`, so that another machine goes on where this one stopped, and
-`nbs/bench/regimes.ipynb` draws what there is without training anything. Pictures, teachers and stored answers lie in libkd's data
-folder and are made again where they are missing.
+a small JSON file in `nbs/bench/regimes/<study>/`, so that another machine goes on where this one stopped, and
+`nbs/bench/regimes.ipynb` draws what there is without training anything. Pictures, teachers and stored answers lie in
+libkd's data folder and are made again where they are missing.
+
+`--pilot` asks on validation images, one change at a time, what the defaults should be; the studies themselves ask on
+test images, and only what was fixed before.
 """
 import argparse, shutil, tarfile
 from dataclasses import dataclass
@@ -11,6 +14,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np, torch
+from fastai.torch_core import default_device
+from joblib import Parallel, delayed
 from libkd.arms import Job, StoreJob, TeacherJob, arm_dls, finished, prepare_cache, run_samples, run_teacher, train_arm
 from libkd.diagnose import accuracy, predictions
 from libkd.evidence import Protocol, answers_of_study, do_study
@@ -81,11 +86,19 @@ CELLS = {c.name: c for c in (
     *(Cell('strays', n, (READY,)) for n in (30, 100)))}
 assert len(CELLS) == 16
 
-# as `libkd run` takes them for such pictures and teachers; but for the label weight with a published teacher, of which a tenth had more
-# than the run's quarter on validation images of the clothes (52.8 % after 49.9 %, one seed)
-STUDENT = dict(student='civt_nano', args=dict(depth=2, embed_dim=64), size=32, bs=32, lr=.002, wd=.05, fresh=50)
-SMALL = dict(STUDENT, args=dict(depth=2, embed_dim=64, patch_size=4), size=16)
-TEACHING = dict(mini=dict(views=4, T=2., label_weight=.25), pretrained=dict(views=2, T=2., label_weight=.1))
+# as `libkd run` takes them for such pictures and teachers
+STUDENT = dict(student='civt_nano', args=dict(depth=2, embed_dim=64), size=32, bs=32, lr=.004, wd=.05, fresh=50)
+SMALL = dict(STUDENT, args=dict(depth=2, embed_dim=64, patch_size=4), size=16, lr=.002)
+TEACHING = dict(mini=dict(views=4, T=2., label_weight=.25), pretrained=dict(T=2., label_weight=.1))
+VIEWS = dict(cifar=5, strays=4, clothes=8)       # about 50,000 answers of a published teacher, as `run_defaults` asks for
+
+
+def teaching_of(cell):
+    "How a student of this cell is taught"
+    ready = READY in cell.teachers
+    views = dict(views=VIEWS[cell.pictures]) if ready else {}
+    return dict(TEACHING['pretrained' if ready else 'mini'], **views, teachers=list(cell.teachers))
+
 
 # -- one job ----------------------------------------------------------------------------------------
 
@@ -95,15 +108,15 @@ def places_of(cell, archive):
     return dict(data=pictures_of(cell.pictures, archive), out=str(out), pictures=str(out.with_name(f'{out.name}-pictures')))
 
 
-def setting_of(cell, size, bs):
+def setting_of(cell, size, bs, mix):
     "Arguments of `run_samples` and `arm_dls`"
     return dict(samples=dict(labels=cell.labels, valid=.2, seed=0, size=0),
-                dls=dict(size=size, bs=bs, mix=0., flip=cell.photos, seed=0))
+                dls=dict(size=size, bs=bs, mix=mix, flip=cell.photos, seed=0))
 
 
-def answers_of(cell, names, views, steps, size, bs, archive):
+def answers_of(cell, names, views, steps, setting, archive):
     "(`places` with a store of what these teachers say, its key, the teachers), made where it is not there yet"
-    places, setting = places_of(cell, archive), setting_of(cell, size, bs)
+    places = places_of(cell, archive)
     images = run_samples(places['data'], **setting['samples']).identity()
     teachers = [run_teacher(places, TeacherJob(n, setting, images, steps, STUDENT['fresh'])) for n in names]
     store = StoreJob(setting, images, views, tuple(t.fingerprint for t in teachers))
@@ -123,32 +136,76 @@ def judged(places, teachers, setting, part):
     return {t.name: round(float(a), 5) for t, a in zip(teachers, rows['accuracy'])}
 
 
-def train(archive, part, cell, arm, seed, student, args, size, bs, lr, wd, fresh, steps, teaching=None):
+def train(archive, part, cell, arm, seed, student, args, size, bs, lr, wd, fresh, steps, mix=0., teaching=None):
     "One student of a study; of `part` 'valid', nothing that was seen on the test part is kept"
     torch.set_num_threads(1)
     cell = CELLS[cell]
-    places, setting, key, distill, known = places_of(cell, archive), setting_of(cell, size, bs), '', None, {}
+    places, setting, key, distill, known = places_of(cell, archive), setting_of(cell, size, bs, mix), '', None, {}
     if teaching:
-        said = dict(teaching)
-        places, key, teachers = answers_of(cell, said.pop('teachers'), said.pop('views'), steps, size, bs, archive)
-        distill, known = dict(said, weights=1.), dict(teacher_accuracy=judged(places, teachers, setting, part))
+        places, key, teachers, distill = taught_by(archive, cell, setting, steps, teaching)
+        known = dict(teacher_accuracy=judged(places, teachers, setting, part))
     images = run_samples(places['data'], **setting['samples']).identity()
     row = train_arm(places, Job(arm, seed, student, args, setting, images, steps, lr, wd, fresh, distill, key))
     kept = ('valid_accuracy', 'seconds', *(('accuracy', 'macro_accuracy', 'ece', 'nll') if part == 'test' else ()))
-    return {**{k: round(float(row[k]), 5) for k in kept}, **known}
+    return {**{k: round(float(row[k]), 5) for k in kept}, 'device': default_device().type, **known}
+
+
+def taught_by(archive, cell, setting, steps, teaching):
+    "(`places` with the store, its key, the teachers, how the student is taught); teachers learn for so many steps"
+    how = dict(teaching)
+    places, key, teachers = answers_of(cell, how.pop('teachers'), how.pop('views'), steps, setting, archive)
+    return places, key, teachers, dict(how, weights=1.)
 
 
 # -- the studies ------------------------------------------------------------------------------------
 
-def protocol(cell, seeds=(0, 1, 2)):
+def steps_of(cell): return 6250 if cell.photos else 700
+
+
+def protocol(cell, seeds=None):
     "The study of a cell, on the test part: the taught student against the untaught one"
-    steps = 2000 if cell.photos else 700
+    seeds = seeds or ((0, 1, 2, 3) if cell.pictures == 'clothes' else (0, 1, 2))      # clothes have 372 test images
+    steps = steps_of(cell)
     base = dict(cell=cell.name, **(STUDENT if cell.photos else SMALL), steps=steps)
-    teaching = TEACHING['pretrained' if READY in cell.teachers else 'mini']
-    arms = dict(untaught=base, taught=dict(base, teaching=dict(teaching, teachers=list(cell.teachers))))
-    return Protocol(cell.name, f'{cell.name}: is the taught student more accurate than the untaught one, in equally many steps?', arms,
-                    (('taught', 'untaught', 'teaching'),), seeds, effect=1.,
+    arms = dict(untaught=base, taught=dict(base, teaching=teaching_of(cell)))
+    asks = f'{cell.name}: is the taught student more accurate than the untaught one, in equally many steps?'
+    return Protocol(cell.name, asks, arms, (('taught', 'untaught', 'teaching'),), seeds, effect=1.,
                     budget=f'{len(seeds)} seeds of {steps} steps of {STUDENT["bs"]} pictures, each on one thread')
+
+
+def pilot(cell, seeds=(0,)):
+    "What the defaults should be: one change at a time, on validation images, the cheapest and most promising first"
+    told = teaching_of(cell)
+    base = dict(cell=cell.name, **STUDENT, steps=steps_of(cell))
+    both = dict(short=dict(steps=2000), deep=dict(args=dict(depth=6, embed_dim=64)), mixed=dict(mix=.5))
+    said = {'views 2': dict(views=2), 'labels .25': dict(label_weight=.25), 'T 1': dict(T=1.), 'T 4': dict(T=4.),
+            'two teachers': dict(teachers=[READY, INV])}
+    arms = {}
+    for name, change in dict(short=both.pop('short'), plain={}, **both).items():
+        at = '' if name == 'plain' else f'{name} '
+        arms |= {f'{at}taught': base | dict(teaching=told) | change, f'{at}untaught': base | change}
+    for name, change in said.items():
+        if change.get('views') != told['views']: arms[name] = dict(base, teaching=told | change)
+    one = dict(short='steps', deep='args.depth', mixed='mix')
+    pairs = [('taught', 'untaught', 'teaching'), *((f'{n} taught', f'{n} untaught', 'teaching') for n in one)]
+    pairs += [(f'{n} taught', 'taught', setting) for n, setting in one.items()]
+    pairs += [(n, 'taught', f'teaching.{key}') for n, change in said.items() if n in arms for key in change]
+    return Protocol(f'pilot-{cell.name}', f'{cell.name}: which setting teaches best?', arms, tuple(pairs), seeds, effect=1.,
+                    metric='valid_accuracy', part='valid', budget=f'{len(seeds)} seed, as many jobs as an evening allows')
+
+
+def prepare(p, archive, jobs):
+    """Teachers and stores of a study, before processes share them: the first brings the teacher that the others ask. One
+    that has to be trained is left to the job that asks for it"""
+    def store(v):
+        cell = CELLS[v['cell']]
+        setting = setting_of(cell, v['size'], v['bs'], v.get('mix', 0.))
+        places, _, teachers, _ = taught_by(archive, cell, setting, v['steps'], v['teaching'])
+        return judged(places, teachers, setting, p.part)
+    asked = [v for v in p.arms.values() if v.get('teaching', {}).get('teachers') == [READY]]
+    first, *others = {(v.get('mix'), v['teaching']['views']): v for v in asked}.values()
+    store(first)
+    Parallel(jobs)(delayed(store)(v) for v in others)
 
 
 def main(argv=None):
@@ -156,12 +213,16 @@ def main(argv=None):
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument('cells', nargs='*', help=f"which of {', '.join(CELLS)}; none: all")
     ask.add_argument('--cifar', help="the archive of CIFAR-10's training images, cifar10-train/<class>/<image>, for cifar and strays")
+    ask.add_argument('--pilot', action='store_true', help='choose defaults on validation images')
     ask.add_argument('--most', type=int, help='stop after so many jobs of each study')
+    ask.add_argument('--jobs', type=int, default=1, help='trainings at the same time')
     said = ask.parse_args(argv)
     for name in said.cells or CELLS:
-        p = protocol(CELLS[name])
+        p = (pilot if said.pilot else protocol)(CELLS[name])
         print(f'{p.study}: {len(p.jobs)} jobs', flush=True)
-        rows = do_study(p, partial(train, said.cifar, p.part), ROWS/p.study, said.most)
+        if said.jobs > 1: prepare(p, said.cifar, said.jobs)
+        folder = ROWS/'trials'/p.study if said.pilot else ROWS/p.study
+        rows = do_study(p, partial(train, said.cifar, p.part), folder, said.most, said.jobs)
         print(answers_of_study(p, rows).round(2).to_string(), flush=True)
 
 
