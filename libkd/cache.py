@@ -82,6 +82,26 @@ def teacher_entry(t,       # `Teacher`
 # %% ../nbs/04_cache.ipynb #344afa07
 RESULT = 1     # raised by hand when a teacher would be asked otherwise than before; 1 is not written into plans
 
+# %% ../nbs/04_cache.ipynb #6f754f57
+def _item_source(o):
+    o = getattr(o, 'source', o)
+    return Path(o) if isinstance(o, str) else o
+
+def _which(dl, i):
+    o = _item_source(dl.items[int(i)])
+    return str(o) if isinstance(o, Path) else f'array number {i}'
+
+def ids_labels(dl):
+    "Ids (n,16) uint8 and labels (n,) int32 of a loader's samples, in its order"
+    return dl.ids(), dl.labels().astype(np.int32)
+
+def _check_unique(ids, dl):
+    _, first, count = np.unique(ids, axis=0, return_index=True, return_counts=True)
+    if (count > 1).any():
+        same = np.flatnonzero((ids == ids[first[count > 1][0]]).all(1))
+        raise CacheError(f"{_which(dl, same[0])} and {_which(dl, same[1])} have one id: "
+                         "the same image, or two files of one name. Remove one of them.")
+
 # %% ../nbs/04_cache.ipynb #727a58bf
 SCHEMA = 2     # 1 had no digests of views and no checksums while it was built; such caches open, with less proof
 DTYPES = {'float16': torch.float16, 'float32': torch.float32}
@@ -114,18 +134,6 @@ def make_plan(dl:ViewDL, # Training loader whose views are stored
                 device=torch.device(dl.device or 'cpu').type, versions=pixel_versions(),
                 **({'result': RESULT} if RESULT > 1 else {}))
 
-# %% ../nbs/04_cache.ipynb #afa813b3
-def ids_labels(dl):
-    "Ids (n,16) uint8 and labels (n,) int32 of a loader's samples, in its order"
-    return dl.ids(), dl.labels().astype(np.int32)
-
-def _check_unique(ids, dl):
-    _, first, count = np.unique(ids, axis=0, return_index=True, return_counts=True)
-    if (count > 1).any():
-        same = np.flatnonzero((ids == ids[first[count > 1][0]]).all(1))
-        raise CacheError(f"{_name(dl, same[0])} and {_name(dl, same[1])} have one id: "
-                         "the same image, or two files of one name. Remove one of them.")
-
 # %% ../nbs/04_cache.ipynb #c74f68cf
 def _made_by(path):
     "Which libkd made a finished cache, in brackets; nothing where that is not written down"
@@ -146,6 +154,20 @@ def _compare(stored, wanted, path, complete):
                             "Give another folder, or overwrite=True to build it anew. "
                             "Teachers and views are added to a finished cache by cache.add and cache.extend, "
                             "and dropped by cache.drop (libkd.sharing).")
+
+# %% ../nbs/04_cache.ipynb #d6ecd453
+_NAME = re.compile(r'(?!.*\.\.)[a-z0-9._-]{1,64}')
+
+def _shard_name(teacher, view, shard):
+    "Where a shard lies: derived, never read from a file"
+    if not _NAME.fullmatch(teacher):
+        raise CacheError(f"The teacher's name {teacher!r} cannot name a folder: "
+                         "use 1 to 64 of a-z, 0-9, '.', '_', '-', without '..'.")
+    return f'logits/{teacher}/v{view:04d}-s{shard:05d}.safetensors'
+
+def _view_name(view, shard): return f'views/v{view:04d}-s{shard:05d}.safetensors'
+
+def _sum_of(file): return file.with_name(file.name + '.sum')
 
 # %% ../nbs/04_cache.ipynb #e169b2db
 class _Indices:
@@ -188,17 +210,6 @@ class CacheBuilder:
         return range(start, min(self.plan['n'], start + self.plan['shard_rows']))
 
 # %% ../nbs/04_cache.ipynb #bb9e5340
-_NAME = re.compile(r'(?!.*\.\.)[a-z0-9._-]{1,64}')
-
-def _shard_name(teacher, view, shard):
-    "Where a shard lies: derived, never read from a file"
-    if not _NAME.fullmatch(teacher):
-        raise CacheError(f"The teacher's name {teacher!r} cannot name a folder: "
-                         "use 1 to 64 of a-z, 0-9, '.', '_', '-', without '..'.")
-    return f'logits/{teacher}/v{view:04d}-s{shard:05d}.safetensors'
-
-def _view_name(view, shard): return f'views/v{view:04d}-s{shard:05d}.safetensors'
-
 def plan_files(
     plan:dict, # The content of plan.json
 ) -> list: # Of texts, relative to the folder of the cache
@@ -222,8 +233,6 @@ class _SeenDL(ViewDL):
 def _with_digest(batch):
     if len(batch) > 1: batch[-1].digest = _digests(batch[0])
     return batch
-
-def _sum_of(file): return file.with_name(file.name + '.sum')
 
 @patch
 def batches(self:CacheBuilder,
@@ -310,14 +319,38 @@ def sums(self:CacheBuilder)->dict: # name of a file -> SHA-256 that it was publi
 def drop_damaged(self:CacheBuilder)->list: # names of the files that were removed
     "Remove what is not what was published, so that it is made again; says what"
     known = self.sums()
-    there = [self.path/f for f in plan_files(self.plan) if f in known and (self.path/f).is_file()]
-    found, _ = Seen().sha256s(there)
-    bad = [f for f, h in zip(there, found) if h != known[f.relative_to(self.path).as_posix()]]
-    for f in bad: f.unlink(); _sum_of(f).unlink(missing_ok=True)
-    names = [f.relative_to(self.path).as_posix() for f in bad]
+    there = [f for f in plan_files(self.plan) if f in known and (self.path/f).is_file()]
+    found, _ = Seen().sha256s([self.path/f for f in there])
+    bad = [f for f, h in zip(there, found) if h != known[f]]
+    for f in bad: (self.path/f).unlink(); _sum_of(self.path/f).unlink(missing_ok=True)
     if bad: print(f"{len(bad)} files of {self.path} were not what had been written and are made again: "
-                  f"{', '.join(names[:5])}")
-    return names
+                  f"{', '.join(bad[:5])}")
+    return bad
+
+# %% ../nbs/04_cache.ipynb #55fa3b39
+def _mean_lost(plan, name, files, where):
+    "Mean KL(dense‖read back) over all stored answers of a teacher"
+    total = sum(float(load_tensors(where(f))['lost']) for f in files if f.startswith(f'logits/{name}/'))
+    return float(f"{total/(plan['n']*plan['n_views']):.4g}")
+
+# %% ../nbs/04_cache.ipynb #b58370a3
+def make_manifest(plan, # Content of plan.json
+                  checksum, # SHA-256 of plan.json
+                  where, # name of a file -> where it lies now
+                 known={}, # Entries of files that were proved before
+                 )->dict: # schema, plan, files, and `lost` with `top_k`
+    "Bytes and SHA-256 of every file of a plan; with `top_k`, what it lost"
+    files = plan_files(plan)
+    new = [f for f in files if f not in known]
+    sums = {f: dict(sha256=h, bytes=where(f).stat().st_size) for f, h in zip(new, sha256s([where(f) for f in new]))}
+    res = dict(schema=SCHEMA, libkd=__version__, plan=checksum, files={f: (known | sums)[f] for f in files})
+    if plan['top_k']: res['lost'] = {t['name']: _mean_lost(plan, t['name'], files, where) for t in plan['teachers']}
+    return res
+
+# %% ../nbs/04_cache.ipynb #e8b35ac8
+def _contents(dl):
+    "Content digests (n,16) of a loader's images"
+    return np.frombuffer(b''.join(content_digest(_item_source(o)) for o in dl.items), np.uint8).reshape(-1, 16)
 
 # %% ../nbs/04_cache.ipynb #e85d41f4
 @patch
@@ -347,18 +380,16 @@ def unsteady(t, x, stats): # `Teacher`; batch (B, 3, H, W); its (mean, std)
     "Largest change of an answer, relative to the largest logit, when the same pictures are asked in other company"
     one = t.logits(x, stats=stats)
     two = torch.cat([t.logits(o, stats=stats) for o in x.flip(0).split([1, len(x) - 1] if len(x) > 1 else [1])]).flip(0)
-    known = one > -torch.inf                                   # −inf: a class that the teacher does not know
-    if not known.any(): return 0.
-    return float((one - two)[known].abs().max()/one[known].abs().max().clamp(min=1e-6))
+    return _gap(one, two) if (one > -torch.inf).any() else 0.
 
 # %% ../nbs/04_cache.ipynb #1f88cb8f
 @patch
 def _reference_batch(self:CacheBuilder):
     "Rows and views (k, 2) of the reference views, their pixels (k, 3, H, W), and the batch that teachers see"
-    n = self.plan['n']
-    index = torch.tensor([(k*7919 % n, k % self.plan['n_views']) for k in range(min(8, n))])
-    pixels = self.dl.pixels(index[:, 0].numpy(), index[:, 1].numpy()).float().contiguous()
-    return index, pixels, self.dl.after_batch((TensorImage(pixels.clone().to(self.dl.device or 'cpu')),))[0]
+    n, V = self.plan['n'], self.plan['n_views']
+    index = torch.tensor([(k*7919 % n, k % V) for k in range(min(8, n))])
+    pixels = self.dl.pixels(*index.numpy().T).float().contiguous()
+    return index, pixels, _as_batch(self.dl, pixels.clone())
 
 @patch
 def reference_views(self:CacheBuilder)->dict: # row (k,), view (k,), pixels (k, 3, H, W), answers of each teacher (k, C)
@@ -377,34 +408,6 @@ def check_company(self:CacheBuilder):
             f"Teacher {t.name} gives the same pictures other answers when it is asked again in another order: up to "
             f"{gap:.1%} of its largest logit. Statistics of the batch or dropout are at work in its forward. "
             "Only a teacher whose answers depend on the picture alone can be stored.")
-
-# %% ../nbs/04_cache.ipynb #92f9cb31
-def make_manifest(plan, # Content of plan.json
-                  checksum, # SHA-256 of plan.json
-                  where, # name of a file -> where it lies now
-                 known={}, # Entries of files that were proved before
-                 )->dict: # schema, plan, files, and `lost` with `top_k`
-    "Bytes and SHA-256 of every file of a plan; with `top_k`, what it lost"
-    files = plan_files(plan)
-    new = [f for f in files if f not in known]
-    sums = {f: dict(sha256=h, bytes=where(f).stat().st_size) for f, h in zip(new, sha256s([where(f) for f in new]))}
-    res = dict(schema=SCHEMA, libkd=__version__, plan=checksum, files={f: (known | sums)[f] for f in files})
-    if plan['top_k']: res['lost'] = {t['name']: _mean_lost(plan, t['name'], files, where) for t in plan['teachers']}
-    return res
-
-def _mean_lost(plan, name, files, where):
-    "Mean KL(dense‖read back) over all stored answers of a teacher"
-    total = sum(float(load_tensors(where(f))['lost']) for f in files if f.startswith(f'logits/{name}/'))
-    return float(f"{total/(plan['n']*plan['n_views']):.4g}")
-
-# %% ../nbs/04_cache.ipynb #faa2834c
-def _contents(dl):
-    "Content digests (n,16) of a loader's images"
-    return np.frombuffer(b''.join(content_digest(_source(o)) for o in dl.items), np.uint8).reshape(-1, 16)
-
-def _source(o):
-    o = getattr(o, 'source', o)
-    return Path(o) if isinstance(o, str) else o
 
 # %% ../nbs/04_cache.ipynb #cf927d2d
 NEXT = 'next'
@@ -432,7 +435,7 @@ def forget_change(new):
     shutil.rmtree(new, ignore_errors=True)
 
 # %% ../nbs/04_cache.ipynb #ca1ab15f
-def _settle(path):
+def _finish_change(path):
     "Complete a change that was interrupted while it was put in place"
     if (path/NEXT/'manifest.json').is_file() and not (path/'manifest.json').is_file():
         with alone_in(path): adopt_change(path)
@@ -519,18 +522,18 @@ def _check_shape(self:LogitCache, rel, tensors):
 # %% ../nbs/04_cache.ipynb #dbcf0a20
 def _whole_number(least, most=2**62): return lambda v: type(v) is int and least <= v <= most
 def _one_of(*known): return lambda v: v in known and type(v) in (str, int)
-def _text(v): return isinstance(v, str) and len(v) <= 4096
+def _is_text(v): return isinstance(v, str) and len(v) <= 4096
 def _hex(v): return isinstance(v, str) and re.fullmatch('[0-9a-f]{64}', v) is not None
-def _names(v): return isinstance(v, list) and 0 < len(v) <= 10**6 and all(map(_text, v)) and len({*v}) == len(v)
+def _are_names(v): return isinstance(v, list) and 0 < len(v) <= 10**6 and all(map(_is_text, v)) and len({*v}) == len(v)
 def _maybe(check): return lambda v: v is None or check(v)
 
-PLAN = dict(schema=_one_of(1, SCHEMA), classes=_names, n=_whole_number(1), samples=_hex, device=_text,
+PLAN = dict(schema=_one_of(1, SCHEMA), classes=_are_names, n=_whole_number(1), samples=_hex, device=_is_text,
             views=lambda v: isinstance(v, dict), policy=_one_of('clean', 'finite', 'replay'),
             n_views=_whole_number(1, 10**6), dtype=_one_of(*DTYPES), top_k=_maybe(_whole_number(1)),
             tail_T=_maybe(lambda v: type(v) is float and v > 0), shard_rows=_whole_number(1),
-            batch_rows=_whole_number(1), versions=lambda v: isinstance(v, dict) and all(map(_text, v.values())),
+            batch_rows=_whole_number(1), versions=lambda v: isinstance(v, dict) and all(map(_is_text, v.values())),
             teachers=lambda v: isinstance(v, list) and len(v) > 0 and all(map(_is_teacher, v)))
-TEACHER = dict(name=lambda v: _text(v) and _NAME.fullmatch(v), bias=_text, fingerprint=_hex, classes=_names)
+TEACHER = dict(name=lambda v: _is_text(v) and _NAME.fullmatch(v), bias=_is_text, fingerprint=_hex, classes=_are_names)
 
 def _is_teacher(v):
     return isinstance(v, dict) and v.keys() == TEACHER.keys() and all(f(v[k]) for k, f in TEACHER.items())
@@ -582,7 +585,7 @@ def _check_folder(path):
         raise CacheError(f"There is no cache at {path}. Build one: LogitCache.build({str(path)!r}, dls, teachers).")
     if any((path/p).is_symlink() for p in ('plan.json', 'manifest.json', 'logits', 'views')):
         raise CacheCorrupt(f"{path} holds links; a cache is made of plain files.")
-    _settle(path)
+    _finish_change(path)
     if not (path/'manifest.json').is_file():
         raise CacheUnfinished(f"The cache {path} was not built to its end. "
                               "Call LogitCache.build again with the same arguments: it continues.")
@@ -611,6 +614,43 @@ def open(cls:LogitCache,
     cache = cls(path, plan, manifest, verify)
     if verify == 'all': cache.verify()
     return cache
+
+# %% ../nbs/04_cache.ipynb #665a821a
+def _clean(dl): return dl.new(test_set(dl.dataset, dl.items, rm_tfms=0, with_labels=True), cls=ViewDL, mix=None)
+
+def stored_dl(dls, policy, dtype):
+    "The loader whose views are stored"
+    dl = dls.train
+    if dtype not in DTYPES: raise CacheError(f"dtype={dtype!r}; choose from {', '.join(DTYPES)}.")
+    if policy.name == 'online':
+        raise CacheError("views='online' stores nothing. Give a number of views, 'clean' or replay(E); "
+                         "for live teachers give distill_learner the list of teachers.")
+    if not isinstance(dl, ViewDL):
+        raise CacheError(f"A cache needs loaders whose views can be replayed; these are ordinary {type(dl).__name__}. "
+                         "Make them with image_dls(folder or Samples).")
+    return _clean(dl) if policy.name == 'clean' else dl
+
+def checked_teachers(teachers):
+    names = [t.name for t in teachers]
+    if not names:
+        raise CacheError("No teacher was given. A cache needs at least one: LogitCache.build(path, dls, [teacher]).")
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice: raise CacheError(f"Two teachers are called {', '.join(twice)}. "
+                               f"Give one another name: teacher.name = '{twice[0]}_b'.")
+    for n in names: _shard_name(n, 0, 0)
+    return sorted(teachers, key=lambda t: t.name)         # the order in which teachers are given changes nothing
+
+def as_list(o): return list(o) if isinstance(o, (list, tuple)) else [o]
+
+# %% ../nbs/04_cache.ipynb #b1fa2382
+def _prepared(path, dls, teachers, views, dtype, check, shard_rows, top_k, T):
+    "A builder whose teachers and plan are sound; nothing is written yet"
+    path, policy = Path(path), as_policy(views)
+    dl, teachers = stored_dl(dls, policy, dtype), checked_teachers([as_teacher(t, dls) for t in as_list(teachers)])
+    plan = make_plan(dl, teachers, policy, dtype, shard_rows, top_k, T)
+    if check and not (path/'manifest.json').is_file():
+        for t in teachers: check_teacher(t, dls)
+    return CacheBuilder(path, dl, teachers, plan)
 
 # %% ../nbs/04_cache.ipynb #5192173f
 @patch(cls_method=True)
@@ -644,19 +684,9 @@ def builder(cls:LogitCache, path, dls, teachers, views=4, dtype='float16', check
     """Write the plan, and return what builds its `.shards` by `.build_shard(i)` and ends with `.finish()`;
     arguments as for `build`"""
     builder = _prepared(path, dls, teachers, views, dtype, check, shard_rows, top_k, T)
-    _settle(builder.path)
+    _finish_change(builder.path)
     builder.begin()
     return builder
-
-# %% ../nbs/04_cache.ipynb #c9c56346
-def _prepared(path, dls, teachers, views, dtype, check, shard_rows, top_k, T):
-    "A builder whose teachers and plan are sound; nothing is written yet"
-    path, policy = Path(path), as_policy(views)
-    dl, teachers = stored_dl(dls, policy, dtype), checked_teachers([as_teacher(t, dls) for t in as_list(teachers)])
-    plan = make_plan(dl, teachers, policy, dtype, shard_rows, top_k, T)
-    if check and not (path/'manifest.json').is_file():
-        for t in teachers: check_teacher(t, dls)
-    return CacheBuilder(path, dl, teachers, plan)
 
 # %% ../nbs/04_cache.ipynb #c3d569fe
 @patch
@@ -679,11 +709,20 @@ def _go_on(self:CacheBuilder, there, whole): # Content of plan.json; whether the
     self.dl = self.dl.new(bs=self.plan['batch_rows'])
     _compare(there, self.plan, self.path, whole)
 
+# %% ../nbs/04_cache.ipynb #cad79c77
+def _clear(path):
+    """Remove a cache, and only a cache, from its folder; the manifest goes first, so that no half-removed cache
+    looks whole"""
+    forget_change(path/NEXT)
+    for f in ('manifest.json', 'plan.json', 'samples.safetensors', 'reference.safetensors'):
+        (path/f).unlink(missing_ok=True)
+    for d in ('logits', 'views'): shutil.rmtree(path/d, ignore_errors=True)
+
 # %% ../nbs/04_cache.ipynb #eb03a064
 @patch
 def run(self:CacheBuilder, overwrite=False): # Forget what is there: a cache of another plan, say
     "Alone in the folder, build what is missing, one shard after the other, and finish"
-    _settle(self.path)
+    _finish_change(self.path)
     with alone_in(self.path):
         if overwrite: _clear(self.path)
         whole = self.begin()
@@ -705,41 +744,6 @@ def build_shards(self:CacheBuilder):
     todo = [i for i in range(len(self.shards)) if not self.done(i)]
     with progress(sum(len(self.rows(i)) for i in todo), f"asking {len(self.teachers)} teachers") as bar:
         for i in todo: self.build_shard(i, bar.update)
-
-def _clear(path):
-    """Remove a cache, and only a cache, from its folder; the manifest goes first, so that no half-removed cache
-    looks whole"""
-    forget_change(path/NEXT)
-    for f in ('manifest.json', 'plan.json', 'samples.safetensors', 'reference.safetensors'):
-        (path/f).unlink(missing_ok=True)
-    for d in ('logits', 'views'): shutil.rmtree(path/d, ignore_errors=True)
-
-# %% ../nbs/04_cache.ipynb #b3a96dc2
-def as_list(o): return list(o) if isinstance(o, (list, tuple)) else [o]
-
-def checked_teachers(teachers):
-    names = [t.name for t in teachers]
-    if not names:
-        raise CacheError("No teacher was given. A cache needs at least one: LogitCache.build(path, dls, [teacher]).")
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice: raise CacheError(f"Two teachers are called {', '.join(twice)}. "
-                               f"Give one another name: teacher.name = '{twice[0]}_b'.")
-    for n in names: _shard_name(n, 0, 0)
-    return sorted(teachers, key=lambda t: t.name)         # the order in which teachers are given changes nothing
-
-def stored_dl(dls, policy, dtype):
-    "The loader whose views are stored"
-    dl = dls.train
-    if dtype not in DTYPES: raise CacheError(f"dtype={dtype!r}; choose from {', '.join(DTYPES)}.")
-    if policy.name == 'online':
-        raise CacheError("views='online' stores nothing. Give a number of views, 'clean' or replay(E); "
-                         "for live teachers give distill_learner the list of teachers.")
-    if not isinstance(dl, ViewDL):
-        raise CacheError(f"A cache needs loaders whose views can be replayed; these are ordinary {type(dl).__name__}. "
-                         "Make them with image_dls(folder or Samples).")
-    return _clean(dl) if policy.name == 'clean' else dl
-
-def _clean(dl): return dl.new(test_set(dl.dataset, dl.items, rm_tfms=0, with_labels=True), cls=ViewDL, mix=None)
 
 # %% ../nbs/04_cache.ipynb #bfb4298f
 @patch
@@ -837,15 +841,19 @@ def rows(self:LogitCache,
         )->np.ndarray: # (m,) int64, −1 where the cache lacks the sample
     "Rows of samples by their ids"
     keys, want = _halves(self.ids), _halves(ids)
-    if not hasattr(self, '_sorted'): order = np.argsort(keys[:,0]); self._sorted = keys[order,0], order
-    firsts, order = self._sorted
-    last = len(firsts) - 1
-    at = np.searchsorted(firsts, want[:,0]).clip(max=last)
+    if not hasattr(self, '_sorted'): order = np.argsort(keys[:,0]); self._sorted = keys[order], order
+    ordered, order = self._sorted
+    at = _searched(ordered, want)
+    return np.where((ordered[at] == want).all(1), order[at], -1)
+
+def _searched(keys, want): # (n, 2) in the order of their first halves, (m, 2)
+    "(m,) places where these stand, or some other place"
+    last, first = len(keys) - 1, want[:,0]
+    at = np.searchsorted(keys[:,0], first).clip(max=last)
     while True:                 # the first half of an id may be shared: step on until the second half fits too
-        step = (firsts[at] == want[:,0]) & (keys[order[at],1] != want[:,1]) & (at < last)
-        if not step.any(): break
+        step = (keys[at,0] == first) & (keys[at,1] != want[:,1]) & (at < last)
+        if not step.any(): return at
         at = at + step
-    return np.where((keys[order[at]] == want).all(1), order[at], -1)
 
 def _halves(ids): return np.ascontiguousarray(ids).view('<u8').reshape(-1, 2)      # (m, 16) bytes as two numbers each
 
@@ -887,7 +895,7 @@ def _verify_images(self:LogitCache, dls):
     bad = known[(self.content[rows[known]] != now[known]).any(1)]
     if len(bad):
         raise CacheMismatch(f"{len(bad)} of {len(known)} images changed since the cache was built, "
-                            f"first {_name(dl, bad[0])}. Restore them, or build the cache anew with overwrite=True.")
+                            f"first {_which(dl, bad[0])}. Restore them, or build the cache anew with overwrite=True.")
     views = self._verify_views(stored_dl(self.bind(dls), self.policy, self.plan['dtype']), known, rows)
     print(f"{len(self.manifest['files'])} files, {len(known):,} of {len(rows):,} images "
           f"and {views:,} views are those of the cache")
@@ -898,10 +906,6 @@ def _verify_views(self:LogitCache, dl, known, rows): # Positions in the loader's
     pairs = [(i, rows[i], v) for v in range(self.policy.n) for i in known]
     for k in range(0, len(pairs), 256): self.check_pixels(dl, *map(np.array, zip(*pairs[k:k+256])))
     return len(pairs)
-
-def _name(dl, i):
-    o = _source(dl.items[int(i)])
-    return str(o) if isinstance(o, Path) else f'array number {i}'
 
 # %% ../nbs/04_cache.ipynb #a1790535
 @patch
@@ -938,7 +942,7 @@ def compare(self:LogitCache,
     other = (now != self.stored_digests(np.asarray(rows), np.asarray(views))).any(1)
     if not other.any(): return
     here, first = pixel_versions(), int(other.nonzero()[0])
-    which = f', first of {_name(dl, at[first])}' if at is not None else f', first of row {int(rows[first])}'
+    which = f', first of {_which(dl, at[first])}' if at is not None else f', first of row {int(rows[first])}'
     said = f"{int(other.sum())} of {len(other)} views have other pixels than those that were answered{which}. "
     if self.plan['versions'] != here: said += f"Versions: there {self.plan['versions']}, here {here}. "
     raise CacheMismatch(f"{self.path}: {said}A transform, a picture or a library changed and its description did not. "
@@ -950,6 +954,9 @@ def _gap(then, now): # (k, C) each
     known = then > -torch.inf
     return float((now - then)[known].abs().max()/then[known].abs().max().clamp(min=1e-6))
 
+def _as_batch(dl, pixels): # (n, 3, H, W) in 0 to 255; as a network sees it, on the loader's device
+    return dl.after_batch((TensorImage(pixels.to(dl.device or 'cpu')),))[0]
+
 @patch
 def ask_again(self:LogitCache,
     dl,       # A loader of the same data, for its normalisation and device
@@ -957,7 +964,7 @@ def ask_again(self:LogitCache,
 )->int: # Answers that were compared
     "Ask teachers again about the reference views. Raises `CacheMismatch` where they now say something else"
     ref, done, device = self._proved('reference.safetensors'), 0, torch.device(dl.device or 'cpu')
-    x = dl.after_batch((TensorImage(ref['pixels'].clone().to(device)),))[0]
+    x = _as_batch(dl, ref['pixels'].clone())
     most = TOLERANCE if self.plan['device'] == device.type else 10*TOLERANCE
     for t in teachers:
         if (then := ref.get(f'answers.{t.name}')) is None: continue
@@ -990,19 +997,77 @@ def spot_check(self:LogitCache,
     otherwise now"""
     teachers, dl = as_list(teachers or list(self.live.values())), stored_dl(dls, self.policy, self.plan['dtype'])
     if not teachers: raise CacheError("spot_check needs the Teacher objects: cache.spot_check(dls, [teacher, …]).")
-    rng = np.random.default_rng(seed)
+    worst, name = self._farthest(dl, teachers, n, np.random.default_rng(seed))
+    if worst <= tol: return worst
+    raise CacheMismatch(f"Teacher {name} answers differently now: up to {worst:.3f} of its largest logit. "
+                        "It is another teacher, or the views are made differently here.")
+
+@patch
+def _farthest(self:LogitCache, dl, teachers, n, rng): # As for `spot_check`
+    "(largest relative difference, name of the teacher)"
     rows, views = rng.integers(self.n, size=n), rng.integers(self.policy.n, size=n)
     x = _stored_batch(dl, rows, views)
-    apart = {t.name: self._apart(t, rows, views, x, dl.stats) for t in teachers}
-    name, worst = max(apart.items(), key=lambda o: o[1])
-    if worst > tol:
-        raise CacheMismatch(f"Teacher {name} answers differently now: up to {worst:.3f} of its largest logit. "
-                            "It is another teacher, or the views are made differently here.")
-    return worst
+    return max((self._apart(t, rows, views, x, dl.stats), t.name) for t in teachers)
 
 def _stored_batch(dl, rows, views): # (n,) each; what teachers saw, (n, 3, H, W)
-    x = torch.stack([dl.do_item(int(v*len(dl.dataset) + r))[0] for r, v in zip(rows, views)])
-    return dl.after_batch((x.to(dl.device or 'cpu'),))[0]
+    return _as_batch(dl, torch.stack([dl.do_item(int(v*len(dl.dataset) + r))[0] for r, v in zip(rows, views)]))
+
+# %% ../nbs/04_cache.ipynb #0f40b506
+def _check_result(cache):
+    "Refuse answers of a libkd that asked teachers otherwise"
+    if (then := cache.plan.get('result', 1)) == RESULT: return
+    by = cache.manifest.get('libkd', 'before 0.1')
+    raise CacheMismatch(f"{cache.path} was made by libkd {by}, and this libkd {__version__} asks teachers otherwise "
+                        f"(result: the cache has {then}, now {RESULT}). Build it anew with overwrite=True.")
+
+# %% ../nbs/04_cache.ipynb #c1865c30
+def _other_way(there, now):
+    "The line that binds, where `LightViews` makes the views on one side and item transforms on the other"
+    if now.get('light') and not there.get('light'):
+        return ("Its views were made one by one, and these loaders make theirs by LightViews: "
+                "image_dls(…, tfms=light_tfms(size)) binds it. ")
+    if there.get('light') and (not now.get('light') or there['item_tfms'] != now['item_tfms']):
+        return ("Its views were made by LightViews, which brings pictures to their size itself: "
+                "leave out tfms= and item_tfms=. ")
+    return ''
+
+# %% ../nbs/04_cache.ipynb #03c50659
+def _rows_for(dl, cache):
+    "Row of every training sample, or the reason why there is none"
+    ids, labels = ids_labels(dl)
+    rows = cache.rows(ids)
+    lost = np.flatnonzero(rows < 0)
+    if len(lost):
+        raise CacheMismatch(f"{len(lost)} of {len(rows)} training samples are not in the cache {cache.path}, "
+                            f"first {_which(dl, lost[0])}. "
+                            "Train on samples that the cache has, or build a cache of these.")
+    other = np.flatnonzero((cache.labels[rows] != labels) & (labels >= 0))
+    if len(other):
+        here, there = labels[other[0]], cache.labels[rows[other[0]]]
+        raise CacheMismatch(f"{len(other)} training samples have another label than in the cache {cache.path}, "
+                            f"first {_which(dl, other[0])}: {here} here, {there} there.")
+    return rows
+
+def _check_views(dl, cache):
+    "Refuse a loader whose views are not those that were answered"
+    _check_result(cache)
+    there, now = cache.plan['views'], (_clean(dl) if cache.policy.name == 'clean' else dl).describe()
+    # a `DataBlock` of the user's knows no size; its transforms are compared
+    now |= {} if now['size'] else {'size': there['size']}
+    if not (diffs := differences(there, now)): return
+    said = '\n'.join(f"  views.{k}: the cache has {shortened(a)}, the data {shortened(b)}" for k, a, b in diffs)
+    raise CacheMismatch(f"The cache {cache.path} holds answers to other views:\n{said}\n{_other_way(there, now)}"
+                        "Make the loaders as the cache's were, or build a cache of these views.")
+
+# %% ../nbs/04_cache.ipynb #fd08593c
+def _find_root(dl, cache):
+    """Ids name paths relative to the data's root: for plain path items, find the folder under which the cache
+    knows the first one"""
+    first = _item_source(dl.items[0])
+    if isinstance(dl.items[0], Sample) or not isinstance(first, Path): return
+    for root in first.parents:
+        one = sample_id(first.relative_to(root).as_posix())
+        if cache.rows(np.frombuffer(one, np.uint8)[None])[0] >= 0: dl.root = root; return
 
 # %% ../nbs/04_cache.ipynb #3e0d749d
 class LogitDL(ViewDL):
@@ -1039,63 +1104,6 @@ class LogitDL(ViewDL):
         res = super().new(dataset, cls, **({'cache': self.cache} if ours else {}) | kwargs)
         if ours: res.exact, res.proof = self.exact, self.proof
         return res
-
-# %% ../nbs/04_cache.ipynb #7d161f83
-def _other_way(there, now):
-    "The line that binds, where `LightViews` makes the views on one side and item transforms on the other"
-    if now.get('light') and not there.get('light'):
-        return ("Its views were made one by one, and these loaders make theirs by LightViews: "
-                "image_dls(…, tfms=light_tfms(size)) binds it. ")
-    if there.get('light') and (not now.get('light') or there['item_tfms'] != now['item_tfms']):
-        return ("Its views were made by LightViews, which brings pictures to their size itself: "
-                "leave out tfms= and item_tfms=. ")
-    return ''
-
-# %% ../nbs/04_cache.ipynb #6e95e1a4
-def _rows_for(dl, cache):
-    "Row of every training sample, or the reason why there is none"
-    ids, labels = ids_labels(dl)
-    rows = cache.rows(ids)
-    lost = np.flatnonzero(rows < 0)
-    if len(lost):
-        raise CacheMismatch(f"{len(lost)} of {len(rows)} training samples are not in the cache {cache.path}, "
-                            f"first {_name(dl, lost[0])}. "
-                            "Train on samples that the cache has, or build a cache of these.")
-    other = np.flatnonzero((cache.labels[rows] != labels) & (labels >= 0))
-    if len(other):
-        here, there = labels[other[0]], cache.labels[rows[other[0]]]
-        raise CacheMismatch(f"{len(other)} training samples have another label than in the cache {cache.path}, "
-                            f"first {_name(dl, other[0])}: {here} here, {there} there.")
-    return rows
-
-# %% ../nbs/04_cache.ipynb #bbdcaee8
-def _check_result(cache):
-    "Refuse answers of a libkd that asked teachers otherwise"
-    if (then := cache.plan.get('result', 1)) == RESULT: return
-    by = cache.manifest.get('libkd', 'before 0.1')
-    raise CacheMismatch(f"{cache.path} was made by libkd {by}, and this libkd {__version__} asks teachers otherwise "
-                        f"(result: the cache has {then}, now {RESULT}). Build it anew with overwrite=True.")
-
-def _check_views(dl, cache):
-    "Refuse a loader whose views are not those that were answered"
-    _check_result(cache)
-    there, now = cache.plan['views'], (_clean(dl) if cache.policy.name == 'clean' else dl).describe()
-    # a `DataBlock` of the user's knows no size; its transforms are compared
-    now |= {} if now['size'] else {'size': there['size']}
-    if not (diffs := differences(there, now)): return
-    said = '\n'.join(f"  views.{k}: the cache has {shortened(a)}, the data {shortened(b)}" for k, a, b in diffs)
-    raise CacheMismatch(f"The cache {cache.path} holds answers to other views:\n{said}\n{_other_way(there, now)}"
-                        "Make the loaders as the cache's were, or build a cache of these views.")
-
-# %% ../nbs/04_cache.ipynb #888ca98c
-def _find_root(dl, cache):
-    """Ids name paths relative to the data's root: for plain path items, find the folder under which the cache
-    knows the first one"""
-    first = _source(dl.items[0])
-    if isinstance(dl.items[0], Sample) or not isinstance(first, Path): return
-    for root in first.parents:
-        one = sample_id(first.relative_to(root).as_posix())
-        if cache.rows(np.frombuffer(one, np.uint8)[None])[0] >= 0: dl.root = root; return
 
 # %% ../nbs/04_cache.ipynb #c242044b
 @patch
@@ -1206,6 +1214,10 @@ def show_batch(self:LogitDL, b=None, max_n=9, ctxs=None, show=True, unique=False
     ride = getattr(b[-1], 'ride', None) if isinstance(b, (tuple, list)) else None
     if not show or ride is None or self.cache is None:
         return super(LogitDL, self).show_batch(b, max_n=max_n, ctxs=ctxs, show=show, unique=unique, **kwargs)
+    self._show_ride(b, ride, max_n, ctxs, kwargs)
+
+@patch
+def _show_ride(self:LogitDL, b, ride, max_n, ctxs, kwargs): # As for `show_batch`; the rows and views of the batch
     from fastai.vision.data import get_grid
     _, _, its = self.show_batch(b, max_n=max_n, show=False)
     axs = ctxs or get_grid(len(its), figsize=kwargs.get('figsize'))

@@ -178,7 +178,7 @@ def _difference(sd, own):
     if odd: return f'{odd} has shape {tuple(sd[odd].shape)}, in the model {tuple(own[odd].shape)}. Another width?'
     return f'it has names such as {sorted(sd)[:3]}, the model {sorted(own)[:3]}. Another architecture?'
 
-def _source(obj):
+def _given(obj):
     "What was given, in words, and the weights in it; the grid of positions where it is known"
     if isinstance(obj, (str, Path)): return str(obj), load_weights(obj), None
     embed = getattr(bare(obj), 'patch_embed', None) if isinstance(obj, nn.Module) else None
@@ -190,7 +190,7 @@ def read_checkpoint(
     grid: tuple | None=None, # (rows, columns) of the patches of a file whose table of positions is not square
 ) -> dict: # name -> tensor, as `model` calls them; not all need to fit
     "Weights from anywhere, under the names and positions of `model`; `CheckpointError` where nothing fits."
-    model, (source, weights, known) = bare(model), _source(obj)
+    model, (source, weights, known) = bare(model), _given(obj)
     own = model.state_dict()
     sd = _joined(unwrapped(weights, own), own)
     odd = [k for k, v in sd.items() if not isinstance(v, torch.Tensor) and not k.endswith('_extra_state')]

@@ -13,10 +13,8 @@ from pathlib import Path
 from . import MENDABLE, UserError, __version__
 
 # %% ../nbs/18_cli.ipynb #a7dc02a7
-def sentence(e): # Any exception -> (text, exit code), or None: a fault of ours
-    "What to say about `e`"
-    run_error = getattr(sys.modules.get('libkd.runs'), 'RunError', ())
-    if isinstance(e, run_error): return str(e), 2 if e.by_user else 1
+def _about_system(e): # An exception
+    "What to say about an interrupt, and what the system could not do; None: it is neither"
     if isinstance(e, KeyboardInterrupt):
         return 'stopped. What was finished is kept; given again, run and cache build go on from there.', 130
     if isinstance(e, BrokenPipeError):
@@ -26,6 +24,12 @@ def sentence(e): # Any exception -> (text, exit code), or None: a fault of ours
     if isinstance(e, OSError) and e.errno == errno.ENOSPC:
         what = f': {e.filename} could not be written' if e.filename else ''
         return f'the disk is full{what}. Free some space and try again.', 2
+
+def sentence(e): # Any exception -> (text, exit code), or None: a fault of ours
+    "What to say about `e`"
+    run_error = getattr(sys.modules.get('libkd.runs'), 'RunError', ())
+    if isinstance(e, run_error): return str(e), 2 if e.by_user else 1
+    if (said := _about_system(e)) is not None: return said
     if isinstance(e, KeyError) and e.args: return str(e.args[0]), 2
     if isinstance(e, ImportError) and 'pip install' in str(e): return str(e), 2
     return (str(e) or type(e).__name__, 2) if isinstance(e, MENDABLE) else None
@@ -69,12 +73,14 @@ def cmd_run(a):
     # these two have a place of their own, and -p finds them too
     data, folder = given.pop('data', a.data), given.pop('folder', a.folder)
     if a.deadline: given.setdefault('deadline', a.deadline)
-    if data:
-        from libkd.data import Samples
-        from libkd.sets import SETS, folder_of
-        print(Samples.from_folder(folder_of(data)), flush=True)
-        given['data'] = data if data in SETS else str(Path(data).expanduser().absolute())
+    if data: given['data'] = _checked_data(data)
     run(a.notebook, folder=folder, plan=a.plan, **given)
+
+def _checked_data(data): # A folder or the name of a set, as a run takes it; what is in it is printed
+    from libkd.data import Samples
+    from libkd.sets import SETS, folder_of
+    print(Samples.from_folder(folder_of(data)), flush=True)
+    return data if data in SETS else str(Path(data).expanduser().absolute())
 
 # %% ../nbs/18_cli.ipynb #705084f8
 def cmd_new(a):
@@ -139,7 +145,7 @@ def csv_writer(path=None): # A file; None: the terminal
     publish(path, rows.getvalue().encode('utf-8', 'surrogateescape'))
 
 # %% ../nbs/18_cli.ipynb #876e0a39
-def _images(where): # files and folders
+def _image_files(where): # files and folders
     from libkd.data import EXTENSIONS
     for w in map(Path, where):
         if not w.exists():
@@ -147,17 +153,18 @@ def _images(where): # files and folders
         yield from sorted(p for p in w.rglob('*') if p.suffix.lower() in EXTENSIONS) if w.is_dir() else [w]
 
 # %% ../nbs/18_cli.ipynb #fd163d85
-def _answers(saved, files, bs): # `Saved`; yields file, probabilities or an error
+def _seen_or_error(file, saved, as_seen): # A picture as the model sees it, or the error
+    try: return as_seen(file, saved)
+    except (ValueError, OSError) as e: return e
+
+def _predicted_files(saved, files, bs): # `Saved`; yields file, probabilities or an error
     import torch
     from libkd.handover import as_seen
     for i in range(0, len(files), bs):
-        found = {}
-        for f in files[i:i + bs]:
-            try: found[f] = as_seen(f, saved)
-            except (ValueError, OSError) as e: found[f] = e
-        good = [f for f, x in found.items() if not isinstance(x, Exception)]
+        found = {f: _seen_or_error(f, saved, as_seen) for f in files[i:i + bs]}
+        good = {f: x for f, x in found.items() if not isinstance(x, Exception)}
         with torch.inference_mode():
-            if good: found.update(zip(good, saved.model(torch.stack([found[f] for f in good])).softmax(1)))
+            if good: found |= zip(good, saved.model(torch.stack([*good.values()])).softmax(1))
         yield from found.items()
 
 # %% ../nbs/18_cli.ipynb #80580c66
@@ -167,12 +174,12 @@ def _row(file, p, classes): # p: (C,) probabilities, or an error
 
 def cmd_predict(a):
     from libkd.handover import load_saved
-    files = list(_images(a.images))
+    files = list(_image_files(a.images))
     if not files: raise UserError(f"no images in {', '.join(map(str, a.images))}")
     saved, failed = load_saved(a.model, a.size), 0
     with csv_writer(a.out) as write:
         write(['file', 'class', 'probability', 'error', *saved.classes])
-        for f, p in _answers(saved, files, a.bs):
+        for f, p in _predicted_files(saved, files, a.bs):
             write(_row(f, p, saved.classes))
             failed += isinstance(p, Exception)
     if a.out: print(f'{len(files) - failed} of {len(files)} images answered in {a.out}')
@@ -188,7 +195,7 @@ def cmd_demo(a):
 def _some_pictures(where): # Files and folders; None: made-up ones
     import numpy as np
     from libkd.data import open_image
-    return [np.asarray(open_image(f)) for f in list(_images(where))[:64]] if where else None
+    return [np.asarray(open_image(f)) for f in list(_image_files(where))[:64]] if where else None
 
 # %% ../nbs/18_cli.ipynb #3d5b2d67
 RUN_SAMPLES = 'data', 'labels', 'valid', 'seed', 'size'

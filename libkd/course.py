@@ -89,7 +89,7 @@ class Function:
     def _send(self, gradient, args, kwargs):
         sent = dict(args=encode(args, arrays=True), kwargs=encode(kwargs, arrays=True))
         call = dict(name=self.name, gradient=gradient, **sent)
-        got = _read(self.ask(json.dumps(call)), self.name)
+        got = _read_reply(self.ask(json.dumps(call)), self.name)
         if got is None or got is ...: raise AnswerError(f'`{self.name}` returns nothing yet')
         return got
 
@@ -102,7 +102,7 @@ class Function:
         "The gradient of the sum of what the function returns, with respect to its first argument"
         return self._send(True, args, kwargs)
 
-def _read(text, name): # JSON of `respond`
+def _read_reply(text, name): # JSON of `respond`
     got = json.loads(text)
     if 'error' in got: raise AnswerError(f"`{name}` stopped with {got['error']}")
     return decode(got['reply'])
@@ -113,7 +113,7 @@ def answer(ask,  # text -> text: `respond` here, or in another process
 ) -> object: # A value, a `Function`, or `...` where there is none
     "The answer called `name`"
     text = ask(json.dumps({'name': name}))
-    return Function(ask, name) if json.loads(text).get('reply') == {'function': True} else _read(text, name)
+    return Function(ask, name) if json.loads(text).get('reply') == {'function': True} else _read_reply(text, name)
 
 # %% ../nbs/17_course.ipynb #91997cdb
 @dataclass
@@ -620,6 +620,14 @@ def _in_short(rows): # Of one notebook
     right = sum(r.get('passed') is True for r in rows)
     return f'{right} of {len(rows)}' if 'check' in rows[0] else rows[0]['says']
 
+def _graded(names, hidden, seconds, say): # path -> name; lesson -> hidden checks; for one notebook; see `grade`
+    "All rows so far, after each notebook; what cannot be opened is refused before any is run"
+    todo, rows = {n: _rows(p, n, hidden, seconds) for p, n in names.items()}, []
+    for i, (name, run) in enumerate(todo.items(), 1):
+        rows += (these := run())
+        yield pd.DataFrame(rows, columns=['file', 'student', 'lesson', 'check', 'passed', 'says'])
+        say(f'{i} of {len(todo)} · {name}: {_in_short(these)}')
+
 def grade(folder,       # Notebooks of students, in it or below it
           checks=(),    # Python files with hidden checks
           seconds=120,  # For one notebook
@@ -632,10 +640,6 @@ def grade(folder,       # Notebooks of students, in it or below it
     _jupyter()
     hidden = {}
     for lesson, more in map(hidden_checks, checks): hidden.setdefault(lesson, {}).update(more)
-    todo, rows = {n: _rows(p, n, hidden, seconds) for p, n in names.items()}, []
-    for i, (name, run) in enumerate(todo.items(), 1):
-        rows += (these := run())
-        table = pd.DataFrame(rows, columns=['file', 'student', 'lesson', 'check', 'passed', 'says'])
+    for table in _graded(names, hidden, seconds, say):
         if out: publish(out, table.to_csv(index=False).encode('utf-8', 'surrogateescape'))
-        say(f'{i} of {len(todo)} · {name}: {_in_short(these)}')
     return table

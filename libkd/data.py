@@ -400,6 +400,23 @@ def _left_out(left):
     said = ', '.join(f'{k} {e}' for e, k in kinds.most_common(5))
     print(f'left out: {len(left):,} ({said}), first {left[0]}')
 
+# %% ../nbs/00a_data.ipynb #a1fa0d0d
+def _known_classes(root, layout, found, classes):
+    "The ordered class list; an error where folders and list do not agree"
+    train = {c for pre, c in found if layout[pre] == 'train'}
+    if not train:
+        raise UserError(f'{root} has no class folders with training images. '
+                        f'Needed: {root}/<class>/<image>, or {root}/train/<class>/<image>.')
+    if classes is None:
+        if (odd := sorted({c for _, c in found} - train)):
+            others = ', '.join(p for p in layout if layout[p] != 'train')
+            raise UserError(f'{root}: classes {odd[:5]} occur in {others} but not in train.')
+        return sorted(train)
+    classes = [str(c) for c in classes]
+    if (gone := [c for c in classes if c not in train]):
+        raise UserError(f'{root} has no training folder for {gone[:5]}; it has {sorted(train)[:10]}.')
+    return classes
+
 # %% ../nbs/00a_data.ipynb #bde12666
 @patch(cls_method=True)
 def from_folder(cls:Samples,
@@ -429,22 +446,6 @@ def _free_folder(root, unlabelled):
     return next((root/n for n in _entries(root)[0] if n.lower() in UNLABELLED), None)
 
 # %% ../nbs/00a_data.ipynb #584d0546
-def _known_classes(root, layout, found, classes):
-    "The ordered class list; an error where folders and list do not agree"
-    train = {c for pre, c in found if layout[pre] == 'train'}
-    if not train:
-        raise UserError(f'{root} has no class folders with training images. '
-                        f'Needed: {root}/<class>/<image>, or {root}/train/<class>/<image>.')
-    if classes is None:
-        if (odd := sorted({c for _, c in found} - train)):
-            others = ', '.join(p for p in layout if layout[p] != 'train')
-            raise UserError(f'{root}: classes {odd[:5]} occur in {others} but not in train.')
-        return sorted(train)
-    classes = [str(c) for c in classes]
-    if (gone := [c for c in classes if c not in train]):
-        raise UserError(f'{root} has no training folder for {gone[:5]}; it has {sorted(train)[:10]}.')
-    return classes
-
 @patch
 def _with_unlabelled(self:Samples, folder, left):
     "Itself and the images below `folder`, label −1, part 'train'"

@@ -35,26 +35,28 @@ from .views import image_dls
 from . import features                         # registers DearKD
 
 # %% ../nbs/09_datafree.ipynb #9bd522ea
+def _refuse_no_norm(teacher):
+    norms = sorted({type(m).__name__ for m in teacher.model.modules() if 'norm' in type(m).__name__.lower()})
+    raise ValueError(f'teacher {teacher.name} has no BatchNorm2d layer (its norms: {", ".join(norms) or "none"}), '
+                     'so nothing in it remembers mean and variance of its training images, '
+                     'and these are what images are made from. Needed: a network with batch normalisation, such '
+                     'as fit_teacher("resnet_mini", dls) or "rednet_mini"; the student may be any.')
+
+def _is_new(m): # A BatchNorm layer that has seen nothing
+    return m.running_mean is None or not m.running_mean.any() and bool((m.running_var == 1).all())
+
 def bn_layers(
     teacher: Teacher, # Who is asked
 ) -> list: # Its BatchNorm2d layers, in the order of the model
     "The layers that remember the training images; `ValueError` where there are none, or where they remember nothing."
-    named = [(k, m) for k, m in teacher.model.named_modules() if isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm))]
-    if not named:
-        norms = sorted({type(m).__name__ for m in teacher.model.modules() if 'norm' in type(m).__name__.lower()})
-        raise ValueError(f'teacher {teacher.name} has no BatchNorm2d layer (its norms: '
-                         f'{", ".join(norms) or "none"}), so nothing in it remembers mean and variance of its '
-                         f'training images, '
-                         'and these are what images are made from. Needed: a network with batch normalisation, such '
-                         'as fit_teacher("resnet_mini", dls) or "rednet_mini"; the student may be any.')
-    if (new := [k for k, m in named
-                if m.running_mean is None or not m.running_mean.any() and (m.running_var == 1).all()]):
+    named = {k: m for k, m in teacher.model.named_modules() if isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm))}
+    if not named: _refuse_no_norm(teacher)
+    if (new := [k for k, m in named.items() if _is_new(m)]):
         raise ValueError(f'teacher {teacher.name}: {len(new)} of {len(named)} BatchNorm layers have never seen an '
                          f'image (first: {new[0]}; no running statistics, or mean 0 and variance 1 as on the first '
-                         f'day). '
-                         'Train it with track_running_stats=True and without frozen statistics, or load the weights '
-                         'together with their buffers.')
-    return [m for _, m in named]
+                         'day). Train it with track_running_stats=True and without frozen statistics, or load the '
+                         'weights together with their buffers.')
+    return [*named.values()]
 
 # %% ../nbs/09_datafree.ipynb #d0d07ec2
 def bn_loss(
@@ -69,7 +71,7 @@ def bn_loss(
                for a, x, m in zip(w, inputs, layers, strict=True))
 
 # %% ../nbs/09_datafree.ipynb #6a47fd0f
-def _differences(x):
+def _neighbour_differences(x):
     "`x` minus its neighbour to the right, below, and along both diagonals"
     return (x[..., :-1] - x[..., 1:], x[..., :-1, :] - x[..., 1:, :],
             x[..., 1:, :-1] - x[..., :-1, 1:], x[..., :-1, :-1] - x[..., 1:, 1:])
@@ -81,7 +83,7 @@ def tv_loss(
     """Total variation: `Σ‖d‖₂` (`p=2`) or `Σ mean|d|` (`p=1`) over the differences in four directions (DeepInversion);
     `ValueError` for another `p`"""
     if p not in (1, 2): raise ValueError(f'p={p!r}: 1 and 2 are possible.')
-    return sum(d.norm() if p == 2 else d.abs().mean() for d in _differences(x))
+    return sum(d.norm() if p == 2 else d.abs().mean() for d in _neighbour_differences(x))
 
 def l2_loss(
     x, # Images `(B, 3, H, W)`
@@ -115,9 +117,11 @@ def intra_divergence_loss(
     d = torch.cdist(f, f, compute_mode='donot_use_mm_for_euclid_dist')
     partner = same & ~torch.eye(len(y), dtype=torch.bool, device=y.device)
     if not partner.any(): return features.sum()*0.
-    bound = (d.detach().masked_fill(same, torch.inf).amin(1) - margin).clamp(max=d_max)
-    near = d.masked_fill(~partner, torch.inf).amin(1)
-    return (bound - near)[partner.any(1)].clamp(min=0).mean()
+    bound = (_to_nearest(d.detach(), ~same) - margin).clamp(max=d_max)
+    return (bound - _to_nearest(d, partner))[partner.any(1)].clamp(min=0).mean()
+
+def _to_nearest(d, allowed): # (B, B) distances, and which of them count; (B,)
+    return d.masked_fill(~allowed, torch.inf).amin(1)
 
 # %% ../nbs/09_datafree.ipynb #408f91a8
 # Pixels are changed in these units, whatever the teachers' own are
@@ -132,7 +136,7 @@ def _classifier(t):
         raise ValueError(f'teacher {t.name} has no linear last layer, so its features cannot be told from its answers.')
     return linear[-1]
 
-def _asked(t, x): # A `Teacher`; pixels (B, 3, H, W): its `logits`, with gradients
+def _logits_of(t, x): # A `Teacher`; pixels (B, 3, H, W): its `logits`, with gradients
     return t._mapped(_only_tensor(t.model(t.adapt(x, STATS)))).float()
 
 # %% ../nbs/09_datafree.ipynb #3757ec55
@@ -144,7 +148,7 @@ def inside(
     "Inside: a function that also gives what enters layers and the classifier; afterwards no hook is left"
     with Hooks([*layers, _classifier(t)], lambda m, i, o: i[0], detach=False) as hooks:
         def read(x):
-            z, (*seen, features) = _asked(t, x), hooks.stored
+            z, (*seen, features) = _logits_of(t, x), hooks.stored
             return z, seen, features.flatten(1)
         yield read
 
@@ -161,13 +165,15 @@ def _seen(x, pool, flip, g):
 
 def _parts(x, y, reads, layers, rival, terms):
     "Each term whose coefficient is not 0, before it is multiplied by it"
-    out = [r(x) for r in reads]
+    out = [r(x) for r in reads]                                   # (logits, inputs of its layers, features) a teacher
     mean = lambda f: sum(f(*o) for o in zip(out, layers))/len(out)
     f = dict(ce=lambda: mean(lambda o, l: F.cross_entropy(o[0], y)), bn=lambda: mean(lambda o, l: bn_loss(o[1], l)),
-             tv=lambda: tv_loss(x), tv_l1=lambda: tv_loss(x, 1), l2=lambda: l2_loss(x),
-             spread=lambda: mean(lambda o, l: intra_divergence_loss(o[2], y)))
-    if rival: f['compete'] = lambda: mean(lambda o, l, z=_asked(rival, x): competition_loss(z, o[0]))
+             spread=lambda: mean(lambda o, l: intra_divergence_loss(o[2], y)), **_pixel_terms(x))
+    if rival: f['compete'] = lambda: mean(lambda o, l, z=_logits_of(rival, x): competition_loss(z, o[0]))
     return {k: f[k]() for k, a in terms.items() if a}
+
+def _pixel_terms(x): # What depends on the images alone: functions that compute it
+    return dict(tv=lambda: tv_loss(x), tv_l1=lambda: tv_loss(x, 1), l2=lambda: l2_loss(x))
 
 # %% ../nbs/09_datafree.ipynb #4c1faadd
 def _pixels(x, clip=False):
@@ -175,20 +181,6 @@ def _pixels(x, clip=False):
     m, s = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in STATS)
     p = (x*s + m).clamp(0, 1)
     return (p - m)/s if clip else p
-
-def _dream(plan, k, y, reads, layers, rival, device, watch):
-    "Batch `k`: from noise to images `(B, 3, H, W)`; depends on `plan` and `k` alone"
-    g = torch.Generator().manual_seed(int(np.random.default_rng([plan['seed'], k]).integers(2**62)))
-    x = torch.randn(len(y), 3, plan['size'], plan['size'], generator=g).to(device).requires_grad_()
-    half = round(plan['steps']*plan['low'])
-    for pool, steps in ((2, half), (1, plan['steps'] - half)):
-        for move in _moves(x, plan, steps):
-            parts = _parts(_seen(x, pool, plan['flip'], g), y, reads, layers, rival, plan['terms'])
-            move(parts)
-            watch(x.detach(), {n: v.detach() for n, v in parts.items()})
-    if not x.isfinite().all():
-        raise ValueError(f'batch {k} became NaN: a teacher answers NaN, or lr={plan["lr"]:g} is too high.')
-    return _pixels(x.detach()).cpu()
 
 # %% ../nbs/09_datafree.ipynb #060bb119
 def _moves(x, plan, steps): # Images, moved in place
@@ -203,27 +195,49 @@ def _moves(x, plan, steps): # Images, moved in place
         opt.param_groups[0]['lr'] = lr((i + 1)/(steps + 1))
         yield move
 
+# %% ../nbs/09_datafree.ipynb #27c5c8a4
+def _first_noise(plan, k, n): # The number of a batch, and of images in it
+    "The batch's own generator, and noise `(n, 3, H, W)`"
+    g = torch.Generator().manual_seed(int(np.random.default_rng([plan['seed'], k]).integers(2**62)))
+    return g, torch.randn(n, 3, plan['size'], plan['size'], generator=g)
+
+def _dream(plan, k, y, reads, layers, rival, device, watch):
+    "Batch `k`: from noise to images `(B, 3, H, W)`; depends on `plan` and `k` alone"
+    g, x = _first_noise(plan, k, len(y))
+    x, half = x.to(device).requires_grad_(), round(plan['steps']*plan['low'])
+    for pool, steps in ((2, half), (1, plan['steps'] - half)):
+        for move in _moves(x, plan, steps):
+            parts = _parts(_seen(x, pool, plan['flip'], g), y, reads, layers, rival, plan['terms'])
+            move(parts)
+            watch(x.detach(), {n: v.detach() for n, v in parts.items()})
+    if x.isfinite().all(): return _pixels(x.detach()).cpu()
+    raise ValueError(f'batch {k} became NaN: a teacher answers NaN, or lr={plan["lr"]:g} is too high.')
+
 # %% ../nbs/09_datafree.ipynb #7039cfe1
+def _check_knowing(t, first): # A `Teacher`, and the first of all
+    "Does it remember, and know the same classes, all of them?"
+    if not isinstance(t, Teacher):
+        raise TypeError(f'a {type(t).__name__} was given as teacher: as_teacher(…) makes a Teacher of it, with '
+                        f'classes and normalisation.')
+    if t.classes != first.classes:
+        raise ValueError(f'teacher {t.name} speaks of {t.classes[:5]}, {first.name} of '
+                         f'{first.classes[:5]}: the classes must be the same, in one order.')
+    unknown = [c for c in t.classes if t.class_map and c not in t.class_map.values()]
+    if unknown:
+        raise ValueError(f'teacher {t.name} does not know {unknown[:5]}: images of a class are made by teachers '
+                         f'that know it. Leave it out of answers=.')
+    bn_layers(t)
+
+def _is_folder_name(c): # A class
+    taken = (*PART_NAMES, 'unlabelled')
+    return Path(c).name == c and '\\' not in c and not c.startswith(('.', '__')) and c not in taken
+
 def _checked_teachers(teachers):
     "A list of teachers that remember, speak of the same classes and know all of them"
     teachers = list(teachers) if isinstance(teachers, (list, tuple)) else [teachers]
     if not teachers: raise ValueError('no teacher was given: images are made from at least one.')
-    for t in teachers:
-        if not isinstance(t, Teacher):
-            raise TypeError(f'a {type(t).__name__} was given as teacher: as_teacher(…) makes a Teacher of it, with '
-                            f'classes and normalisation.')
-        if t.classes != teachers[0].classes:
-            raise ValueError(f'teacher {t.name} speaks of {t.classes[:5]}, {teachers[0].name} of '
-                             f'{teachers[0].classes[:5]}: the classes must be the same, in one order.')
-        unknown = [c for c in t.classes if t.class_map and c not in t.class_map.values()]
-        if unknown:
-            raise ValueError(f'teacher {t.name} does not know {unknown[:5]}: images of a class are made by teachers '
-                             f'that know it. Leave it out of answers=.')
-        bn_layers(t)
-    taken = (*PART_NAMES, 'unlabelled')
-    bad = [c for c in teachers[0].classes
-           if Path(c).name != c or '\\' in c or c.startswith(('.', '__')) or c in taken]
-    if bad:
+    for t in teachers: _check_knowing(t, teachers[0])
+    if bad := [c for c in teachers[0].classes if not _is_folder_name(c)]:
         raise ValueError(f'classes {bad[:5]} cannot be names of folders: give others, Teacher(t.model, classes=[…]).')
     return sorted(teachers, key=lambda t: t.fingerprint)       # their order changes nothing
 
@@ -263,9 +277,9 @@ def _check_numbers(plan):
     if plan['low'] > 1: raise ValueError(f"low={plan['low']}: a share of the steps, from 0 to 1, is needed.")
 
 # %% ../nbs/09_datafree.ipynb #09d7b948
-def _flat(d, at=''):
+def _flat_plan(d, at=''):
     return {n: o for k, v in d.items()
-            for n, o in (_flat(v, f'{at}{k}.').items() if isinstance(v, dict) else [(at + k, v)])}
+            for n, o in (_flat_plan(v, f'{at}{k}.').items() if isinstance(v, dict) else [(at + k, v)])}
 
 def _found(folder, plan):
     "Is this folder's card there, and does it say the same? `ValueError` where it says something else"
@@ -273,17 +287,17 @@ def _found(folder, plan):
     if folder.is_dir() and all(p.name in ('.lock', '.card.json') for p in folder.iterdir()): return False
     try:
         card = json.loads((folder/'card.json').read_text(encoding='utf-8'))
-        old = _flat(card['plan'] if card['about'].startswith('Synthetic images') else None)
+        old = _flat_plan(card['plan'] if card['about'].startswith('Synthetic images') else None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise FileExistsError(f'{folder} exists and is not a folder of synthetic images (no readable card.json). '
                               f'Give another folder; this one is not touched.') from None
-    for k, new in _flat(plan).items():
+    for k, new in _flat_plan(plan).items():
         if old.get(k) != new:
             raise ValueError(f'{folder} was made with {k} = {old.get(k)}; asked for is {k} = {new}. Give the same '
                              f'arguments, another folder, or overwrite=True.')
     return True
 
-def _clear(folder, plan):
+def _clear_ours(folder, plan):
     "Remove a folder that is ours"
     try: _found(folder, plan)
     except ValueError: pass
@@ -314,23 +328,11 @@ def _picture(im): # (3, H, W), 0 to 1
 def _save(im, path): _replace(path, lambda tmp: _picture(im).save(tmp, 'PNG'))
 
 # %% ../nbs/09_datafree.ipynb #46dc92d6
-def _batches(n_classes, per_class, bs):
+def _batches_of_classes(n_classes, per_class, bs):
     "(classes, numbers) of each batch: about `bs` images, four of a class or more"
     c, j = (o.ravel() for o in np.indices((n_classes, per_class)))
     order = np.lexsort((j, c, j//max(4, bs//n_classes)))
     return [(c[i], j[i]) for i in np.array_split(order, -(-len(order)//bs))]
-
-# %% ../nbs/09_datafree.ipynb #d6ce8c93
-def _page():
-    from IPython.display import HTML, display
-    return display(HTML(''), display_id=True)
-
-def _shown(x):
-    from IPython.display import HTML
-    out = io.BytesIO()
-    image_grid(_pixels(x)[:40].cpu()).save(out, 'PNG')
-    return HTML(f'<img alt="The first synthetic images of this batch, still changing." '
-                f'src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">')
 
 # %% ../nbs/09_datafree.ipynb #e27363fe
 def image_grid(
@@ -343,6 +345,19 @@ def image_grid(
     big = F.interpolate(x, scale_factor=zoom, mode='nearest')
     return _picture(make_grid(big, nrow=cols, padding=2, pad_value=1.))
 
+# %% ../nbs/09_datafree.ipynb #8bcb08f6
+def _page():
+    from IPython.display import HTML, display
+    return display(HTML(''), display_id=True)
+
+def _shown_images(x):
+    from IPython.display import HTML
+    out = io.BytesIO()
+    image_grid(_pixels(x)[:40].cpu()).save(out, 'PNG')
+    return HTML(f'<img alt="The first synthetic images of this batch, still changing." '
+                f'src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">')
+
+# %% ../nbs/09_datafree.ipynb #6bd5df7c
 class _Watch:
     "Progress; silent in logs and headless notebooks"
     def __init__(self, total, done):
@@ -355,28 +370,27 @@ class _Watch:
     def __exit__(self, *_): self.bar.close()
     def __call__(self, x, parts):
         self.bar.update()
-        if self.page and self.bar.n % 20 == 0: self.page.update(_shown(x))
+        if self.page and self.bar.n % 20 == 0: self.page.update(_shown_images(x))
         if self.bar.n % 20 == 0: self.bar.set_postfix({k: f'{float(v):.3g}' for k, v in parts.items()})
 
 # %% ../nbs/09_datafree.ipynb #00b3437a
 def _files_of(folder, plan): # See `synthesize`
     "What each batch is about: (class numbers, files of its images)"
     def files(c, js): return [folder/plan['classes'][k]/f'{j:05d}.png' for k, j in zip(c, js)]
-    return [(c, files(c, js)) for c, js in _batches(len(plan['classes']), plan['per_class'], plan['bs'])]
+    return [(c, files(c, js)) for c, js in _batches_of_classes(len(plan['classes']), plan['per_class'], plan['bs'])]
 
 # %% ../nbs/09_datafree.ipynb #7604f9d8
-def _make(folder, plan, teachers, rival):
+def _make_missing(folder, plan, teachers, rival):
     "The batches that are missing"
-    device, layers = teachers[0].device, [bn_layers(t.to(teachers[0].device)) for t in teachers]
-    batches = _files_of(folder, plan)
-    todo = [k for k, (_, files) in enumerate(batches) if not all(f.is_file() for f in files)]
+    device, batches = teachers[0].device, dict(enumerate(_files_of(folder, plan)))
+    todo = {k: b for k, b in batches.items() if not all(f.is_file() for f in b[1])}
     with ExitStack() as stack:
+        layers = [bn_layers(t.to(device)) for t in teachers]
         reads = [stack.enter_context(inside(t, l)) for t, l in zip(teachers, layers)]
         watch = stack.enter_context(_Watch(len(batches)*plan['steps'], (len(batches) - len(todo))*plan['steps']))
-        for k in todo:
-            c, files = batches[k]
-            asked, other = torch.tensor(c, device=device), rival and rival.to(device)
-            x = _dream(plan, k, asked, reads, layers, other, device, watch)
+        other = rival and rival.to(device)
+        for k, (c, files) in todo.items():
+            x = _dream(plan, k, torch.tensor(c, device=device), reads, layers, other, device, watch)
             for im, f in zip(x, files): _save(im, f)
 
 # %% ../nbs/09_datafree.ipynb #948594e2
@@ -399,7 +413,7 @@ def _write_card(folder, plan):
     text = json.dumps(card, indent=1, ensure_ascii=False) + '\n'
     _replace(folder/'card.json', lambda tmp: tmp.write_text(text, encoding='utf-8'))
 
-def _counted(folder, plan):
+def _complete(folder, plan):
     "The folder, if its images are all there"
     n, want = sum(1 for _ in folder.glob('*/*.png')), plan['per_class']*len(plan['classes'])
     if n == want: return folder
@@ -437,43 +451,50 @@ def synthesize(
     plan = _planned(teachers, size, terms, student, numbers)
     rival = None if student is None else _rival(student, plan)
     part = folder.with_name(f'{folder.name}.unfinished')
-    if overwrite: _clear(folder, plan); _clear(part, plan)
-    if _found(folder, plan): return _counted(folder, plan)
+    if overwrite: _clear_ours(folder, plan); _clear_ours(part, plan)
+    if _found(folder, plan): return _complete(folder, plan)
     with _alone(part):
         if not _found(part, plan): _write_card(part, plan)
-        _make(part, plan, teachers, rival)
+        _make_missing(part, plan, teachers, rival)
     (part/'.lock').unlink(missing_ok=True)
     part.rename(folder)
     return folder
 
 # %% ../nbs/09_datafree.ipynb #97fd1fed
-def _spread(share): # (C,) shares of the classes
+def _coverage(share): # (C,) shares of the classes
     "Over how many classes, and how evenly: 1 is all, and all alike"
     entropy = -(share*share.clamp(min=1e-12).log()).sum().item()/math.log(len(share))
     return dict(coverage=(share > 0).float().mean().item(), entropy=entropy)
 
 # %% ../nbs/09_datafree.ipynb #d2e4348e
-def _loaded(data, classes, per_class, size):
+def _loaded_images(data, classes, per_class, size):
     "Images `(n, 3, size, size)` in the units of `STATS` and their classes, at most `per_class` of each"
     s = data if isinstance(data, Samples) else Samples.from_folder(data)
     if set(s.classes) != set(classes):
         raise ValueError(f'the images have the classes {s.classes[:5]}, the teacher {classes[:5]}: these must be the '
                          f'same.')
     idx = np.concatenate([np.flatnonzero(s.labels == c)[:per_class] for c in range(s.n_classes)])
+    return _normalised(s, idx, size), torch.tensor([classes.index(s.classes[s.labels[i]]) for i in idx])
+
+def _normalised(s, idx, size): # `Samples`; positions; pixels a side, None: as the first one has
     size = size or open_image(s.source(int(idx[0]))).height
     x = torch.stack([pil_to_tensor(open_image(s.source(int(i))).resize((size, size))) for i in idx])/255
     m, sd = (torch.tensor(v).view(1, 3, 1, 1) for v in STATS)
-    return (x - m)/sd, torch.tensor([classes.index(s.classes[s.labels[i]]) for i in idx])
+    return (x - m)/sd
 
 def _measured(x, y, teacher):
     "One row of `image_diversity`"
     with inside(teacher) as read, torch.no_grad():
-        said = [read(b.to(teacher.device))[::2] for b in x.split(256)]
-    z, f = map(torch.cat, zip(*said))
+        z, f = map(torch.cat, zip(*(read(b.to(teacher.device))[::2] for b in x.split(256))))
     f, said = F.normalize(f, dim=1).cpu(), z.argmax(1).cpu()
+    share = torch.bincount(said, minlength=len(teacher.classes))/len(said)
+    agrees = (said == y).float().mean().item()
+    return dict(images=len(y), distance=_distance_within(f, y), agrees=agrees, **_coverage(share))
+
+def _distance_within(f, y): # (n, D) of unit length; (n,)
+    "Mean distance of two images of a class; NaN where no class has two"
     apart = [F.pdist(f[y == c]).mean().item() for c in y.unique() if (y == c).sum() > 1]
-    return dict(images=len(y), distance=np.mean(apart) if apart else math.nan, agrees=(said == y).float().mean().item(),
-                **_spread(torch.bincount(said, minlength=len(teacher.classes))/len(said)))
+    return np.mean(apart) if apart else math.nan
 
 # %% ../nbs/09_datafree.ipynb #e1ea3dea
 def image_diversity(
@@ -485,7 +506,7 @@ def image_diversity(
 ) -> pd.DataFrame: # One row a set, and one for noise
     "How varied images are for a teacher: distance within a class, agreement with labels, coverage and entropy"
     sets = sets if isinstance(sets, dict) else {'synthetic': sets}
-    loaded = {k: _loaded(s, teacher.classes, per_class, size) for k, s in sets.items()}
+    loaded = {k: _loaded_images(s, teacher.classes, per_class, size) for k, s in sets.items()}
     x, y = next(iter(loaded.values()))
     noise = _pixels(torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)), clip=True)
     rows = {k: _measured(*v, teacher) for k, v in {'noise': (noise, y), **loaded}.items()}

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from html import escape
 from itertools import combinations
 from time import perf_counter
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd, scipy.stats, torch
 from scipy.special import log_softmax, logsumexp, softmax
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
@@ -88,10 +88,13 @@ def reliability(logits, # (n, C)
                 bins=15, # Equal-width bins of confidence; 15 as in Guo et al. 2017
                 )->pd.DataFrame: # One row a bin that is not empty: lo, hi, n, confidence, accuracy
     "How often answers of a given confidence are right"
-    b, confidence, right, edges = _binned(logits, y, bins)
-    df = pd.DataFrame(dict(b=b, confidence=confidence, accuracy=right)).groupby('b').agg(
-        n=('b', 'size'), confidence=('confidence', 'mean'), accuracy=('accuracy', 'mean'))
+    a, y = _labelled(logits, y)
+    answers = pd.DataFrame(dict(confidence=softmax(a, 1).max(1), accuracy=a.argmax(1) == y))
+    edges = np.linspace(0, 1, bins + 1)
+    b = np.searchsorted(edges, answers.confidence, side='left').clip(1, bins) - 1            # (lo, hi]
+    df = answers.groupby(b).mean()
     df.insert(0, 'lo', edges[df.index]); df.insert(1, 'hi', edges[df.index + 1])
+    df.insert(2, 'n', answers.groupby(b).size())
     return df.reset_index(drop=True)
 
 # %% ../nbs/10_diagnose.ipynb #55fd4cf6
@@ -154,7 +157,7 @@ def is_teacher(m, # Anything
 def _at_home(net, x): return x.as_subclass(torch.Tensor).to(next(net.parameters()).device)     # where the model lives
 
 def _net(m): return m if isinstance(m, torch.nn.Module) and not is_teacher(m) else m.model
-def _taught(m): return any(isinstance(cb, MultiTeacherDistill) for cb in getattr(m, 'cbs', []))
+def _is_taught(m): return any(isinstance(cb, MultiTeacherDistill) for cb in getattr(m, 'cbs', []))
 
 def _answers(model, stats):
     "A function from a normalised batch to the logits of a `Teacher`, `Learner` or module"
@@ -166,13 +169,13 @@ def _answers(model, stats):
     return f
 
 # %% ../nbs/10_diagnose.ipynb #fb14df9f
-def _name(m):
+def _model_name(m):
     "What a model calls itself: its `name`, its architecture in timm's registry, or its class"
     if own := vars(m).get('name'): return str(own)
     if is_teacher(m): return str(m.name)
     net = _net(m); cfg = getattr(net, 'pretrained_cfg', None) or {}
     name = cfg.get('architecture') or type(net).__name__
-    return (name.removeprefix('vit_') if 'civt' in name else name) + (' + teachers' if _taught(m) else '')
+    return (name.removeprefix('vit_') if 'civt' in name else name) + (' + teachers' if _is_taught(m) else '')
 
 def named(models, # A list of `Teacher`s, `Learner`s and modules, one of them, or a dict with names of your own
           )->dict: # name -> model
@@ -180,7 +183,7 @@ def named(models, # A list of `Teacher`s, `Learner`s and modules, one of them, o
     if isinstance(models, dict): return dict(models)
     out = {}
     for m in models if isinstance(models, (list, tuple)) else [models]:
-        n = name = _name(m); i = 2
+        n = name = _model_name(m); i = 2
         while n in out: n, i = f'{name} ({i})', i + 1
         out[n] = m
     return out
@@ -298,23 +301,28 @@ def bootstrap(measure, # A function of arrays with one row an image, e.g. `accur
               n=500, # Redraws
               level=.95, # Share of the redraws inside the interval
               seed=0, # Of the redraws
-              )->tuple: # (low, high)
-    "Percentile interval of a measure over redrawn images (Efron 1979); says nothing about other training seeds"
-    arrays, rng = [as_array(a) for a in arrays], np.random.default_rng(seed)
-    rows = (rng.integers(0, len(arrays[0]), len(arrays[0])) for _ in range(n))
-    values = [measure(*(a[r] for a in arrays)) for r in rows]
-    return tuple(float(v) for v in np.nanquantile(values, [(1 - level)/2, (1 + level)/2]))
+              )->tuple: # (low, high); NaN where the measure is NaN for some redraw
+    """SciPy's percentile interval of a measure over redrawn images (Efron 1979); says nothing about other training
+    seeds. `ValueError` for a single image"""
+    arrays = [as_array(a) for a in arrays]
+    found = scipy.stats.bootstrap(
+        [range(len(arrays[0]))], lambda rows: measure(*(a[rows] for a in arrays)), n_resamples=n, batch=1,
+        vectorized=False, method='percentile', confidence_level=level, rng=np.random.default_rng(seed))
+    return tuple(map(float, found.confidence_interval))
 
 # %% ../nbs/10_diagnose.ipynb #99a352f4
 def _pair(ra, rb):
     "Kuncheva and Whitaker's measures from two columns of right (True) and wrong"
     n11, n10, n01, n00 = ((ra & rb).mean(), (ra & ~rb).mean(), (~ra & rb).mean(), (~ra & ~rb).mean())
     a, b = ra.mean(), rb.mean()
-    ratio = lambda num, den: float(num/den) if den > 0 else np.nan
-    num = n11*n00 - n01*n10
     return dict(accuracy_a=a, accuracy_b=b, disagreement_right=n10 + n01, independent=a*(1 - b) + b*(1 - a),
-                q=ratio(num, n11*n00 + n01*n10), rho=ratio(num, np.sqrt(a*(1 - a)*b*(1 - b))),
-                double_fault=n00, oracle=1 - n00, kappa=_kappa(ra, rb))
+                **_associated(n11*n00, n01*n10, a*(1 - a)*b*(1 - b)), double_fault=n00, oracle=1 - n00,
+                kappa=_kappa(ra, rb))
+
+def _associated(alike, unlike, spread): # Products of shares of images, and of variances
+    "Yule's Q and the correlation of two columns; NaN where one of them does not vary"
+    ratio = lambda num, den: float(num/den) if den > 0 else np.nan
+    return dict(q=ratio(alike - unlike, alike + unlike), rho=ratio(alike - unlike, np.sqrt(spread)))
 
 def diversity(preds:dict, # name -> logits (n, C)
               y, # (n,) labels
@@ -380,6 +388,11 @@ def _whole(y, C):
     if len(y) and y.max() >= C: raise ValueError(f'label {y.max()} does not fit {C} classes (0 to {C - 1})')
     return y.astype(int)
 
+def _case_of_each(d, y, teachers): # name -> (n,) decisions; labels (n,) or None
+    "(n,) names of cases"
+    if y is not None: return np.where(y < 0, 'no label', _cases({t: d[t] == y for t in teachers}))
+    return np.where(np.ptp(np.stack([d[t] for t in teachers]), 0) == 0, 'agree', 'disagree')
+
 def sample_disagreement(preds:dict, # name -> logits (n, C)
                         y=None, # (n,) labels; without them the case is 'agree' or 'disagree'
                         T=1., # Temperature of js and kl
@@ -392,12 +405,13 @@ def sample_disagreement(preds:dict, # name -> logits (n, C)
     far = {f'kl_{t}': kl_divergence(preds[t], preds[student], T) for t in teachers if student}
     js, says = js_divergence([preds[t] for t in teachers], T), {f'says_{k}': v for k, v in d.items()}
     df = pd.DataFrame({'js': js, **far, **says})
-    if y is None:
-        alike = np.ptp(np.stack([d[t] for t in teachers]), 0) == 0
-        return df.assign(case=np.where(alike, 'agree', 'disagree'))
+    if y is not None: df['y'] = y = _labels_of(df, y, preds)
+    return df.assign(case=_case_of_each(d, y, teachers))
+
+def _labels_of(df, y, preds): # A row an image; labels; name -> logits (n, C): the labels as numbers, (n,)
     y = _whole(y, as_array(next(iter(preds.values()))).shape[1])
     if len(y) != len(df): raise ValueError(f'{len(df)} images but {len(y)} labels')
-    return df.assign(y=y, case=np.where(y < 0, 'no label', _cases({t: d[t] == y for t in teachers})))
+    return y
 
 # %% ../nbs/10_diagnose.ipynb #bbc7fd11
 def per_class(df, # From `sample_disagreement` with labels
@@ -547,38 +561,48 @@ def attention_entropy(A, # (B, L, H, N, N) from `attention_maps`
     A = torch.as_tensor(A).double()
     return torch.special.entr(A).sum(-1).mean((0, -1)).cpu().numpy()
 
-# %% ../nbs/10_diagnose.ipynb #488e9dbb
+# %% ../nbs/10_diagnose.ipynb #1a8b1345
+def _map_and_gradient(net, layer, x, target): # A network; a module of it; (B, 3, H, W); (B,) classes or None
+    "What a layer gave, and the gradient of the classes' logits with respect to it, (B, C, h, w) each"
+    kept = []
+    def keep(m, args, out):
+        kept.append(out.detach().requires_grad_())
+        return kept[-1].clone()                                         # a later in-place ReLU changes the copy
+    hook = layer.register_forward_hook(keep)
+    try:
+        with evaluating(net), torch.enable_grad():
+            z = net(_at_home(net, x))
+            c = z.argmax(1) if target is None else torch.as_tensor(target, device=z.device)
+            return kept[-1].detach(), *torch.autograd.grad(z.gather(1, c[:, None]).sum(), kept[-1])
+    finally: hook.remove()
+
+# %% ../nbs/10_diagnose.ipynb #2e267c8d
+def _last_map(net, mods): # A network; name -> module
+    "The name of its last module with a feature map, as timm knows it; else of its last convolution"
+    info, convs = getattr(net, 'feature_info', None), [k for k, m in mods.items() if isinstance(m, torch.nn.Conv2d)]
+    if not info and not convs:
+        raise TypeError(f'{type(net).__name__} has no convolution whose feature map could be read; name a layer')
+    return info[-1]['module'] if info else convs[-1]
+
 def _layer(net, name=None):
-    "A module by name; by default the last with a feature map, as timm knows it"
+    "A module by name; by default the last with a feature map"
     if isinstance(name, torch.nn.Module): return name
     mods = dict(net.named_modules())
-    if name is None:
-        info, convs = getattr(net, 'feature_info', None), [k for k, m in mods.items() if isinstance(m, torch.nn.Conv2d)]
-        if not info and not convs:
-            raise TypeError(f'{type(net).__name__} has no convolution whose feature map could be read; name a layer')
-        name = info[-1]['module'] if info else convs[-1]
+    if name is None: name = _last_map(net, mods)
     if name not in mods:
         raise KeyError(f'{type(net).__name__} has no module {name!r}.' + did_you_mean(name, [m for m in mods if m]))
     return mods[name]
 
+# %% ../nbs/10_diagnose.ipynb #488e9dbb
 def grad_cam(model, # A network with feature maps (B, C, h, w), or the `Teacher`/`Learner` that holds it
              x, # (B, 3, H, W), normalised as the network expects
              target=None, # (B,) classes to explain; by default what the model says
              layer=None, # Module or its name; by default the last feature map
              )->torch.Tensor: # (B, h, w), 0 to 1 for each image
     "Where in the image the evidence for a class lies (Selvaraju et al. 2017); leaves no gradients behind"
-    net, kept = _net(model), []
-    def keep(m, args, out):
-        kept.append(out.detach().requires_grad_())
-        return kept[-1].clone()                                         # a later in-place ReLU changes the copy
-    hook = _layer(net, layer).register_forward_hook(keep)
-    try:
-        with evaluating(net), torch.enable_grad():
-            z = net(_at_home(net, x))
-            c = z.argmax(1) if target is None else torch.as_tensor(target, device=z.device)
-            g, = torch.autograd.grad(z.gather(1, c[:, None]).sum(), kept[-1])
-    finally: hook.remove()
-    return _unit((g.mean((2, 3), keepdim=True)*kept[-1].detach()).sum(1).relu())
+    net = _net(model)
+    seen, g = _map_and_gradient(net, _layer(net, layer), x, target)
+    return _unit((g.mean((2, 3), keepdim=True)*seen).sum(1).relu())
 
 def _unit(heat): return heat/heat.amax((1, 2), keepdim=True).clamp_min(1e-12)
 
@@ -672,16 +696,20 @@ def map_fit(maps, # (..., h, w)
     "Correlation of a map with what it should point at, over the patches"
     return (_standard(maps)*_standard(target)).sum(-1)
 
+def _fits(maps, goal, rivals): # As for `map_percentile`; goal standardised, (n, h*w)
+    "How well each map fits its picture's target, (n, 1, k), and how well its rivals do, (n, m, k)"
+    mine = _standard(maps).reshape(len(maps), -1, goal.shape[1])
+    own = np.einsum('ikp,ip->ik', mine, goal)[:, None]
+    if rivals is None: return own, np.einsum('jkp,ip->ijk', mine, goal)                 # map of picture j, target of i
+    return own, np.einsum('rikp,ip->irk', _standard(rivals).reshape(-1, *mine.shape), goal)
+
 def map_percentile(maps, # (n, ..., h, w): one map a picture, or several (layers, heads)
                    target, # (n, h, w): what they should point at
                    rivals=None, # (m, n, ..., h, w): m other maps for each picture; by default those of the n-1 others
                    )->np.ndarray: # (n, ...), 0 to 100; 50 is chance, ties count half
     "How many of 100 rival maps fit a picture worse than its own map does"
-    n, itself = len(maps), rivals is None                                  # then a map is among its own rivals, once
-    mine, goal = _standard(maps).reshape(n, -1, target[0].size), _standard(target)
-    if itself: fits = np.einsum('jkp,ip->ijk', mine, goal)                 # map of picture j, target of picture i
-    else: fits = np.einsum('rikp,ip->irk', _standard(rivals).reshape(-1, *mine.shape), goal)
-    own = np.einsum('ikp,ip->ik', mine, goal)[:, None]
+    itself = rivals is None                                                # then a map is among its own rivals, once
+    own, fits = _fits(maps, _standard(target), rivals)
     tied = np.isclose(fits, own, atol=1e-6)
     worse = ((fits < own) & ~tied).sum(1) + .5*(tied.sum(1) - itself)
     return (100*worse/max(fits.shape[1] - itself, 1)).reshape(np.shape(maps)[:-2])
@@ -727,13 +755,17 @@ class TokenMaps:
             self.maps = token_maps(self.attn, len(self.tokens), self.grid)
 
 # %% ../nbs/10_diagnose.ipynb #50d13b1b
+def _positions(rows, n, part): # How many from the start, or their positions; of `n` pictures in a part
+    rows = list(range(min(rows, n))) if isinstance(rows, int) else [int(r) for r in rows]
+    if bad := [r for r in rows if not 0 <= r < n]:
+        raise IndexError(f'picture {bad[0]} of {n} in part {part!r}: they are numbered from 0')
+    return rows
+
 def _pictures(dls, part, rows, others):
     "Batch of the pictures `rows` and of `others` more of the same part, and their labels; `rows` may be a number"
     xs, ys = zip(*[(x.cpu(), y) for x, y in _batches(clean_dl(dls, part))])
     x, y = torch.cat(xs), torch.cat(ys)
-    rows = list(range(min(rows, len(x)))) if isinstance(rows, int) else [int(r) for r in rows]
-    if bad := [r for r in rows if not 0 <= r < len(x)]:
-        raise IndexError(f'picture {bad[0]} of {len(x)} in part {part!r}: they are numbered from 0')
+    rows = _positions(rows, len(x), part)
     order = rows + [i for i in range(len(x)) if i not in set(rows)][:others]
     return x[order], y[order], rows
 
@@ -778,16 +810,20 @@ def _targets(tokens, guides, seen, imgs, grid):
     return {t: (f'the saliency of {guides[t]}', seen[guides[t]]) if guides.get(t) in seen else rest for t in tokens}
 
 # %% ../nbs/10_diagnose.ipynb #fb0a143e
+def _among(maps, goals, n, rivals=None): # (N, L, T, H+2, h, w); a target for each token; with rivals, likewise
+    "(n, L, T, H+2): percentiles of the first `n` pictures' maps"
+    among = lambda t: None if rivals is None else rivals[:, :, :, t]
+    return np.stack([map_percentile(maps[:, :, t], goal, among(t))[:n] for t, goal in enumerate(goals)], 2)
+
 def _percentiles(model, x, maps, goals, n, n_prefix, shuffles):
     "(2, n, L, T, H+2): percentiles of the first `n` pictures' maps among other pictures, and among shuffled weights"
-    first = np.stack([map_percentile(maps[:, :, t], goal)[:n] for t, goal in enumerate(goals)], 2)
+    first = _among(maps, goals, n)
     if not shuffles: return np.stack([first, np.full_like(first, np.nan)])
     nets = (shuffled(model, seed) for seed in range(shuffles))
     rivals = np.stack([token_maps(attention_maps(net, x[:n]), n_prefix, maps.shape[-2:]) for net in nets])
-    second = [map_percentile(maps[:n, :, t], goal[:n], rivals[:, :, :, t]) for t, goal in enumerate(goals)]
-    return np.stack([first, np.stack(second, 2)])
+    return np.stack([first, _among(maps[:n], [g[:n] for g in goals], n, rivals)])
 
-def _said(models, x, y, dls):
+def _said_of_each(models, x, y, dls):
     "What is said about each picture, in words"
     with _asking(models, stats_of(dls)) as ask: says = {k: z.argmax(1).tolist() for k, z in ask(x).items()}
     v = list(map(str, dls.vocab))
@@ -797,12 +833,12 @@ def _said(models, x, y, dls):
 # %% ../nbs/10_diagnose.ipynb #31f8e1f2
 def _known(model, dls, teachers, pictures):
     "The batch; fields of `TokenMaps` that any model has; pixels and saliencies of all pictures, the others too"
-    x, y, rows = pictures; n, stats = len(rows), stats_of(dls)
+    x, y, rows = pictures; n, everybody = len(rows), {'student': model, **teachers}
     tokens, grid, why = _layout_or_reason(model, x)
-    imgs, notes, everybody = to_pixels(x, stats), [why] if why else [], {'student': model, **teachers}
-    seen = _saliencies(everybody if why else teachers, x, stats, grid, notes)
+    imgs, notes = to_pixels(x, stats_of(dls)), [why] if why else []
+    seen = _saliencies(everybody if why else teachers, x, stats_of(dls), grid, notes)
     known = dict(imgs=imgs[:n], tokens=tokens, grid=grid, saliency={k: v[:n] for k, v in seen.items()}, notes=notes,
-                 labels=[str(r) for r in rows], answers=_said(everybody, x[:n], y[:n], dls))
+                 labels=[str(r) for r in rows], answers=_said_of_each(everybody, x[:n], y[:n], dls))
     return x, known, imgs, seen
 
 def _attention(model, x, n, n_prefix, grid, goals, shuffles):
@@ -832,28 +868,33 @@ def read_maps(model, # A `Learner`, a student, any timm ViT; of a model without 
     return TokenMaps(guides=guides, **known, **_attention(model, x, n, len(tokens), grid, goals, shuffles))
 
 # %% ../nbs/10_diagnose.ipynb #6a687798
+@contextmanager
+def _inputs_of(mods): # Modules
+    "A list that holds what entered them last, (B, …) each; whoever reads it empties it"
+    seen = []
+    keep = lambda m, args: seen.append(args[0].detach().float().cpu())
+    hooks = [m.register_forward_pre_hook(keep) for m in mods]
+    try: yield seen
+    finally:
+        for h in hooks: h.remove()
+
 def last_features(model, # `Teacher`, `Learner` or module
                   dls=None, # Data; by default the Learner's
                   part='valid', # 'train', 'valid' or 'test'
                   )->np.ndarray: # (n, D)
     """What a network's last linear layer gets to see; the mean over heads, where there are several. `TypeError` for a
     network that does not end in a linear layer"""
-    dls, net, seen, out = _data_of({'model': model}, dls), _net(model), [], []
+    dls, net, out = _data_of({'model': model}, dls), _net(model), []
     heads = [m for m in net.modules() if isinstance(m, torch.nn.Linear) and m.out_features == dls.c]
     if not heads: raise TypeError(f'{type(net).__name__} has no linear layer with one output for each class')
-    keep = lambda m, args: seen.append(args[0].detach().float().cpu())
-    hooks = [m.register_forward_pre_hook(keep) for m in heads]
-    try:
-        with _asking({'model': model}, stats_of(dls)) as ask:
-            for x, _ in _batches(clean_dl(dls, part)):
-                seen.clear(); ask(x)
-                out.append(torch.stack([s.flatten(1) for s in seen]).mean(0))
-    finally:
-        for h in hooks: h.remove()
+    with _inputs_of(heads) as seen, _asking({'model': model}, stats_of(dls)) as ask:
+        for x, _ in _batches(clean_dl(dls, part)):
+            seen.clear(); ask(x)
+            out.append(torch.stack([s.flatten(1) for s in seen]).mean(0))
     return torch.cat(out).numpy()
 
 # %% ../nbs/10_diagnose.ipynb #059add0f
-def _features(features):
+def _drawable(features):
     "(n, D) that can be drawn in a plane, or an error"
     X = as_array(features).astype(np.float64)
     if X.ndim != 2 or min(X.shape) < 2:
@@ -861,21 +902,25 @@ def _features(features):
     if not np.isfinite(X).all(): raise ValueError('features hold NaN or infinity: did training diverge?')
     return X
 
+def _by_tsne(X, seed): # (n, D)
+    points = TSNE(perplexity=min(30, (len(X) - 1)/3), init='random', random_state=seed).fit_transform(X)
+    note = 't-SNE keeps neighbours together; distances of far points and sizes of groups mean nothing.'
+    return points, ('t-SNE', 't-SNE'), note
+
+def _by_pca(X): # (n, D)
+    pca = PCA(2, random_state=0).fit(X); share = [round(100*v) for v in pca.explained_variance_ratio_]
+    names = tuple(f'{n} component ({v} % of the variance)' for n, v in zip(('first', 'second'), share))
+    rest = f'{100 - sum(share)} % of the variance'
+    return pca.transform(X), names, f'Principal components: what differs in other directions ({rest}) is not seen.'
+
 def plane(features, # (n, D)
           method='pca', # 'pca' or 'tsne'
           seed=0, # Of t-SNE
           )->tuple: # (points (n, 2), names of the two axes, what may be read from them)
     "Points of many dimensions in two; `ValueError` for another method"
-    X = _features(features)
-    if method == 'tsne':
-        points = TSNE(perplexity=min(30, (len(X) - 1)/3), init='random', random_state=seed).fit_transform(X)
-        note = 't-SNE keeps neighbours together; distances of far points and sizes of groups mean nothing.'
-        return points, ('t-SNE', 't-SNE'), note
-    if method != 'pca': raise ValueError(f"method={method!r} is unknown; it is 'pca' or 'tsne'")
-    pca = PCA(2, random_state=0).fit(X); share = [round(100*v) for v in pca.explained_variance_ratio_]
-    names = tuple(f'{n} component ({v} % of the variance)' for n, v in zip(('first', 'second'), share))
-    rest = f'{100 - sum(share)} % of the variance'
-    return pca.transform(X), names, f'Principal components: what differs in other directions ({rest}) is not seen.'
+    X = _drawable(features)
+    if method not in ('pca', 'tsne'): raise ValueError(f"method={method!r} is unknown; it is 'pca' or 'tsne'")
+    return _by_pca(X) if method == 'pca' else _by_tsne(X, seed)
 
 # %% ../nbs/10_diagnose.ipynb #5c3ac7e8
 def ground(imgs, # (n, H, W, 3)
@@ -906,17 +951,21 @@ def shift_consistency(answer, # From pictures (n, H, W, 3) to logits (n, C)
     return float(np.mean([(as_array(answer(shift_images(imgs, d))).argmax(1) == said).mean() for d in steps]))
 
 # %% ../nbs/10_diagnose.ipynb #5d4ffca0
+def _patches_of(img, grid): # (H, W, 3); a list of views of it, (h, w, 3)
+    h, w = img.shape[0]//grid, img.shape[1]//grid
+    return [img[r*h:r*h + h, c*w:c*w + w] for r in range(grid) for c in range(grid)]
+
 def shuffle_patches(imgs, # (n, H, W, 3); rows and columns that fill no patch stay where they are
                     grid=4, # Patches in a row and in a column
                     seed=0, # Of the orders, another one for each picture
                     )->np.ndarray: # As `imgs`
     "Pictures cut into `grid` × `grid` patches, in another order; `ValueError` where a patch would have no pixel"
-    imgs = np.asarray(imgs); h, w = imgs.shape[1]//grid, imgs.shape[2]//grid
-    if not h or not w: raise ValueError(f'{imgs.shape[1]}×{imgs.shape[2]} pixels have no {grid}×{grid} patches')
+    imgs = np.asarray(imgs); H, W = imgs.shape[1:3]
+    if min(H, W) < grid: raise ValueError(f'{H}×{W} pixels have no {grid}×{grid} patches')
     rng, out = np.random.default_rng(seed), imgs.copy()
-    place = lambda i: (slice(i//grid*h, i//grid*h + h), slice(i % grid*w, i % grid*w + w))
     for old, new in zip(imgs, out):
-        for to, at in enumerate(rng.permutation(grid*grid)): new[place(to)] = old[place(int(at))]
+        given = _patches_of(old, grid)
+        for place, at in zip(_patches_of(new, grid), rng.permutation(grid*grid)): place[:] = given[at]
     return out
 
 def silhouettes(imgs, # (n, H, W, 3)
@@ -997,7 +1046,7 @@ class Scoreboard(pd.DataFrame):
 def _quality(z, y):
     measures = {'accuracy': accuracy, 'macro accuracy': macro_accuracy, 'ECE': ece, 'NLL': nll}
     return {k: f(z, y) for k, f in measures.items()}
-def _role(m): return 'teacher' if is_teacher(m) else 'taught student' if _taught(m) else 'student'
+def _role(m): return 'teacher' if is_teacher(m) else 'taught student' if _is_taught(m) else 'student'
 
 # %% ../nbs/10_diagnose.ipynb #9a137fb5
 def _mean_of_teachers(preds, models):
@@ -1023,7 +1072,10 @@ def scoreboard(models, # `Teacher`s, `Learner`s, modules: a list, or a dict with
     rows = {k: dict(role=_role(m), **_quality(preds[k], y), **_cost(m, x, timing)) for k, m in models.items()}
     mean = _mean_of_teachers(preds, models)
     if mean is not None: rows['mean of the teachers'] = dict(role='teachers', **_quality(mean, y))
+    return _board(rows, f'{(y >= 0).sum()} images of part {part!r}')
+
+def _board(rows, what): # name -> dict of measures; on which images
     df = Scoreboard(pd.DataFrame.from_dict(rows, orient='index').astype({'params': 'Int64', 'MACs': 'Int64'}))
-    df.attrs['note'] = (f'{(y >= 0).sum()} images of part {part!r}. One training of each model: a table, not a verdict '
+    df.attrs['note'] = (f'{what}. One training of each model: a table, not a verdict '
                         '(for that: several seeds and libkd.runs.compare).')
     return df

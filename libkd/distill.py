@@ -353,11 +353,13 @@ def sample_weights(weigh:Callable, # (answers (K, B, C), labels (B,)) -> (K, B),
         raise ValueError(
             f"weigh={getattr(weigh, '__name__', weigh)} needs one label a picture ({e}), and this batch has mixed or "
             "unlabelled ones. Train without mixing on labelled samples, or weigh by the answers alone.") from e
-    w = torch.as_tensor(w).detach().to(dense)
-    if w.shape != dense.shape[:2] or not (w >= 0).all() or w.isinf().any(): raise ValueError(
-        f"weigh must give a finite number, 0 or more, for each of {len(dense)} teachers and {dense.shape[1]} samples, "
-        f"{tuple(dense.shape[:2])}; it gave {tuple(w.shape)}, from {w.min().item():g} to {w.max().item():g}.")
-    return dict(zip(answers, w))
+    return dict(zip(answers, _checked_weights(torch.as_tensor(w).detach().to(dense), dense.shape[:2])))
+
+def _checked_weights(w, shape): # What `weigh` gave; (teachers, samples)
+    if w.shape == shape and (w >= 0).all() and not w.isinf().any(): return w
+    raise ValueError(
+        f"weigh must give a finite number, 0 or more, for each of {shape[0]} teachers and {shape[1]} samples, "
+        f"{tuple(shape)}; it gave {tuple(w.shape)}, from {w.min().item():g} to {w.max().item():g}.")
 
 def one_loss(loss:Callable, # From `checked_loss`
              ours, # Logits of the student (B, C)
@@ -421,10 +423,8 @@ class Advisors(TermColumns):
         self.sources = sources_of(teachers)
         self.biases = {n: b for s in self.sources for n, b in s.biases.items()}
         self.losses = {n: checked_loss(l, n) for n, l in for_each(loss, self.biases, 'loss', kd_loss).items()}
-        self.T, self.weights = for_each(T, self.biases, 'T'), for_each(weights, self.biases, 'weights')
-        for n in self.biases:
-            checked_setting(self.T[n], f'T of {n}')
-            checked_setting(self.weights[n], f'weights of {n}', above_0=False)
+        self.T = _settings_for(T, self.biases, 'T')
+        self.weights = _settings_for(weights, self.biases, 'weights', above_0=False)
         self.label_weight = checked_setting(label_weight, 'label_weight', above_0=False)
         self.schedule = schedule if schedule is None else checked_setting(schedule, 'schedule', above_0=False)
         if not (weigh is None or callable(weigh)): raise TypeError(
@@ -447,6 +447,10 @@ class Advisors(TermColumns):
     def __getstate__(self):
         gone = ('losses', 'T', 'weights', 'schedule', 'weigh', 'z', 'answers', 'end_mode')
         return {**vars(self), 'sources': [], **dict.fromkeys(gone)}
+
+# %% ../nbs/07_distill.ipynb #f15e68ad
+def _settings_for(value, names, what, **kw): # As for `for_each`; of `checked_setting`
+    return {n: checked_setting(v, f'{what} of {n}', **kw) for n, v in for_each(value, names, what).items()}
 
 # %% ../nbs/07_distill.ipynb #51eecf55
 class MultiTeacherDistill(Advisors):
@@ -479,18 +483,24 @@ class MultiTeacherDistill(Advisors):
 @patch
 def terms(self:MultiTeacherDistill)->dict: # 'label' and teachers -> scalar
     "Weighted loss of the labels and of every teacher, of the batch at hand"
-    p, yb = self.pct_train, self.yb
-    answers = self.answers = self.ask()
-    target, why = single_labels(self.learn)
-    weights = self.weights_at(p)
+    yb, weights = self.yb, self.weights_at(self.pct_train)
+    self.answers = self.ask()
     advised = [h for h, names in self.route.items() if any(weights[n] for n in names)]
     label = label_share(yb[0]) * label_term(self.z, self.loss_grad, advised, self.learn.loss_func, *yb)
-    counts = sample_weights(self.weigh, answers, target) if self.weigh else {}
-    def term(n, ours, theirs): # name of a teacher, logits of the student, its own
-        refuse_no_target(self.losses[n], n, why)
-        return weights[n] * one_loss(self.losses[n], ours, theirs, target, value_at(self.T[n], p), counts.get(n))
     heard = {h: [n for n in names if self.weights[n]] for h, names in self.route.items()}
-    return {'label': value_at(self.label_weight, p) * label, **teacher_terms(self.z, answers, heard, term)}
+    advice = teacher_terms(self.z, self.answers, heard, self._term(weights))
+    return {'label': value_at(self.label_weight, self.pct_train) * label, **advice}
+
+@patch
+def _term(self:MultiTeacherDistill, weights): # Of `weights_at`
+    "A function of (name of a teacher, logits of the student, its own): the weighted loss of the batch at hand"
+    target, why = single_labels(self.learn)
+    counts = sample_weights(self.weigh, self.answers, target) if self.weigh else {}
+    def term(n, ours, theirs):
+        refuse_no_target(self.losses[n], n, why)
+        T = value_at(self.T[n], self.pct_train)
+        return weights[n] * one_loss(self.losses[n], ours, theirs, target, T, counts.get(n))
+    return term
 
 @patch
 def weights_at(self:MultiTeacherDistill,
@@ -540,12 +550,15 @@ def refuse_idle(self:MultiTeacherDistill):
 @patch
 def arrangement(self:MultiTeacherDistill)->dict: # Plain JSON
     "What the advice depends on, in content"
-    z = torch.linspace(-2, 2, 24).view(2, 3, 4)
-    losses = {n: loss_identity(l, z[0], z[1].flip(1), torch.tensor([0, 1, 2]), T=2.) for n, l in self.losses.items()}
     settings = {k: {n: schedule_identity(v) for n, v in vars(self)[k].items()} for k in ('T', 'weights')}
     teachers = {n: t for source in self.sources for n, t in source.identity().items()}
-    return dict(teachers=teachers, loss=losses, **settings, label_weight=schedule_identity(self.label_weight),
-                schedule=schedule_identity(self.schedule), route=self.routed(self.model), weigh=identity(self.weigh))
+    return dict(teachers=teachers, loss={n: _loss_tried(l) for n, l in self.losses.items()}, **settings,
+                label_weight=schedule_identity(self.label_weight), schedule=schedule_identity(self.schedule),
+                route=self.routed(self.model), weigh=identity(self.weigh))
+
+def _loss_tried(loss): # Of a teacher; its identity, on two fixed answers to three classes
+    z = torch.linspace(-2, 2, 24).view(2, 3, 4)
+    return loss_identity(loss, z[0], z[1].flip(1), torch.tensor([0, 1, 2]), T=2.)
 
 # %% ../nbs/07_distill.ipynb #afc52dbe
 __getattr__ = moved(__name__, distill_learner='learner', DistillLearner='learner', METHODS='learner', Method='learner',

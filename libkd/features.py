@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['RULES', 'Feature', 'reading', 'probe', 'feature_layers', 'find_layer', 'Pair', 'match_features', 'to_grid', 'coarser',
            'PairRule', 'Align', 'Hint', 'AttentionTransfer', 'SimilarityPreserving', 'Relations', 'attention_of',
-           'PartiallyCrossAttention', 'patch_groups', 'GroupwiseLinear', 'Discriminator', 'CAKD', 'multi_view',
-           'LayerTeacher', 'store_features', 'make_rule', 'last_pair', 'advisor_of', 'trained_parameters',
-           'average_gradients', 'share_rule', 'checked_stage', 'FeatureDistill']
+           'PartiallyCrossAttention', 'patch_groups', 'GroupwiseLinear', 'average_gradients', 'Discriminator', 'CAKD',
+           'multi_view', 'LayerTeacher', 'store_features', 'make_rule', 'last_pair', 'advisor_of', 'trained_parameters',
+           'share_rule', 'checked_stage', 'FeatureDistill']
 
 # %% ../nbs/08_features.ipynb #659a2039
-import copy, re, shutil
+import copy, math, re, shutil
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,7 +72,7 @@ def as_feature(out,    # Answer of a layer
                      "grid. Take a layer of feature_layers(model, x).")
 
 # %% ../nbs/08_features.ipynb #0bd635b5
-def _module(model, layer):
+def _layer_module(model, layer):
     "The module called `layer`; `ValueError` with close names where there is none"
     known = dict(model.named_modules())
     if layer in known and layer: return known[layer]
@@ -96,7 +97,7 @@ def reading(model:nn.Module, # Any model
     with ExitStack() as hooks:
         pre = model.register_forward_pre_hook(lambda module, args: size.append(tuple(args[0].shape[-2:])))
         hooks.callback(pre.remove)
-        for layer in layers: hooks.callback(_module(model, layer).register_forward_hook(keep(layer)).remove)
+        for layer in layers: hooks.callback(_layer_module(model, layer).register_forward_hook(keep(layer)).remove)
         yield feats
 
 # %% ../nbs/08_features.ipynb #0b72a6b1
@@ -104,7 +105,7 @@ def depth_of(model, # Any model
              layer, # Name of a layer
             )->float: # From 0 (the image) to 1 (the logits)
     "Share of the model's weight layers up to and with `layer`"
-    _module(model, layer)
+    _layer_module(model, layer)
     names = [n for n, _ in model.named_modules()]
     heavy = [i for i, (_, m) in enumerate(model.named_modules()) if getattr(getattr(m, 'weight', None), 'ndim', 0) > 1]
     last = max(i for i, n in enumerate(names) if n == layer or n.startswith(f'{layer}.'))
@@ -144,7 +145,7 @@ def find_layer(model, # Any model
                x, # Some images
               )->str:
     "The name of a layer, or that of the one nearest to a depth. Raises `ValueError` for a depth outside of 0 to 1"
-    if isinstance(layer, str): _module(model, layer); return layer
+    if isinstance(layer, str): _layer_module(model, layer); return layer
     if not 0 <= layer <= 1: raise ValueError(
         f"layer={layer}: a depth lies between 0 (the image) and 1 (the logits); a name is text.")
     depth = feature_layers(model, x)['depth']
@@ -162,13 +163,18 @@ class Pair(NamedTuple):
         return f'{self.student} {shape(self.s)} ← {self.teacher} {shape(self.t)}'
 
 # %% ../nbs/08_features.ipynb #b9aa5a05
+def _early(table, depth): # Of `feature_layers`; up to which depth, but at least the first layer
+    return table[table['depth'] <= max(depth, table['depth'].min())]
+
+def _size_apart(a, b): # Rows of `feature_layers`
+    "How many times as many places one has as the other, as a logarithm"
+    return abs(math.log(a.rows*a.columns) - math.log(b.rows*b.columns))
+
 def _by_depth(s, t, s_depth, t_depth): # tables of `feature_layers`
     "dict student layer -> teacher layer"
-    early = lambda table, depth: table[table['depth'] <= max(depth, table['depth'].min())]
-    s, t = early(s, s_depth), early(t[t['rows']*t['columns'] > 1], t_depth)
-    far = lambda a, b: round(abs(a.depth/s_depth - b.depth/t_depth), 1)
-    size = lambda a, b: abs(torch.tensor(a.rows*a.columns/(b.rows*b.columns)).log().item())
-    return {a.Index: min(t.itertuples(), key=lambda b: (far(a, b), size(a, b))).Index for a in s.itertuples()}
+    s, t = _early(s, s_depth), list(_early(t[t['rows']*t['columns'] > 1], t_depth).itertuples())
+    far = lambda a, b: (round(abs(a.depth/s_depth - b.depth/t_depth), 1), _size_apart(a, b))
+    return {a.Index: min(t, key=lambda b: far(a, b)).Index for a in s.itertuples()}
 
 def _checked_pair(p):
     "Refuse grids that do not lie over each other"
@@ -192,7 +198,10 @@ def match_features(student:nn.Module, # Who learns
     else: layers = _by_depth(feature_layers(student, x), feature_layers(net, x_t), student_depth, teacher_depth)
     if not layers: raise ValueError(
         "layers={} pairs nothing. Give at least one pair, {'blocks.0': 'layer1'}, or None to pair by depth and grid.")
-    s, t = probe(student, x[:1], layers), probe(net, x_t[:1], set(layers.values()))
+    return _read_pairs(student, net, x[:1], x_t[:1], layers)
+
+def _read_pairs(student, net, x, x_t, layers): # Two modules, a picture for each, student layer -> layer of the other
+    s, t = probe(student, x, layers), probe(net, x_t, set(layers.values()))
     return [_checked_pair(Pair(a, b, s[a], t[b])) for a, b in layers.items()]
 
 # %% ../nbs/08_features.ipynb #105b68ff
@@ -298,9 +307,9 @@ class Relations(nn.Module):
         super().__init__()
     def forward(self, s, t):
         s, t = (f.tokens.float().mean(1) for f in (s, t))                      # (B, D)
-        return 25*F.smooth_l1_loss(_distances(s), _distances(t)) + 50*F.smooth_l1_loss(_angles(s), _angles(t))
+        return 25*F.smooth_l1_loss(_gaps(s), _gaps(t)) + 50*F.smooth_l1_loss(_angles(s), _angles(t))
 
-def _distances(x):
+def _gaps(x):
     "Euclidean distances of all pairs, in units of their mean; 0 on the diagonal"
     d = x.pow(2).sum(1)
     d = (d[:, None] + d - 2*x @ x.T).clamp_min(1e-12).sqrt() * (1 - torch.eye(len(x), device=x.device))
@@ -316,7 +325,7 @@ def attention_of(model, # Any model
                  layer, # The name of a block
 ) -> tuple|None: # (name of the layer, number of heads)
     "The `qkv` layer of a block and its number of heads, or None where it has no plain self-attention"
-    attn = getattr(_module(model, layer), 'attn', None)
+    attn = getattr(_layer_module(model, layer), 'attn', None)
     return (f'{layer}.attn.qkv', attn.num_heads) if isinstance(attn, Attention) else None
 
 def _heads(x, heads): # (B, N, heads·d)
@@ -324,6 +333,11 @@ def _heads(x, heads): # (B, N, heads·d)
     return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
 # %% ../nbs/08_features.ipynb #72cea516
+def _relations(q, k, v): # (B, heads, N, d) each
+    "Which place attends to which, and which values are alike, (B, heads, N, N) each"
+    scale = q.shape[-1]**-.5
+    return (q @ k.transpose(-1, -2) * scale).softmax(-1), v @ v.transpose(-1, -2) * scale
+
 class PartiallyCrossAttention(nn.Module):
     "CAKD's PCA projector (arXiv 2207.05273, eq. 1 to 4)"
     def __init__(self, dim, # Channels of the student's map
@@ -335,11 +349,9 @@ class PartiallyCrossAttention(nn.Module):
 
     def forward(self, s, qkv): # `Feature` on the teacher's grid; the teacher's (q, k, v), each (B, heads, N, d)
         ours = [_heads(o, self.heads) for o in Feature.of_map(self.qkv(s.map)).tokens.chunk(3, -1)]
-        scale = qkv[0].shape[-1]**-.5
-        weigh = lambda q, k: (q @ k.transpose(-1, -2) * scale).softmax(-1)
         mixed = [torch.where(torch.rand_like(a) < .5, t, a) for a, t in zip(ours[:2], qkv)]
-        same = lambda v: v @ v.transpose(-1, -2) * scale
-        return F.mse_loss(weigh(*mixed), weigh(*qkv[:2])) + F.mse_loss(same(ours[2]), same(qkv[2]))
+        (weigh, same), (weigh_t, same_t) = _relations(*mixed, ours[2]), _relations(*qkv)
+        return F.mse_loss(weigh, weigh_t) + F.mse_loss(same, same_t)
 
 # %% ../nbs/08_features.ipynb #dd137b8b
 def patch_groups(grid, # (rows, columns)
@@ -363,6 +375,14 @@ class GroupwiseLinear(nn.Module):
     def forward(self, s): # `Feature` on `grid`
         out = [fc(s.tokens[:, at]) for fc, at in zip(self.each, self.places)]
         return self.drop(torch.cat(out, 1)[:, self.back])
+
+# %% ../nbs/08_features.ipynb #f80b4883
+def average_gradients(params): # Parameters after a backward
+    "Replace each gradient by its mean over all processes"
+    if processes() == 1 or not (grads := [p.grad for p in params if p.grad is not None]): return
+    flat = torch.nn.utils.parameters_to_vector(grads)
+    dist.all_reduce(flat)
+    torch.nn.utils.vector_to_parameters(flat/processes(), grads)
 
 # %% ../nbs/08_features.ipynb #de245ea4
 class Discriminator(nn.Module):
@@ -451,6 +471,11 @@ class LayerTeacher(Teacher):
     def _spec(self): return super()._spec() | dict(layer=self.layer, grid=self.grid)      # part of the fingerprint
 
 # %% ../nbs/08_features.ipynb #b67b1212
+def _widths(teacher, size, layers, grid): # (height, width) of the images; as for `store_features`
+    "layer -> (grid as it is stored, channels)"
+    said = probe(teacher.model, teacher.adapt(torch.zeros(1, 3, *size)), layers)
+    return {n: (tuple(grid or f.grid), f.tokens.shape[-1]) for n, f in said.items()}
+
 def store_features(path, # Folder of the cache
                    dls, # From `image_dls`
                    teacher:Teacher, # Whose layers
@@ -461,14 +486,13 @@ def store_features(path, # Folder of the cache
                   )->LogitCache: # One 'teacher' a layer
     """Store what layers say about every view of every training image, for `features=`, said first how big;
     `kw` as `build`"""
-    policy, said = as_policy(views), probe(teacher.model, teacher.adapt(torch.zeros(1, 3, *size_of(dls))), layers)
-    many = {n: (tuple(grid or f.grid), f.tokens.shape[-1]) for n, f in said.items()}
-    size = sum(h*w*d for (h, w), d in many.values())
-    nbytes = DTYPES[kw.get('dtype', 'float16')].itemsize*len(dls.train.items)*policy.n*size
-    layers = ', '.join(f'{n} {h}×{w}×{d}' for n, ((h, w), d) in many.items())
-    print(f"{len(dls.train.items):,} images × {policy}: {nbytes/1e6:,.1f} MB for {layers}")
+    policy, many, n = as_policy(views), _widths(teacher, size_of(dls), layers, grid), len(dls.train.items)
+    numbers = sum(h*w*d for (h, w), d in many.values())
+    nbytes = DTYPES[kw.get('dtype', 'float16')].itemsize*n*policy.n*numbers
+    said = ', '.join(f'{name} {h}×{w}×{d}' for name, ((h, w), d) in many.items())
+    print(f"{n:,} images × {policy}: {nbytes/1e6:,.1f} MB for {said}")
     _refuse_full(path, nbytes)
-    teachers = [LayerTeacher(teacher, n, g) for n, (g, _) in many.items()]
+    teachers = [LayerTeacher(teacher, name, g) for name, (g, _) in many.items()]
     return LogitCache.build(path, dls, teachers, views=policy, check=False, **kw)
 
 def _refuse_full(path, nbytes): # Folder of a cache to be; its size
@@ -509,16 +533,17 @@ def make_rule(rule, # Name in `RULES`, 'cakd', or a function (student, teacher, 
              )->nn.Module: # With `layers` of student and teacher, and names of its `terms`
     "The rule between these two networks; `ValueError` for a name that is not known"
     if callable(rule): return rule(student, teacher, x, layers)
-    stored = isinstance(teacher, LogitCache)
-    if rule == 'cakd' and stored: raise ValueError(
-        "CAKD reads queries, keys and values of a live teacher: give the Teacher instead of stored features.")
-    if rule == 'cakd':
-        pairs = match_features(student, teacher, x, layers or last_pair(student, teacher, x))
-        return CAKD(teacher.model, pairs[0])
+    if rule == 'cakd': return _make_cakd(student, teacher, x, layers)
     if rule not in RULES: raise ValueError(
         f"There is no rule {rule!r}. Known: {', '.join(RULES)}, cakd; or a function of (student, teacher, x, layers) "
         "that makes one.")
-    return PairRule(rule, (_stored_pairs if stored else match_features)(student, teacher, x, layers), RULES[rule])
+    pairs = _stored_pairs if isinstance(teacher, LogitCache) else match_features
+    return PairRule(rule, pairs(student, teacher, x, layers), RULES[rule])
+
+def _make_cakd(student, teacher, x, layers): # As for `make_rule`
+    if isinstance(teacher, LogitCache): raise ValueError(
+        "CAKD reads queries, keys and values of a live teacher: give the Teacher instead of stored features.")
+    return CAKD(teacher.model, match_features(student, teacher, x, layers or last_pair(student, teacher, x))[0])
 
 def last_pair(student:nn.Module, # Any model with maps or tokens
               teacher:Teacher, # Its model is read in the same way
@@ -526,9 +551,8 @@ def last_pair(student:nn.Module, # Any model with maps or tokens
              )->dict: # student layer -> teacher layer
     "The deepest layers of `student` and `teacher` whose grids are most alike, with more than one place"
     tables = feature_layers(student, x), feature_layers(teacher.model, teacher.adapt(x))
-    s, t = (list(f[f['rows']*f['columns'] > 1].itertuples()) for f in tables)
-    apart = lambda a, b: abs(torch.tensor(a.rows*a.columns/(b.rows*b.columns)).log().item())
-    a, b = min(((a, b) for a in s for b in t), key=lambda p: (round(apart(*p), 3), -p[0].depth - p[1].depth))
+    pairs = product(*(f[f['rows']*f['columns'] > 1].itertuples() for f in tables))
+    a, b = min(pairs, key=lambda p: (round(_size_apart(*p), 3), -p[0].depth - p[1].depth))
     return {a.Index: b.Index}
 
 # %% ../nbs/08_features.ipynb #9e8a8a5e
@@ -550,13 +574,6 @@ def trained_parameters(rule:nn.Module # Such as `CAKD`
                       )->list: # of parameters
     "The parameters of a `rule` that train with the student; a discriminator (`judge`) has an optimiser of its own"
     return [p for n, p in rule.named_parameters() if not n.startswith('judge.')]
-
-def average_gradients(params): # Parameters after a backward
-    "Replace each gradient by its mean over all processes"
-    if processes() == 1 or not (grads := [p.grad for p in params if p.grad is not None]): return
-    flat = torch.nn.utils.parameters_to_vector(grads)
-    dist.all_reduce(flat)
-    torch.nn.utils.vector_to_parameters(flat/processes(), grads)
 
 def share_rule(rule:nn.Module): # Changed in place
     "One `rule` in all processes, whatever each drew"
@@ -654,18 +671,6 @@ def listen(self:FeatureDistill):
 def heard(self:FeatureDistill): # The student has answered, or failed
     if self.reads: self.reads = self.reads.close()
 
-@patch
-def ask(self:FeatureDistill):
-    "As before, and what the advisor's layers say in the same forward, or what was stored of them"
-    ask, layers = super(FeatureDistill, self).ask, self.rule.layers[1]
-    if self.store:
-        said = {k: v.to(self.xb[0].device) for k, v in self.store(self.learn).items()}
-        self.theirs = {n: _stored_feature(self.store.cache, n, said) for n in layers}
-        return ask()
-    with reading(self.advisor.model, layers) as theirs: found = ask()
-    self.theirs = {n: Feature(f.tokens.clone(), f.grid) for n, f in theirs.items()}     # out of inference mode
-    return found
-
 @patch(as_prop=True)
 def alone(self:FeatureDistill)->bool:
     "Whether the student is in its second stage, without teachers"
@@ -674,6 +679,23 @@ def alone(self:FeatureDistill)->bool:
 @patch
 def before_step(self:FeatureDistill):
     if self.rule is not None: average_gradients(trained_parameters(self.rule))
+
+# %% ../nbs/08_features.ipynb #19610fdd
+@patch
+def ask(self:FeatureDistill):
+    "As before, and what the advisor's layers say in the same forward, or what was stored of them"
+    ask, layers = super(FeatureDistill, self).ask, self.rule.layers[1]
+    if self.store:
+        self.theirs = self._from_store(layers)
+        return ask()
+    with reading(self.advisor.model, layers) as theirs: found = ask()
+    self.theirs = {n: Feature(f.tokens.clone(), f.grid) for n, f in theirs.items()}     # out of inference mode
+    return found
+
+@patch
+def _from_store(self:FeatureDistill, layers): # Names; layer -> `Feature` of the batch at hand
+    said = {k: v.to(self.xb[0].device) for k, v in self.store(self.learn).items()}
+    return {n: _stored_feature(self.store.cache, n, said) for n in layers}
 
 # %% ../nbs/08_features.ipynb #eda5b214
 @patch

@@ -141,7 +141,7 @@ def digest_of(
     return hashlib.sha256(json.dumps(obj, sort_keys=True).encode()).hexdigest()
 
 # %% ../nbs/00_files.ipynb #a89d2bdb
-def _stamp(path):
+def _mark(path):
     "What the file system says of a file, as one text; None for a file that is too young to be trusted"
     s = os.stat(path)
     young = time.time_ns() - max(s.st_mtime_ns, s.st_ctime_ns) < 2e9
@@ -190,11 +190,11 @@ def sha256s(self:Seen,
 )->tuple: # (64 hexadecimal digits each, how many files were read for it)
     "Checksums of files, reading only those that this machine does not know yet"
     paths = list(paths)
-    stamps = list(map(_stamp, paths))
+    stamps = list(map(_mark, paths))
     known = self.find(stamps)
     todo = [k for k, s in enumerate(stamps) if s not in known]
     new = dict(zip(todo, sha256s([paths[k] for k in todo])))
-    if fresh := {stamps[k]: h for k, h in new.items() if stamps[k] and _stamp(paths[k]) == stamps[k]}: self.note(fresh)
+    if fresh := {stamps[k]: h for k, h in new.items() if stamps[k] and _mark(paths[k]) == stamps[k]}: self.note(fresh)
     return [new[k] if k in new else known[s] for k, s in enumerate(stamps)], len(todo)
 
 # %% ../nbs/00_files.ipynb #a5efa32f

@@ -37,11 +37,13 @@ def _number(x):
     if isinstance(x, float) and (x != x or x in (float('inf'), -float('inf'))): return str(x)
     return x
 
-def _plain(obj):
+def _scalar(obj): # None, a truth value, a number or a text; what enums inherit from these does not count
+    return obj is None or isinstance(obj, (bool, int, float, str)) and not isinstance(obj, enum.Enum)
+
+def _plain_value(obj):
     "(True, JSON) of what has no parts, else (False, None)"
     if isinstance(obj, np.generic): obj = obj.item()
-    if obj is None or isinstance(obj, (bool, int, float, str)) and not isinstance(obj, enum.Enum):
-        return True, _number(obj)
+    if _scalar(obj): return True, _number(obj)
     if isinstance(obj, np.ndarray) and not obj.dtype.hasobject: return True, _array(obj)
     if isinstance(obj, torch.Tensor): return True, _tensor(obj)
     if isinstance(obj, enum.Enum): return True, f'{type(obj).__qualname__}.{obj.name}'
@@ -75,14 +77,17 @@ def _installed(name, path): # Name of a module, its file
 def _name(obj): return f'{getattr(obj, "__module__", None) or "builtins"}.{getattr(obj, "__qualname__", obj)}'
 
 # %% ../nbs/00c_identity.ipynb #181654ab
+def _body_span(f): # A lambda: ((line, column), (line, column)) of its body
+    spans = [p for p in f.__code__.co_positions() if None not in p and p[2:] != (p[2], p[2])]
+    return min((a, c) for a, _, c, _ in spans), max((b, d) for _, b, _, d in spans)
+
 def _lambda_source(f):
     "Arguments and body of a lambda; its code object knows on which lines and columns the body stands"
-    spans = [p for p in f.__code__.co_positions() if None not in p and p[2:] != (p[2], p[2])]
+    (first, left), (last, right) = _body_span(f)
     lines, _ = inspect.findsource(f)
-    start, end = min((a, c) for a, _, c, _ in spans), max((b, d) for _, b, _, d in spans)
-    rows = [line.encode() for line in lines[start[0] - 1:end[0]]]      # columns count bytes
-    rows[-1] = rows[-1][:end[1]]
-    rows[0] = rows[0][start[1]:]
+    rows = [line.encode() for line in lines[first - 1:last]]           # columns count bytes
+    rows[-1] = rows[-1][:right]
+    rows[0] = rows[0][left:]
     body = ast.unparse(ast.parse(b'(' + b''.join(rows) + b')'))
     return f'lambda {", ".join(f.__code__.co_varnames[:f.__code__.co_argcount])}: {body}'
 
@@ -113,20 +118,18 @@ class _Seen:
         return known
 
 # %% ../nbs/00c_identity.ipynb #dec51a6a
-def _names(code):
+def _names_in_code(code):
     "Global names and attributes that a code object and those inside it look up"
-    return {*code.co_names, *(n for c in code.co_consts if isinstance(c, types.CodeType) for n in _names(c))}
+    return {*code.co_names, *(n for c in code.co_consts if isinstance(c, types.CodeType) for n in _names_in_code(c))}
 
 def _globals(f, seen):
     "What a function refers to: name -> identity, without what belongs to libraries"
-    names, found = _names(f.__code__), {}
+    names, found = _names_in_code(f.__code__), {}
     for name in sorted(names & f.__globals__.keys()):
         value = f.__globals__[name]
-        if isinstance(value, types.ModuleType):
-            if _of_library(value): continue
-            own = {k: vars(value)[k] for k in sorted(names & vars(value).keys())}
-            found[name] = {k: _identity(v, seen) for k, v in own.items()}
-        elif not (callable(value) and _of_library(value)): found[name] = _identity(value, seen)
+        if (callable(value) or isinstance(value, types.ModuleType)) and _of_library(value): continue
+        if isinstance(value, types.ModuleType): value = {k: v for k, v in vars(value).items() if k in names}
+        found[name] = _identity(value, seen)
     return found
 
 def _around(f, seen):
@@ -137,7 +140,7 @@ def _around(f, seen):
     out = {k: _identity(v, seen) for k, v in parts.items() if v}
     return out | ({'globals': g} if (g := _globals(f, seen)) else {})
 
-def _function(f, seen):
+def _of_function(f, seen):
     "Name and, of a user's function, source, defaults, closure and globals"
     if _of_library(f): return {'function': _name(f)}
     name = f.__qualname__.split('.')[-1]
@@ -153,7 +156,7 @@ _LABELS = {'__stored_args__', '__orig_class__', '__wrapped__', '__name__', '__qu
 def _is_value(v):
     "Numbers, texts, arrays, and lists and dicts of these"
     if isinstance(v, (list, tuple, set, frozenset)): return all(map(_is_value, v))
-    return all(map(_is_value, v.values())) if isinstance(v, dict) else _plain(v)[0]
+    return all(map(_is_value, v.values())) if isinstance(v, dict) else _plain_value(v)[0]
 
 def _methods(cls):
     "Functions that stand in a class, by name; also those in properties and the like"
@@ -167,32 +170,38 @@ def _class(cls, seen):
     if _of_library(cls): return _name(cls)
     name = cls.__qualname__.split('.')[-1]
     if seen.again(cls): return {'class': name, 'as': 'above'}
-    seen, source = seen.inside(cls), _source(cls)
-    tell = _around if source else _function
-    parts = {'bases': [_class(b, seen) for b in cls.__bases__ if b is not object],
-             'values': {k: _identity(v, seen) for k, v in sorted(vars(cls).items()) if k[:2] != '__' and _is_value(v)},
-             'methods': {k: said for k, f in _methods(cls).items() if (said := tell(f, seen))}}
+    source = _source(cls)
+    parts = _class_parts(cls, seen.inside(cls), _around if source else _of_function)
     return {'class': name, 'source': source} | {k: v for k, v in parts.items() if v}
+
+def _class_parts(cls, seen, tell): # A class of the user's; what tells a method
+    return {'bases': [_class(b, seen) for b in cls.__bases__ if b is not object],
+            'values': {k: _identity(v, seen) for k, v in sorted(vars(cls).items()) if k[:2] != '__' and _is_value(v)},
+            'methods': {k: said for k, f in _methods(cls).items() if (said := tell(f, seen))}}
+
+def _slots(obj): # name -> value of what is in slots
+    for cls in type(obj).__mro__:
+        slots = getattr(cls, '__slots__', ())
+        yield from ((s, getattr(obj, s)) for s in ([slots] if isinstance(slots, str) else slots) if hasattr(obj, s))
 
 def _attributes(obj):
     "Attributes of an object that say what it is"
     given = getattr(obj, '__stored_args__', None)              # fastai: what it was made with, not what it drew last
     state = dict(given) if isinstance(given, dict) else dict(getattr(obj, '__dict__', {}))
-    for cls in type(obj).__mro__:
-        slots = getattr(cls, '__slots__', ())
-        for s in [slots] if isinstance(slots, str) else slots:
-            if hasattr(obj, s): state.setdefault(s, getattr(obj, s))
+    for name, value in _slots(obj): state.setdefault(name, value)
     return {k: v for k, v in state.items() if not isinstance(v, _STATE_OF_CHANCE) and k not in _LABELS}
 
 # %% ../nbs/00c_identity.ipynb #4fd81b92
+def _hooks(m): # Those of a network that are the user's
+    kinds = m._forward_pre_hooks, m._forward_hooks, m._backward_pre_hooks, m._backward_hooks
+    hooks = [h for kind in kinds for h in kind.values()]
+    return [h for h in hooks if not _of_library(getattr(h, '__func__', getattr(h, 'func', h)))]
+
 def _module(m, seen):
     "Class, settings, parts and tensors of a network; whether it trains just now does not count"
     own = {k: v for k, v in vars(m).items() if k not in _INNER}
     tensors = {k: v for k, v in (*m._parameters.items(), *m._buffers.items()) if v is not None}
-    hooks = (*m._forward_pre_hooks.values(), *m._forward_hooks.values(), *m._backward_pre_hooks.values(),
-             *m._backward_hooks.values())
-    hooks = [h for h in hooks if not _of_library(getattr(h, '__func__', getattr(h, 'func', h)))]
-    parts = {'settings': own, 'tensors': tensors, 'hooks': hooks, 'modules': dict(m._modules)}
+    parts = {'settings': own, 'tensors': tensors, 'hooks': _hooks(m), 'modules': dict(m._modules)}
     return {'module': _class(type(m), seen)} | {k: _identity(v, seen) for k, v in parts.items() if v}
 
 # %% ../nbs/00c_identity.ipynb #7b0b95a6
@@ -232,15 +241,17 @@ def _object(obj, seen):
     return {'object': _class(type(obj), seen)}
 
 # %% ../nbs/00c_identity.ipynb #b052db0d
+def _partial(obj, seen): # `functools.partial`
+    parts = {'args': obj.args, 'keywords': obj.keywords}
+    return {'partial': _identity(obj.func, seen)} | {k: _identity(v, seen) for k, v in parts.items() if v}
+
 def _callable(obj, seen):
     "Functions, methods, partials and classes; None for what is none of these"
     if isinstance(obj, known_as): return {'known as': obj.identity}
-    if isinstance(obj, functools.partial):
-        parts = {'args': obj.args, 'keywords': obj.keywords}
-        return {'partial': _identity(obj.func, seen)} | {k: _identity(v, seen) for k, v in parts.items() if v}
+    if isinstance(obj, functools.partial): return _partial(obj, seen)
     if isinstance(obj, types.MethodType):
         return {'method': obj.__name__, 'of': _identity(obj.__self__, seen)}
-    if isinstance(obj, types.FunctionType): return _function(obj, seen)
+    if isinstance(obj, types.FunctionType): return _of_function(obj, seen)
     if isinstance(obj, (types.BuiltinFunctionType, np.ufunc)): return {'function': _name(obj)}
     if isinstance(obj, type): return {'type': _class(obj, seen)}
     if hasattr(obj, '__wrapped__'): return {'wrapped': _identity(obj.__wrapped__, seen), 'by': _name(type(obj))}
@@ -249,7 +260,7 @@ def _callable(obj, seen):
 # %% ../nbs/00c_identity.ipynb #476cfbb8
 def _identity(obj, seen):
     "See `identity`"
-    plain, value = _plain(obj)
+    plain, value = _plain_value(obj)
     if plain: return value
     if obj in seen: return 'itself'
     seen = seen.inside(obj)
@@ -299,12 +310,13 @@ def differences(
 )->list: # (field, value kept, value asked for)
     "Fields in which two identities differ"
     if isinstance(stored, dict) and isinstance(asked, dict):
-        return [d for k in sorted(stored.keys() | asked.keys())
-                for d in differences(stored.get(k), asked.get(k), f'{at}.{k}' if at else k)]
-    if isinstance(stored, list) and isinstance(asked, list) and len(stored) == len(asked):
-        if any(isinstance(o, (dict, list)) for o in stored):
-            return [d for i, (x, y) in enumerate(zip(stored, asked)) for d in differences(x, y, f'{at}[{i}]')]
-    return [] if stored == asked else [(at, stored, asked)]
+        inner = [(f'{at}.{k}' if at else k, stored.get(k), asked.get(k)) for k in sorted(stored.keys() | asked.keys())]
+    elif _of_parts(stored) and isinstance(asked, list) and len(stored) == len(asked):
+        inner = [(f'{at}[{i}]', x, y) for i, (x, y) in enumerate(zip(stored, asked))]
+    else: return [] if stored == asked else [(at, stored, asked)]
+    return [d for name, x, y in inner for d in differences(x, y, name)]
+
+def _of_parts(o): return isinstance(o, list) and any(isinstance(p, (dict, list)) for p in o)
 
 def shortened(
     v,     # What `json` can write

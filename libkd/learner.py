@@ -138,16 +138,16 @@ def cakd_ramp(
     return min(max(120*p - 25, 0)/50, .2)
 
 # %% ../nbs/08b_learner.ipynb #170bfd34
-_layer = partial(Method, callback=FeatureDistill)
+_rule = partial(Method, callback=FeatureDistill)
 _LAYERS = [
-    _layer('dearkd', 'DearKD: Data-Efficient Early Knowledge Distillation for Vision Transformers',
+    _rule('dearkd', 'DearKD: Data-Efficient Early Knowledge Distillation for Vision Transformers',
            'Chen, Cao, Zhong, Zhang, Gao, Tao', 2022, '2204.12997',
            exact='two stages: early convolutional features and answers advise the student, then it trains without '
                  'any teacher; an aligner that is dropped afterwards',
            reading='the body could not be read and there is no code: aligner, layers (first third from the first '
                    'half), weights (1), hard answers on the distillation token as in DeiT, 5/6 of the training',
            settings=dict(rule='align', stage_one=5/6, loss=hard_kd_loss, weights=.5, label_weight=.5)),
-    _layer('cakd', 'Cross-Architecture Knowledge Distillation', 'Liu, Cao, Li, Hu, Ding, Li', 2022, '2207.05273',
+    _rule('cakd', 'Cross-Architecture Knowledge Distillation', 'Liu, Cao, Li, Hu, Ding, Li', 2022, '2207.05273',
            exact='partially cross attention, group-wise linear projector, discriminator of three layers; '
                  'the ramp of the released code',
            reading='attention maps rather than what they attend to; λ=0.05; -log D for the student, which in the '
@@ -157,20 +157,20 @@ _LAYERS = [
 
 # %% ../nbs/08b_learner.ipynb #9a57bc77
 _LAYERS += [
-    _layer('fitnet', 'FitNets: Hints for Thin Deep Nets', 'Romero, Ballas, Kahou, Chassang, Gatta, Bengio', 2015,
+    _rule('fitnet', 'FitNets: Hints for Thin Deep Nets', 'Romero, Ballas, Kahou, Chassang, Gatta, Bengio', 2015,
            '1412.6550',
            exact="a regressor to the teacher's feature, mean squared error",
            reading='one fit instead of two; grids are pooled to the coarser one',
            settings=dict(rule='hint', weights=0., label_weight=1.)),
-    _layer('at', 'Paying More Attention to Attention', 'Zagoruyko, Komodakis', 2017, '1612.03928',
+    _rule('at', 'Paying More Attention to Attention', 'Zagoruyko, Komodakis', 2017, '1612.03928',
            exact='squared error of normalised maps of channel energy, weight 1000',
            reading='grids are pooled to the coarser one',
            settings=dict(rule='at', feature_weight=1000., weights=0., label_weight=1.)),
-    _layer('sp', 'Similarity-Preserving Knowledge Distillation', 'Tung, Mori', 2019, '1907.09682',
+    _rule('sp', 'Similarity-Preserving Knowledge Distillation', 'Tung, Mori', 2019, '1907.09682',
            exact='squared difference of row-normalised similarities over B²; weight 3000 as in the paper',
            reading='tokens for maps where there are none',
            settings=dict(rule='sp', feature_weight=3000., weights=0., label_weight=1.)),
-    _layer('rkd', 'Relational Knowledge Distillation', 'Park, Kim, Lu, Cho', 2019, '1904.05068',
+    _rule('rkd', 'Relational Knowledge Distillation', 'Park, Kim, Lu, Cho', 2019, '1904.05068',
            exact="distances (25) and angles (50) with Huber's loss",
            reading='of mean features of paired layers; in the paper of embeddings',
            settings=dict(rule='rkd', weights=0., label_weight=1.))]
@@ -208,6 +208,17 @@ class WarmCosine:
         p = p if self.through else (p - self.warm)/(1 - self.warm)
         return self.end + (self.top - self.end)*(1 + math.cos(math.pi*p))/2
 
+# %% ../nbs/08b_learner.ipynb #0879c241
+def _strong_tfms(n): # Numbers of a recipe
+    "Crops and mirror of timm's ImageNet pipeline, RandAugment and erasing where asked for, as item transforms"
+    from timm.data.transforms_factory import transforms_imagenet_train
+    from torchvision.transforms import v2
+    how = dict(scale=(n['crop'], 1.), interpolation='bicubic', color_jitter=None, auto_augment=n['randaugment'] or None)
+    first, second, _ = transforms_imagenet_train(n['size'], separate=True, **how)
+    mean = tuple(round(255*c) for c in timm.data.IMAGENET_DEFAULT_MEAN)
+    erase = [v2.RandomErasing(n['erasing'], value=mean)]*bool(n['erasing'])
+    return [*first.transforms, *second.transforms, v2.PILToTensor(), *erase]
+
 # %% ../nbs/08b_learner.ipynb #38f3be75
 @dataclass(frozen=True)
 class Recipe:
@@ -235,17 +246,6 @@ class Recipe:
         n = self.numbers
         rate = WarmCosine(n['lr_start'], n['lr'], n['lr_end'], n['warmup']/n['epochs'], n['through'])
         return dict(n_epoch=n['epochs'], lr=n['lr'], cbs=[ParamScheduler({'lr': rate}), GradientClip(n['clip'])])
-
-# %% ../nbs/08b_learner.ipynb #0fc86225
-def _strong_tfms(n): # Numbers of a recipe
-    "Crops and mirror of timm's ImageNet pipeline, RandAugment and erasing where asked for, as item transforms"
-    from timm.data.transforms_factory import transforms_imagenet_train
-    from torchvision.transforms import v2
-    how = dict(scale=(n['crop'], 1.), interpolation='bicubic', color_jitter=None, auto_augment=n['randaugment'] or None)
-    first, second, _ = transforms_imagenet_train(n['size'], separate=True, **how)
-    mean = tuple(round(255*c) for c in timm.data.IMAGENET_DEFAULT_MEAN)
-    erase = [v2.RandomErasing(n['erasing'], value=mean)]*bool(n['erasing'])
-    return [*first.transforms, *second.transforms, v2.PILToTensor(), *erase]
 
 # %% ../nbs/08b_learner.ipynb #3cabf94f
 _PAPERS = {
@@ -378,6 +378,9 @@ def with_train(dls:DataLoaders,
     if len(dls.loaders) > 2: res.test = dls[2]
     return res
 
+def _part_of(ds, keep): # fastai `Datasets`; positions of the samples that stay
+    return Datasets(tls=[tl._new([tl.items[i] for i in keep], split_idx=0) for tl in ds.tls], n_inp=ds.n_inp)
+
 def labelled(dls:DataLoaders)->DataLoaders:
     """`dls` on the labelled training samples only, repeated so that an epoch keeps its steps, at least one. Raises
     `ValueError` where no training image has a label"""
@@ -386,11 +389,9 @@ def labelled(dls:DataLoaders)->DataLoaders:
     keep = [i for i, o in enumerate(train.items) if o.label >= 0]
     if not keep: raise ValueError("No training image has a label, and without teachers nothing could be learned. "
                                   "Give teachers=, or label some images.")
-    ds = train.dataset
-    part = Datasets(tls=[tl._new([tl.items[i] for i in keep], split_idx=0) for tl in ds.tls], n_inp=ds.n_inp)
     least = math.ceil(train.bs/len(keep)) if train.drop_last and len(train) else 1
     times = max(round(len(train.items)/len(keep)), least)
-    return with_train(dls, train.new(part, samples=train.samples, repeats=times))
+    return with_train(dls, train.new(_part_of(train.dataset, keep), samples=train.samples, repeats=times))
 
 def learner_dls(dls:DataLoaders, caches, # A list of `LogitCache`; None: no teachers
                 seed:int=None, # Of the order of batches, and of all that follows
@@ -405,18 +406,65 @@ def learner_dls(dls:DataLoaders, caches, # A list of `LogitCache`; None: no teac
     return with_train(dls, train)
 
 # %% ../nbs/08b_learner.ipynb #2f41a5ce
+def _taken_by(f): # name -> parameter, of those that a caller gives; f: a function
+    ours = ('self', 'dls', 'model', 'teachers')
+    return {n: p for n, p in signature(f).parameters.items() if n not in ours}
+
 def sorted_arguments(given:dict, # Passed on by name
                     )->tuple: # (for the learner, for the method's callback); what is None counts as not given
     "Arguments by whose they are; `TypeError` with close names for what nobody takes"
-    ours = ('self', 'dls', 'model', 'teachers')
-    names = lambda f: {n: p for n, p in signature(f).parameters.items() if n not in ours}
-    learner, callbacks = names(DistillLearner.__init__), [names(m.callback.__init__) for m in METHODS.values()]
-    anything = any(p.kind is p.VAR_KEYWORD for taken in callbacks for p in taken.values())
-    known = {*learner, *(n for taken in callbacks for n in taken)}
+    learner = _taken_by(DistillLearner.__init__)
+    callbacks = {n: p for m in METHODS.values() for n, p in _taken_by(m.callback.__init__).items()}
+    known, anything = {*learner, *callbacks}, any(p.kind is p.VAR_KEYWORD for p in callbacks.values())
     for k in given:
         if not anything and k not in known: raise TypeError(f"distill_learner takes no {k!r}.{did_you_mean(k, known)}")
     mine = {k: v for k, v in given.items() if k in learner}
     return mine, {k: v for k, v in given.items() if k not in mine and v is not None}
+
+# %% ../nbs/08b_learner.ipynb #e82f059e
+def _refuse_mistaken(dls, student): # Arguments of `distill_learner`
+    "`TypeError` where one stands in the place of another"
+    if isinstance(student, Learner): raise TypeError(
+        "A Learner was given as the student. Give its model: distill_learner(dls, learn.model, …).")
+    if not isinstance(dls, DataLoaders): raise TypeError(
+        f"The first argument is the data, fastai DataLoaders; a {type(dls).__name__} was given: "
+        "distill_learner(dls, 'civt_nano', …).")
+
+def _taught(dls, student, sources, method, teaching, seed, student_kw): # See `distill_learner`; arguments for teaching
+    "Loaders of its own, the student, and the callbacks of the method; without sources none"
+    if teaching and not sources: raise ValueError(
+        f"{', '.join(teaching)} concern teachers, and teachers=None was given.")
+    how, biases = find_method(method) if sources else None, {n: b for s in sources for n, b in s.biases.items()}
+    stores = [s.cache for s in sources if isinstance(s, Stored)]
+    stores += [v for v in teaching.values() if isinstance(v, LogitCache)]           # of features
+    own = learner_dls(dls, stores if sources else None, seed)
+    model = make_student(student, own, biases, teaching.get('route'), student_kw)
+    return own, *(how(model, sources, **teaching) if how else (model, []))
+
+# %% ../nbs/08b_learner.ipynb #90ae51e9
+def _said(settings): # teacher -> number or schedule
+    "One number for all, or one for each; a schedule by both its ends"
+    texts = {n: f'{v(0.):g}→{v(1.):g}' if callable(v) else f'{round(v, 3):g}' for n, v in settings.items()}
+    if len(set(texts.values())) == 1: return next(iter(texts.values()))
+    return ', '.join(f'{n} {t}' for n, t in texts.items())
+
+def _advice_line(learn, cb): # From `distill_learner`; its callback
+    said = ', '.join(f"{h} ← {' + '.join(t)}" for h, t in cb.routed(learn.model).items())
+    nums = f"T {_said(cb.T)}, weights {_said(cb.weights)}, labels {_said(dict(labels=cb.label_weight))}"
+    if cb.weigh: nums += f", weighed sample by sample by {getattr(cb.weigh, '__name__', type(cb.weigh).__name__)}"
+    proof = getattr(learn.dls.train, 'proof', '')
+    store = f"views {cb.cache.policy} of {cb.cache.path.name} ({proof})" if cb.cache else 'live teachers'
+    return f"{learn.method}: {said} · {nums} · {store}{cb.note()}"
+
+def _line(learn, student): # From `distill_learner`
+    "What will be trained, in a line"
+    name = student if isinstance(student, str) else type(student).__name__
+    head = f"{name} ({sum(p.numel() for p in learn.model.parameters())/1e6:.2f} M parameters)"
+    cb = next((c for c in learn.cbs if isinstance(c, MultiTeacherDistill)), None)
+    if cb is not None: return f"{head}, {_advice_line(learn, cb)}"
+    again = getattr(learn.dls.train, 'repeats', 1)
+    return (f"{head}, no teachers: ordinary training on {len(learn.dls.train_ds):,} labelled images"
+            + f", each {again} times an epoch"*(again > 1))
 
 # %% ../nbs/08b_learner.ipynb #e6f00d3b
 @delegates(DistillLearner.__init__)
@@ -448,71 +496,19 @@ def distill_learner(dls:DataLoaders, # Best from `image_dls`; ordinary fastai lo
     if verbose: print(_line(learn, student))
     return learn
 
-# %% ../nbs/08b_learner.ipynb #2e434b29
-def _refuse_mistaken(dls, student): # Arguments of `distill_learner`
-    "`TypeError` where one stands in the place of another"
-    if isinstance(student, Learner): raise TypeError(
-        "A Learner was given as the student. Give its model: distill_learner(dls, learn.model, …).")
-    if not isinstance(dls, DataLoaders): raise TypeError(
-        f"The first argument is the data, fastai DataLoaders; a {type(dls).__name__} was given: "
-        "distill_learner(dls, 'civt_nano', …).")
+# %% ../nbs/08b_learner.ipynb #09077f17
+def _terms_of(l, cb): # Copies of a learner and of its callback, at the start of a fit
+    "The weighted terms of the loss of a first batch"
+    train = l.dls.train.new()
+    train.epoch = 0                                          # views of a first epoch, also after the last
+    l._split(l._set_device(train.one_batch()))
+    with torch.no_grad():
+        cb.before_batch()
+        l.pred = l.model(*l.xb)
+        cb.after_pred()
+        l.loss_grad = l.loss_func(l.pred, *l.yb)
+        return {n: float(t) for n, t in cb.terms().items()}
 
-def _taught(dls, student, sources, method, teaching, seed, student_kw): # See `distill_learner`; arguments for teaching
-    "Loaders of its own, the student, and the callbacks of the method; without sources none"
-    if teaching and not sources: raise ValueError(
-        f"{', '.join(teaching)} concern teachers, and teachers=None was given.")
-    how, biases = find_method(method) if sources else None, {n: b for s in sources for n, b in s.biases.items()}
-    stores = [s.cache for s in sources if isinstance(s, Stored)]
-    stores += [v for v in teaching.values() if isinstance(v, LogitCache)]           # of features
-    own = learner_dls(dls, stores if sources else None, seed)
-    model = make_student(student, own, biases, teaching.get('route'), student_kw)
-    return own, *(how(model, sources, **teaching) if how else (model, []))
-
-# %% ../nbs/08b_learner.ipynb #e45be5c7
-def _said(settings): # teacher -> number or schedule
-    "One number for all, or one for each; a schedule by both its ends"
-    texts = {n: f'{v(0.):g}→{v(1.):g}' if callable(v) else f'{round(v, 3):g}' for n, v in settings.items()}
-    if len(set(texts.values())) == 1: return next(iter(texts.values()))
-    return ', '.join(f'{n} {t}' for n, t in texts.items())
-
-def _line(learn, student): # From `distill_learner`
-    "What will be trained, in a line"
-    name = student if isinstance(student, str) else type(student).__name__
-    head = f"{name} ({sum(p.numel() for p in learn.model.parameters())/1e6:.2f} M parameters)"
-    cb = next((c for c in learn.cbs if isinstance(c, MultiTeacherDistill)), None)
-    again = getattr(learn.dls.train, 'repeats', 1)
-    if cb is None: return (f"{head}, no teachers: ordinary training on {len(learn.dls.train_ds):,} labelled images"
-                           + f", each {again} times an epoch"*(again > 1))
-    said = ', '.join(f"{h} ← {' + '.join(t)}" for h, t in cb.routed(learn.model).items())
-    nums = f"T {_said(cb.T)}, weights {_said(cb.weights)}, labels {_said(dict(labels=cb.label_weight))}"
-    if cb.weigh: nums += f", weighed sample by sample by {getattr(cb.weigh, '__name__', type(cb.weigh).__name__)}"
-    proof = getattr(learn.dls.train, 'proof', '')
-    store = f"views {cb.cache.policy} of {cb.cache.path.name} ({proof})" if cb.cache else 'live teachers'
-    return f"{head}, {learn.method}: {said} · {nums} · {store}{cb.note()}"
-
-# %% ../nbs/08b_learner.ipynb #170bd233
-@patch
-def distill_summary(self:Learner)->pd.DataFrame: # One row for the labels and for each teacher
-    "Heads ← teachers, T, weights, views, and each term's share of a first batch's loss; training does not notice"
-    given = next((c for c in self.cbs if isinstance(c, MultiTeacherDistill)), None)
-    if given is None: raise ValueError(
-        "No teacher advises this student: make the learner with distill_learner(dls, student, teachers=…).")
-    terms, cb = first_terms(self, given)
-    rows = [dict(arm='labels', head='cls', weight=value_at(cb.label_weight, 0.), term=terms['label'])]
-    rows += [_teacher_row(cb, n, terms) for n in cb.biases]
-    rows += [dict(arm=n, loss=n, source='layers', term=t) for n, t in terms.items() if n not in ('label', *cb.biases)]
-    table = pd.DataFrame(rows, columns=['arm', 'bias', 'head', 'loss', 'T', 'weight', 'source', 'term']).fillna('')
-    return table.assign(share=[f'{t/table.term.sum():.0%}' for t in table.term]).set_index('arm')
-
-def _teacher_row(cb, n, terms): # A callback with a route; the name of a teacher; the terms of a batch
-    "What `distill_summary` says about a teacher"
-    source = next(s for s in cb.sources if n in s.biases)
-    stored = f'{source.cache.policy} of {source.cache.path.name}' if isinstance(source, Stored) else 'live'
-    heads = ', '.join(h for h, names in cb.route.items() if n in names)
-    return dict(arm=n, bias=cb.biases[n], head=heads, loss=getattr(cb.losses[n], '__name__', 'loss'), source=stored,
-                T=value_at(cb.T[n], 0.), weight=value_at(cb.weights[n], 0.), term=terms.get(n, 0.))
-
-# %% ../nbs/08b_learner.ipynb #a80ee2f5
 def first_terms(learn:Learner,
                 given:MultiTeacherDistill, # Its callback
                )->tuple: # (term -> number, the copy of the callback that computed them)
@@ -522,15 +518,34 @@ def first_terms(learn:Learner,
     with rng_scope(0), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         l.model, cb.learn = copy.deepcopy(unwrap(learn.model)).train(), l
         cb.route, l.training, l.pct_train = cb.routed(l.model), True, 0.
-        train = learn.dls.train.new()
-        train.epoch = 0                                          # views of a first epoch, also after the last
-        l._split(l._set_device(train.one_batch()))
-        with torch.no_grad():
-            cb.before_batch()
-            l.pred = l.model(*l.xb)
-            cb.after_pred()
-            l.loss_grad = l.loss_func(l.pred, *l.yb)
-            return {n: float(t) for n, t in cb.terms().items()}, cb
+        return _terms_of(l, cb), cb
+
+# %% ../nbs/08b_learner.ipynb #170bd233
+@patch
+def distill_summary(self:Learner)->pd.DataFrame: # One row for the labels and for each teacher
+    "Heads ← teachers, T, weights, views, and each term's share of a first batch's loss; training does not notice"
+    given = next((c for c in self.cbs if isinstance(c, MultiTeacherDistill)), None)
+    if given is None: raise ValueError(
+        "No teacher advises this student: make the learner with distill_learner(dls, student, teachers=…).")
+    terms, cb = first_terms(self, given)
+    columns = ['arm', 'bias', 'head', 'loss', 'T', 'weight', 'source', 'term']
+    table = pd.DataFrame(_summary_rows(terms, cb), columns=columns).fillna('')
+    return table.assign(share=[f'{t/table.term.sum():.0%}' for t in table.term]).set_index('arm')
+
+def _summary_rows(terms, cb): # Of `first_terms`
+    "A dict for the labels, for each teacher and for each term of layers"
+    yield dict(arm='labels', head='cls', weight=value_at(cb.label_weight, 0.), term=terms['label'])
+    yield from (_teacher_row(cb, n, terms) for n in cb.biases)
+    other = [n for n in terms if n not in ('label', *cb.biases)]
+    yield from (dict(arm=n, loss=n, source='layers', term=terms[n]) for n in other)
+
+def _teacher_row(cb, n, terms): # A callback with a route; the name of a teacher; the terms of a batch
+    "What `distill_summary` says about a teacher"
+    source = next(s for s in cb.sources if n in s.biases)
+    stored = f'{source.cache.policy} of {source.cache.path.name}' if isinstance(source, Stored) else 'live'
+    heads = ', '.join(h for h, names in cb.route.items() if n in names)
+    return dict(arm=n, bias=cb.biases[n], head=heads, loss=getattr(cb.losses[n], '__name__', 'loss'), source=stored,
+                T=value_at(cb.T[n], 0.), weight=value_at(cb.weights[n], 0.), term=terms.get(n, 0.))
 
 # %% ../nbs/08b_learner.ipynb #1bad4bc1
 def methods_from(file, # A Python file that puts methods into `METHODS`

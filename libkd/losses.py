@@ -111,13 +111,13 @@ def _check_target(target, s, name):
 # %% ../nbs/03a_losses.ipynb #5930fed3
 def _reduce(loss, reduction): return loss.mean() if reduction == 'mean' else loss
 
-def _times(p, log_q):
+def _p_log_q(p, log_q):
     "`p·log q`, and 0 where `p` is 0"
     return torch.where(p > 0, p*log_q, 0.)
 
 def _kl(log_p, log_q):
     "KL(p‖q) over the last axis; a probability of 0 contributes 0"
-    return _times(log_p.exp(), log_p - log_q).sum(-1)
+    return _p_log_q(log_p.exp(), log_p - log_q).sum(-1)
 
 # %% ../nbs/03a_losses.ipynb #36ff31e6
 def kd_loss(student, # Student logits (B, C)
@@ -178,9 +178,9 @@ def nkd_loss(student, # Student logits (B, C)
     "Normalised KD, `−p_t[y]·log p_s[y] − γT²·Σ p̂_t·log p̂_s` (2303.13005 eq. 8; constants of the authors' code)"
     s, t = _check(student, teacher, T, reduction)
     y = _check_target(target, s, 'nkd_loss')
-    first = -_times(t.softmax(-1).gather(1, y), s.log_softmax(-1).gather(1, y)).squeeze(1)
+    first = -_p_log_q(t.softmax(-1).gather(1, y), s.log_softmax(-1).gather(1, y)).squeeze(1)
     (_, r_s), (_, r_t) = _two_parts(s/T, y), _two_parts(t/T, y)
-    return _reduce(first - gamma*T**2 * _times(r_t.exp(), r_s).sum(-1), reduction)
+    return _reduce(first - gamma*T**2 * _p_log_q(r_t.exp(), r_s).sum(-1), reduction)
 
 # %% ../nbs/03a_losses.ipynb #a4551fa5
 def _pearson(a, b, eps=1e-8):
@@ -224,7 +224,7 @@ def ofa_loss(student, # Student logits (B, C)
     y = _check_target(target, s, 'ofa_loss')
     one = torch.zeros_like(t).scatter_(1, y, 1.)
     w = ((t/T).softmax(-1) + one)**eps - one
-    return _reduce(-_times(w, (s/T).log_softmax(-1)).sum(-1), reduction)
+    return _reduce(-_p_log_q(w, (s/T).log_softmax(-1)).sum(-1), reduction)
 
 # %% ../nbs/03a_losses.ipynb #9a5a1965
 NEEDS_TARGET = ('dkd', 'nkd', 'ofa')
@@ -241,23 +241,29 @@ def get_loss(
     raise KeyError(f'No loss is called {loss!r}.' + did_you_mean(loss, LOSSES))
 
 # %% ../nbs/03a_losses.ipynb #12195a58
-def _topk_kd(student, teacher, T, reduction):
-    "KL over k+1 events: the kept classes, and one of the others"
+def _check_tail(student, teacher, T): # Logits (B, C); `TopK`; the loss's temperature
+    "Were the teacher's other classes summed at this temperature, and are they as many?"
     if T != teacher.T: raise ValueError(
         f'The tail of this top-k target was summed at T={teacher.T:g} and the loss has T={T:g}: '
         f'give T={teacher.T:g} to the learner, build the cache with T={T:g} or without top_k, '
         f'or give `teacher.at({T:g})`, an approximation')
     if teacher.classes != student.shape[-1]:
         raise ValueError(f'The student has {student.shape[-1]} classes and the top-k target {teacher.classes}')
-    s, t = _check(student, teacher.dense(), T, reduction)
-    kept = teacher.indices.long()
-    log_t = torch.cat([teacher.values.float()/T, teacher.tail.float().unsqueeze(1)], 1).log_softmax(-1)   # (B, k+1)
-    log_s = (s/T).log_softmax(-1)
-    others = log_s.scatter(1, kept, -torch.inf)
+
+def _log_sum_of_others(logp, kept): # (B, C) log-probabilities; (B, k) classes; (B, 1)
+    others = logp.scatter(1, kept, -torch.inf)
     # the teacher knows no class but these: no tail, and no gradient of it
     none = others.isneginf().all(-1, keepdim=True)
-    rest = others.masked_fill(none, 0.).logsumexp(-1, keepdim=True).masked_fill(none, -torch.inf)
-    return _reduce(_kl(log_t.detach(), torch.cat([log_s.gather(1, kept), rest], 1)) * T**2, reduction)
+    return others.masked_fill(none, 0.).logsumexp(-1, keepdim=True).masked_fill(none, -torch.inf)
+
+def _topk_kd(student, teacher, T, reduction):
+    "KL over k+1 events: the kept classes, and one of the others"
+    _check_tail(student, teacher, T)
+    s, t = _check(student, teacher.dense(), T, reduction)
+    kept, log_s = teacher.indices.long(), (s/T).log_softmax(-1)
+    log_t = torch.cat([teacher.values.float()/T, teacher.tail.float().unsqueeze(1)], 1).log_softmax(-1)   # (B, k+1)
+    log_s = torch.cat([log_s.gather(1, kept), _log_sum_of_others(log_s, kept)], 1)
+    return _reduce(_kl(log_t.detach(), log_s) * T**2, reduction)
 
 # %% ../nbs/03a_losses.ipynb #eb43c5bc
 def combine_losses(losses, # One loss a teacher, each (B,), or a tensor (K, B)

@@ -55,6 +55,14 @@ class Packed:
         kinds = ', '.join(dict.fromkeys(o['op'] for o in self.ops))
         return f'Packed: {len(self.ops)} operations ({kinds}), {len(self.weights)/1000:.0f} kB'
 
+# %% ../nbs/12a_playground.ipynb #48e4ca4d
+def _refused(at, kind, kinds):
+    "The sentence for a module that the page has no operator for"
+    known = ', '.join(sorted({k.__name__ for k in kinds}))
+    return (f'{at or "The network"} is a {kind.__name__}, and the page has no operator for it, so this network '
+            f'cannot be packed. Leave it out, or pack a network made of these: {known}. Networks of any kind can be '
+            'compared by their answers, with explore_disagreement.')
+
 # %% ../nbs/12a_playground.ipynb #d11bf5d6
 class Packer:
     "Collects the operations of a network, module by module"
@@ -96,19 +104,11 @@ class Packer:
         for n in names: x = self(getattr(module, n), x, n)
         return x
 
-# %% ../nbs/12a_playground.ipynb #368104c9
-def _refused(at, kind, kinds):
-    "The sentence for a module that the page has no operator for"
-    known = ', '.join(sorted({k.__name__ for k in kinds}))
-    return (f'{at or "The network"} is a {kind.__name__}, and the page has no operator for it, so this network '
-            f'cannot be packed. Leave it out, or pack a network made of these: {known}. Networks of any kind can be '
-            'compared by their answers, with explore_disagreement.')
-
 # %% ../nbs/12a_playground.ipynb #4142ccc4
-def _pair(v): return [int(v), int(v)] if isinstance(v, int) else [int(i) for i in v]
+def _both(v): return [int(v), int(v)] if isinstance(v, int) else [int(i) for i in v]
 
 def _convolve(p, x, weight, bias, stride=1, pad=0, dilation=1, groups=1): # weight (O, C/groups, kh, kw)
-    about = dict(kernel=list(weight.shape[2:]), stride=_pair(stride), pad=_pair(pad), dilation=_pair(dilation))
+    about = dict(kernel=list(weight.shape[2:]), stride=_both(stride), pad=_both(pad), dilation=_both(dilation))
     w = p.tensor(weight.permute(0, 2, 3, 1))
     return p.op('conv', x, weight=w, bias=p.tensor(bias), out=weight.shape[0], groups=groups, **about)
 
@@ -148,7 +148,7 @@ def _layernorm(p, m, x):
     return p.op('layernorm', x, scale=p.tensor(scale), shift=p.tensor(shift), eps=m.eps)
 
 # %% ../nbs/12a_playground.ipynb #14b41163
-def _same(p, m, x): return x
+def _pass_on(p, m, x): return x
 def _sequence(p, m, x): return p.through(m, x, *(n for n, _ in m.named_children()))
 
 def _children(*names): # In the order in which a picture passes them
@@ -160,15 +160,15 @@ def _act(curve): return lambda p, m, x: p.op('act', x, curve=curve)
 def _linear(p, m, x): return p.op('linear', x, weight=p.tensor(m.weight), bias=p.tensor(m.bias), out=m.out_features)
 def _gelu(p, m, x): return p.op('act', x, curve='gelu' if getattr(m, 'approximate', 'none') == 'none' else 'gelu_tanh')
 
-def _square(p, m, name):
+def _side(p, m, name):
     "A setting of a pooling module, the same in both directions"
-    value = _pair(getattr(m, name))
+    value = _both(getattr(m, name))
     if value[0] == value[1] and not m.ceil_mode: return value[0]
     raise UserError(f'{".".join(p.at)}: the page pools in squares and leaves out what does not fill one.')
 
 def _pool(how):
     def pack(p, m, x):
-        about = dict(kernel=_square(p, m, 'kernel_size'), stride=_square(p, m, 'stride'), pad=_square(p, m, 'padding'))
+        about = dict(kernel=_side(p, m, 'kernel_size'), stride=_side(p, m, 'stride'), pad=_side(p, m, 'padding'))
         return p.op('pool', x, how=how, padded=getattr(m, 'count_include_pad', True), **about)
     return pack
 
@@ -195,13 +195,13 @@ def _basic_block(p, m, x):
     return p(m.act2, p.op('add', y, _skip(p, m, x)), 'act2')
 
 # %% ../nbs/12a_playground.ipynb #98b06a41
-def _attention(p, m, x, scores=None): # scores (heads, N, N), added before the softmax
+def _pack_attention(p, m, x, scores=None): # scores (heads, N, N), added before the softmax
     if getattr(m, 'gate', None) is not None or any(not isinstance(o, nn.Identity) for o in (m.q_norm, m.k_norm)):
         raise UserError(f'{".".join(p.at)}: the page has attention without gates and norms of queries and keys.')
     y = p.op('attention', p(m.qkv, x, 'qkv'), heads=m.num_heads, scores=p.tensor(scores))
     return p.through(m, y, 'norm', 'proj')
 
-def _conv_attention(p, m, x): return _attention(p, m, x, m.position_scores())
+def _conv_attention(p, m, x): return _pack_attention(p, m, x, m.position_scores())
 def _layerscale(p, m, x): return p.op('scale', x, scale=p.tensor(m.gamma), shift=p.tensor(torch.zeros_like(m.gamma)))
 def _block(p, m, x):
     x = p.op('add', p.through(m, x, 'norm1', 'attn', 'ls1'), x)
@@ -239,7 +239,7 @@ def _special(p, m, maps):
         else: made.append(p.op('mean', maps[source])); special.append(-len(made))
     return made, special
 
-def _heads(p, m, x): # head -> number of its logits
+def _pack_heads(p, m, x): # head -> number of its logits
     layer = lambda h: getattr(m, 'head' if h == 'cls' else f'head_{h}')
     return {h: p(layer(h), p.op('row', x, row=i), f'head of {h}') for i, h in enumerate(m.heads)}
 
@@ -247,7 +247,7 @@ def _student(p, m, x):
     maps, patches = _maps(p, m.patch_embed, x)
     made, special = _special(p, m, maps)
     x = p.op('tokens', patches, *made, special=special, positions=p.tensor(m.pos_embed))
-    p.heads = _heads(p, m, p.through(m, x, 'norm_pre', 'blocks', 'norm'))
+    p.heads = _pack_heads(p, m, p.through(m, x, 'norm_pre', 'blocks', 'norm'))
     if m.ensemble in p.heads: return p.heads[m.ensemble]
     return p.op('average' if m.ensemble == 'mean_logits' else 'mean_probs', *p.heads.values())
 
@@ -255,19 +255,19 @@ def _student(p, m, x):
 _resnet = _children('conv1', 'bn1', 'act1', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4', 'global_pool', 'fc')
 
 KINDS = {
-    nn.Identity: _same, nn.Dropout: _same, DropPath: _same, nn.Sequential: _sequence, nn.Conv2d: _conv,
+    nn.Identity: _pass_on, nn.Dropout: _pass_on, DropPath: _pass_on, nn.Sequential: _sequence, nn.Conv2d: _conv,
     PatchProj: _conv, nn.BatchNorm2d: _batchnorm, BatchNormAct2d: _batchnorm_act, nn.LayerNorm: _layernorm,
     LayerNorm: _layernorm, nn.Linear: _linear, nn.ReLU: _act('relu'), nn.SiLU: _act('silu'), nn.GELU: _gelu,
     nn.AvgPool2d: _pool('avg'), nn.MaxPool2d: _pool('max'), SelectAdaptivePool2d: _global_pool,
     ClassifierHead: _children('global_pool', 'drop', 'fc', 'flatten'), ConvNormAct: _sequence,
     Involution2d: _involution, InvolutionBlock: _involution_block, BasicBlock: _basic_block,
     ResNet: _resnet, ResNetMini: _resnet, RedNet: _children('stem', 'pool', 'stages', 'head'),
-    Attention: _attention, MultiHeadConvAttention: _conv_attention, LayerScale: _layerscale,
+    Attention: _pack_attention, MultiHeadConvAttention: _conv_attention, LayerScale: _layerscale,
     Mlp: _children('fc1', 'act', 'norm', 'fc2'), Block: _block, PatchEmbed: _children('proj', 'norm'),
     VisionTransformer: _transformer, Stem: _children('body', 'proj'), TokenViT: _student}
 
 # %% ../nbs/12a_playground.ipynb #2d9d2b77
-def _read(packed):
+def _read_packed(packed):
     "The tensors of a packed network, as the page reads them"
     for t in packed.tensors:
         n = int(np.prod(t['shape']))
@@ -329,7 +329,7 @@ def packed_logits(packed, # From `pack_net`
            x, # Pictures (n, H, W, 3), as the packed network takes them
            )->torch.Tensor: # Logits (n, C)
     "What the page will answer, computed by torch from the packed weights"
-    tensors, values = list(_read(packed)), [x]
+    tensors, values = list(_read_packed(packed)), [x]
     for o in packed.ops:
         xs = [values[i] for i in o['in']]
         many = _REPLAY_MANY.get(o['op'])
@@ -383,7 +383,7 @@ def pack_net(model, # A network that answers with logits
              kinds=None, # More entries for `KINDS`
              )->Packed:
     "A network for the page; `UserError` names what the page cannot do"
-    h, w = _pair(size)
+    h, w = _both(size)
     packed = _packed_as_is(model, (h, w), stats, kinds)
     try: apart = _far_from_model(model, packed, stats)
     except (RuntimeError, AssertionError) as e:
@@ -403,13 +403,13 @@ PRESETS = dict(
     noise=('Noise', 'Noise', 'Every pixel is a little wrong: the eye averages, does the network?'),
     cover=('Cover', 'Cover the middle', 'A patch in the colour of the ground hides what is in the middle.'))
 
-_WORDS = dict(conv='convolution', inv='involution', attn='attention', mlp='dense layers')
+_BIAS_WORDS = dict(conv='convolution', inv='involution', attn='attention', mlp='dense layers')
 
 
 # %% ../nbs/12a_playground.ipynb #b72aac4a
 def _pairs(groups, before): # kind -> numbers; kind -> accuracies on pictures as they are, or None
     "Two kinds at a time: their names, how well the numbers tell them apart, and whether they were equally accurate"
-    name = lambda k: _WORDS.get(k, k)
+    name = lambda k: _BIAS_WORDS.get(k, k)
     for a, b in combinations(groups, 2):
         equal = not before or tells_apart(before[a], before[b]) < .9
         yield f'{name(a)} and {name(b)}', tells_apart(groups[a], groups[b]), equal
@@ -456,7 +456,7 @@ class Evidence:
     )->tuple: # (sentence, sentence)
         "What the preset does to each kind, or '', and whether that is a bias"
         groups = self.numbers.get(preset) or {}
-        means = ', '.join(f'{_WORDS.get(k, k)} {100*np.mean(v):.0f}\u00a0%' for k, v in groups.items())
+        means = ', '.join(f'{_BIAS_WORDS.get(k, k)} {100*np.mean(v):.0f}\u00a0%' for k, v in groups.items())
         return means and f'{NUMBERS[preset]}: {means}.', bias_verdict(groups, self.numbers.get('as it is'))
 
 # %% ../nbs/12a_playground.ipynb #13e22501
@@ -466,9 +466,9 @@ def _covered(imgs, share=.4):
     rows, cols = (np.abs(np.arange(n) + .5 - n/2) < share*n/2 for n in (H, W))
     return np.where((rows[:, None] & cols)[None, ..., None], ground(imgs)[:, None, None], imgs)
 
-def _grey(imgs): return np.repeat(imgs @ np.array([.299, .587, .114], imgs.dtype)[:, None], 3, -1)
+def _grey_pixels(imgs): return np.repeat(imgs @ np.array([.299, .587, .114], imgs.dtype)[:, None], 3, -1)
 def _noisy(imgs): return (imgs + np.random.default_rng(0).normal(0, .2, imgs.shape)).clip(0, 1)
-_CHANGES = dict(shuffle=shuffle_patches, silhouette=silhouettes, grey=_grey, noise=_noisy, cover=_covered)
+_CHANGES = dict(shuffle=shuffle_patches, silhouette=silhouettes, grey=_grey_pixels, noise=_noisy, cover=_covered)
 
 def _after(answer, key, imgs, y):
     "Accuracy after a preset; of shifts the mean over 1 and 2 pixels in both directions"
@@ -506,7 +506,7 @@ def _unwrapped(model, stats):
 def _kind(net):
     "What a network takes for granted, in a word or two"
     heads = getattr(net, 'heads', ())
-    return _WORDS[bias_of(net)] + (f', {len(heads)} heads' if len(heads) > 1 else '')
+    return _BIAS_WORDS[bias_of(net)] + (f', {len(heads)} heads' if len(heads) > 1 else '')
 
 def _dash(look):
     "A dash of `looks` for the page"
@@ -720,6 +720,30 @@ def bias_playground(models, # `Teacher`s, `Learner`s, modules: a list, or a dict
     more = dict(stats=stats, names=names, kinds=kinds, probe=probe, evidence=evidence, note=note, rows=rows)
     return BiasPlayground(models, images, labels, classes, T, **more)
 
+# %% ../nbs/12a_playground.ipynb #915737bc
+def _spread(rows, y, k):
+    "The first `k` of `rows`, a class again only after all others"
+    seen = {}
+    turn = [seen.setdefault(int(y[r]), []).append(r) or len(seen[int(y[r])]) for r in rows]
+    return [int(r) for _, r in sorted(zip(turn, rows), key=lambda p: p[0])][:k]
+
+# %% ../nbs/12a_playground.ipynb #858dff7b
+def telling(logits:dict, # name -> (n, C)
+            y, # (n,) labels
+            k=8, # How many
+            )->np.ndarray: # Rows, at most `k`
+    "Pictures to play with: half on which all are right, the others on which they differ most, of many classes"
+    right = np.stack([as_array(z).argmax(1) == y for z in logits.values()]).all(0)
+    js = js_divergence(logits, 2.)
+    first, others = np.flatnonzero(right), np.flatnonzero(~right)
+    one = _spread(first[np.argsort(js[first], kind='stable')], y, k - k//2)
+    return np.array(one + _spread(others[np.argsort(-js[others], kind='stable')], y, k - len(one)), int)
+
+def _others(n, rows, k):
+    "Up to `k` of `n` rows from all over the data (which may be in the order of the classes), without `rows`"
+    rest = np.setdiff1d(np.arange(n), rows)
+    return rest[np.unique(np.linspace(0, len(rest) - 1, min(k, len(rest))).round().astype(int))]
+
 # %% ../nbs/12a_playground.ipynb #adf3d2d0
 @patch
 def playground(self:Learner,
@@ -744,29 +768,6 @@ def _say_all(models, imgs, stats=None):
     stats = stats or (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     own = {n: _unwrapped(m, stats) for n, m in models.items()}
     return {n: _ask(pack_net(net, imgs.shape[1:3], s), imgs/255) for n, (net, s) in own.items()}
-
-# %% ../nbs/12a_playground.ipynb #471b9ade
-def telling(logits:dict, # name -> (n, C)
-            y, # (n,) labels
-            k=8, # How many
-            )->np.ndarray: # Rows, at most `k`
-    "Pictures to play with: half on which all are right, the others on which they differ most, of many classes"
-    right = np.stack([as_array(z).argmax(1) == y for z in logits.values()]).all(0)
-    js = js_divergence(logits, 2.)
-    first, others = np.flatnonzero(right), np.flatnonzero(~right)
-    one = _spread(first[np.argsort(js[first], kind='stable')], y, k - k//2)
-    return np.array(one + _spread(others[np.argsort(-js[others], kind='stable')], y, k - len(one)), int)
-
-def _others(n, rows, k):
-    "Up to `k` of `n` rows from all over the data (which may be in the order of the classes), without `rows`"
-    rest = np.setdiff1d(np.arange(n), rows)
-    return rest[np.unique(np.linspace(0, len(rest) - 1, min(k, len(rest))).round().astype(int))]
-
-def _spread(rows, y, k):
-    "The first `k` of `rows`, a class again only after all others"
-    seen = {}
-    turn = [seen.setdefault(int(y[r]), []).append(r) or len(seen[int(y[r])]) for r in rows]
-    return [int(r) for _, r in sorted(zip(turn, rows), key=lambda p: p[0])][:k]
 
 # %% ../nbs/12a_playground.ipynb #9319d66f
 def _run_facts(folder):

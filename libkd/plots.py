@@ -26,8 +26,22 @@ from scipy import stats
 from .diagnose import TokenMaps, as_array, ece, on_grid, reliability, roles_of, sample_disagreement, soften
 from .diagnose import teacher_confusion, uniform_distance
 
+# %% ../nbs/11_plots.ipynb #ff7717d6
+def _boxes_of(artist, ax):
+    "A picture's box on the canvas, or those of the pictures on it"
+    spots = getattr(artist, 'tiles', None)
+    if spots is None: return [artist.get_window_extent()]
+    return [ax.transData.transform_bbox(Bbox.from_extents(*spot)) for spot in spots]
+
+def _staying(fig):
+    "[left, top, width, height] in pixels of all pictures, maps and colour scales"
+    coloured = lambda ax: (*ax.images, *(c for c in ax.collections if isinstance(c, QuadMesh)))
+    boxes = [Bbox.intersection(b, ax.bbox) for ax in fig.axes for a in coloured(ax) for b in _boxes_of(a, ax)]
+    flip = fig.bbox.height
+    return [[round(v) for v in (b.xmin, flip - b.ymax, b.width, b.height)] for b in boxes if b is not None]
+
 # %% ../nbs/11_plots.ipynb #73fafd37
-_INK, _QUIET, _PICK = '#222222', '#666666', '#D55E00'          # text, secondary text, what is marked
+_INK, _PALE, _PICK = '#222222', '#666666', '#D55E00'          # text, secondary text, what is marked
 
 class LibkdFigure(Figure):
     "A matplotlib figure that carries its description in words and shows itself as a small accessible picture"
@@ -48,20 +62,6 @@ class LibkdFigure(Figure):
         info.add_itxt('Description', self.alt); info.add_text('Staying', json.dumps(_staying(self)))
         img.save(out, 'png', optimize=True, pnginfo=info, dpi=(self.dpi, self.dpi))
         return out.getvalue()
-
-# %% ../nbs/11_plots.ipynb #0664c144
-def _boxes_of(artist, ax):
-    "A picture's box on the canvas, or those of the pictures on it"
-    spots = getattr(artist, 'tiles', None)
-    if spots is None: return [artist.get_window_extent()]
-    return [ax.transData.transform_bbox(Bbox.from_extents(*spot)) for spot in spots]
-
-def _staying(fig):
-    "[left, top, width, height] in pixels of all pictures, maps and colour scales"
-    coloured = lambda ax: (*ax.images, *(c for c in ax.collections if isinstance(c, QuadMesh)))
-    boxes = [Bbox.intersection(b, ax.bbox) for ax in fig.axes for a in coloured(ax) for b in _boxes_of(a, ax)]
-    flip = fig.bbox.height
-    return [[round(v) for v in (b.xmin, flip - b.ymax, b.width, b.height)] for b in boxes if b is not None]
 
 # %% ../nbs/11_plots.ipynb #d1d87dd2
 _TURN = [[-.574, 1.43, .144], [.426, .43, .144], [.426, 1.43, -.856]]       # the hue by half a turn, as CSS does it
@@ -131,15 +131,15 @@ def save(self:LibkdFigure, path # File ending in .png, .svg or .pdf
 _LOOKS = [('#0072B2', '', 'o', '-'), ('#E69F00', '//', 's', '--'), ('#009E73', '..', '^', '-.'),
          ('#CC79A7', 'xx', 'D', ':'), ('#56B4E9', '\\\\', 'v', (0, (5, 1))), ('#D55E00', '++', 'P', (0, (1, 1))),
          ('#F0E442', 'oo', 'X', (0, (3, 1, 1, 1))), ('#999999', '--', '*', (0, (7, 2)))]
-_FIXED = dict(conv=0, inv=1, student=2, cls=3)                # these names look the same in every figure
+_FIXED_LOOKS = dict(conv=0, inv=1, student=2, cls=3)                # these names look the same in every figure
 
 def looks(names, # Names of models, heads or arms
           )->dict: # name -> (colour, hatch, marker, dash)
     "A colour, a hatch, a marker and a dash for every name; Okabe and Ito's palette"
     names = list(map(str, names))
-    taken = {_FIXED[n] for n in names if n in _FIXED}
+    taken = {_FIXED_LOOKS[n] for n in names if n in _FIXED_LOOKS}
     free = iter([i for i in range(len(_LOOKS)) if i not in taken]*len(names))
-    return {n: _LOOKS[_FIXED[n] if n in _FIXED else next(free, 7)] for n in names}
+    return {n: _LOOKS[_FIXED_LOOKS[n] if n in _FIXED_LOOKS else next(free, 7)] for n in names}
 
 # %% ../nbs/11_plots.ipynb #0f079f3b
 def middle(name, # Any name
@@ -163,7 +163,7 @@ def _text(s, n=16):
     "Any name as plain, short text, which matplotlib does not read as a formula"
     return middle(s, n).replace('$', r'\$')
 
-def _names(classes, C): return [str(c) for c in classes] if classes is not None else [str(i) for i in range(C)]
+def _class_names(classes, C): return [str(c) for c in classes] if classes is not None else [str(i) for i in range(C)]
 
 def _axes(fig, box, title='', x='', y='', frame=True):
     "Axes at a fixed place (left, bottom, width, height), in the house style"
@@ -182,14 +182,12 @@ def _legend(ax, **where): ax.legend(fontsize=8, frameon=False, **where)
 
 def _centred(n): return np.arange(n) - (n - 1)/2                   # n places one apart, their middle at 0
 
-def _percent(v): return f'{100*v:.1f} %'
-
 # %% ../nbs/11_plots.ipynb #b41a2027
 _ROLES = {'teacher': _LOOKS[1], 'teachers': _LOOKS[7], 'student': _LOOKS[4], 'taught student': _LOOKS[2]}
 
 _SHARES = ('accuracy', 'macro accuracy')
 
-def _number(v, metric=''): return _percent(v) if metric in _SHARES else f'{v:.4g}'
+def _short_number(v, metric=''): return f'{100*v:.1f} %' if metric in _SHARES else f'{v:.4g}'
 
 def _size_note(r):
     size = f'{r.params/1e3:,.0f}k' if pd.notna(r.get('params')) else ''
@@ -200,8 +198,8 @@ def _score(ax, i, v, r, metric):
     "The bar of one model, its number, and what it costs"
     c, h, *_ = _ROLES.get(r.get('role'), _LOOKS[0])
     ax.barh(i, v, color=c, hatch=h, edgecolor='white', height=.72)
-    ax.text(v, i, ' ' + _number(v, metric), va='center', fontsize=9, color=_INK)
-    aside = dict(va='center', ha='left', fontsize=8, color=_QUIET, transform=ax.get_yaxis_transform())
+    ax.text(v, i, ' ' + _short_number(v, metric), va='center', fontsize=9, color=_INK)
+    aside = dict(va='center', ha='left', fontsize=8, color=_PALE, transform=ax.get_yaxis_transform())
     ax.text(1.17, i, _size_note(r), **aside)
 
 def _scores(ax, board, v, metric): # Values of the metric, one a model
@@ -223,7 +221,7 @@ def plot_scoreboard(board:pd.DataFrame, # From `libkd.diagnose.scoreboard`
     "One bar a model, with its number, its size and its speed; `KeyError` for a column that is not there"
     if metric not in board: raise KeyError(f'no column {metric!r}; there are: {", ".join(map(str, board.columns))}')
     v, height = board[metric].astype(float), .9 + .42*len(board)
-    alt = f'{metric} of {len(v)} models: ' + ', '.join(f'{k} {_number(x, metric)}' for k, x in v.items()) + '.'
+    alt = f'{metric} of {len(v)} models: ' + ', '.join(f'{k} {_short_number(x, metric)}' for k, x in v.items()) + '.'
     fig = LibkdFigure(7.5, height, alt)
     _scores(_axes(fig, (.27, .62/height, .52, 1 - .9/height), x=metric), board, v, metric)
     _role_legend(fig, board)
@@ -255,7 +253,7 @@ def _paired_axes(fig, arms, title, x, margin):  # Names of the arms, from top to
 
 def _paired_note(fig, margin): # What the marks mean, below the axes
     note = '○ one seed   ◆ mean, 95 % interval' + (f'   grey: within ±{margin:g}' if margin else '')
-    fig.text(.27, .04/fig.get_figheight(), note, fontsize=8, color=_QUIET)
+    fig.text(.27, .04/fig.get_figheight(), note, fontsize=8, color=_PALE)
 
 # %% ../nbs/11_plots.ipynb #2fba9107
 def _differences(ax, i, arm, d):
@@ -347,7 +345,7 @@ def plot_training(table:pd.DataFrame, # From `TrainingMonitor.table`
     return fig
 
 # %% ../nbs/11_plots.ipynb #a4377c13
-def _arm(ax, histories, metric, arm, look): # Tables with the columns `done` and the metric, one a seed
+def _arm_curve(ax, histories, metric, arm, look): # Tables with the columns `done` and the metric, one a seed
     "One arm: a thin line a seed and their mean; how far the mean came, in words"
     colour, _, marker, dash = look
     for r in histories: ax.plot(100*r['done'], 100*r[metric], color=colour, lw=.7, alpha=.35)
@@ -363,7 +361,7 @@ def plot_arms(results:pd.DataFrame, # From `run_jobs`: one row a run, with `arm`
     ax = _axes(fig, (.1, .16, .6, .8), '', 'share of the steps, %', f'validation {metric}, %')
     done = results[results['accuracy'].notna()]
     runs = {arm: [pd.DataFrame(h) for h in own['history']] for arm, own in done.groupby('arm', sort=False)}
-    said = [_arm(ax, runs[arm], metric, arm, look) for arm, look in looks(runs).items()]
+    said = [_arm_curve(ax, runs[arm], metric, arm, look) for arm, look in looks(runs).items()]
     _legend(ax, loc='center left', bbox_to_anchor=(1.02, .5))
     fig.alt = f'Validation {metric} while training, mean over the seeds: ' + ', '.join(said) + '.'
     return fig
@@ -378,7 +376,7 @@ def _reliability(ax, low, r, label, look):
 def _reliability_axes(fig): # The upper axes with the diagonal of a perfect model, and those of the counts
     ax = _axes(fig, (.14, .36, .82, .57), '', '', 'accuracy')
     low = _axes(fig, (.14, .13, .82, .17), '', 'confidence', 'answers')
-    ax.plot([0, 1], [0, 1], color=_QUIET, lw=1); ax.set_ylim(0, 1.03); ax.set_xticklabels([])
+    ax.plot([0, 1], [0, 1], color=_PALE, lw=1); ax.set_ylim(0, 1.03); ax.set_xticklabels([])
     for a in (ax, low): a.set_xlim(0, 1.01)
     return ax, low
 
@@ -429,7 +427,7 @@ def plot_matrix(df:pd.DataFrame, # Square or not, numbers from 0 up
 def _counts(ax, M, top):
     "The numbers of a confusion table that are not 0"
     for (i, j), n in np.ndenumerate(M):
-        if n and i == j: ax.text(j, i, n, ha='center', va='center', fontsize=8, color=_QUIET)
+        if n and i == j: ax.text(j, i, n, ha='center', va='center', fontsize=8, color=_PALE)
         elif n: _cell(ax, i, j, n, n < .55*top)
 
 def _class_ticks(ax, classes):
@@ -463,7 +461,7 @@ def plot_confusion(a, # Logits (n, C) of one model: rows
                    names=('one', 'other'), # What rows and columns are called
                    )->LibkdFigure:
     "Who says what when they differ"
-    M = teacher_confusion(a, b); classes = _names(classes, len(M))
+    M = teacher_confusion(a, b); classes = _class_names(classes, len(M))
     side = min(5., 1.2 + .3*len(M))
     fig = LibkdFigure(side + 1.3, side + .9, _confusion_alt(M, classes, names))
     _confusion(_axes(fig, _inches(fig, 1.1, .65, .97*side, .97*side)), M, classes, names)
@@ -504,7 +502,7 @@ def plot_softened(logits:dict, # name -> logits (C,) of one image
                   )->LibkdFigure:
     "Probabilities of one image, softened, side by side for every model"
     P = {k: soften(as_array(z)[None], T)[0] for k, z in logits.items()}
-    classes = _names(classes, len(next(iter(P.values()))))
+    classes = _class_names(classes, len(next(iter(P.values()))))
     fig = LibkdFigure(6.2, 2.6)
     _bars(_axes(fig, (.09, .2, .88, .66), f'T = {T:g}', '', 'probability'), P, classes, y, top, like)
     said = '; '.join(f'{k} says {classes[p.argmax()]} ({p.max():.2f})' for k, p in P.items())
@@ -612,7 +610,7 @@ def plot_disagreement(imgs, # (n, H, W, 3) uint8
     """The images on which the teachers differ most, their answers, and who says what; `ValueError` where there are not
     as many images as predictions"""
     df = sample_disagreement(preds, y, T, teachers, student); teachers, student = roles_of(preds, teachers, student)
-    imgs, classes = as_rgb(imgs), _names(classes, as_array(next(iter(preds.values()))).shape[1])
+    imgs, classes = as_rgb(imgs), _class_names(classes, as_array(next(iter(preds.values()))).shape[1])
     if len(imgs) != len(df): raise ValueError(f'{len(imgs)} images but predictions of {len(df)}')
     order = _most_disputed(df, show)
     fig = LibkdFigure(12, 3.6, disagreement_alt(df, teachers, len(df)))
@@ -689,10 +687,10 @@ def _map_legend(fig, maps, layer, end):
     _map_ramp(fig); w, h = fig.get_size_inches()*80
     layers = '' if maps.attn is None else f'layer {layer % maps.attn.shape[1] + 1} of {maps.attn.shape[1]} · '
     said = f'0 to {end:.1f} times uniform · {layers}attention is not an explanation'
-    fig.text(168/w, 23/h, said, fontsize=8, color=_QUIET)
+    fig.text(168/w, 23/h, said, fontsize=8, color=_PALE)
     if maps.percentiles is None: return
     below = f'below: fits better than … of the same head on {maps.rivals[0]} other pictures'
-    fig.text(62/w, 6/h, below, fontsize=8, color=_QUIET)
+    fig.text(62/w, 6/h, below, fontsize=8, color=_PALE)
 
 # %% ../nbs/11_plots.ipynb #45de61de
 def _map_heats(maps, picture, rows, size): # Rows of `_attention_cells`; pixels of a cell

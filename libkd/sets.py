@@ -63,13 +63,15 @@ def _place(rng, img, d):
     colour = rng.uniform(.55, 1, 3)
     img[r:r+h, c:c+w] += d[..., None]*(colour - img[r:r+h, c:c+w])
 
+def _fragment(rng, X): # A random digit of `X`, blown up; a random quarter of it
+    s = rng.integers(8, 11)
+    d, r, c = _blow_up(X[rng.integers(len(X))], s, s), rng.integers(0, s//2 + 1), rng.integers(0, s//2 + 1)
+    return d[r:r+s//2, c:c+s//2]
+
 def _scene(rng, X, i, size, fragments, noise):
     "Digit `i` of `X` among fragments of others, `(size, size, 3)` uint8."
     img = np.ones((size, size, 3))*rng.uniform(0, .25, 3)
-    for _ in range(rng.integers(fragments[0], fragments[1] + 1)):
-        s = rng.integers(8, 11)
-        d, r, c = _blow_up(X[rng.integers(len(X))], s, s), rng.integers(0, s//2 + 1), rng.integers(0, s//2 + 1)
-        _place(rng, img, d[r:r+s//2, c:c+s//2])
+    for _ in range(rng.integers(fragments[0], fragments[1] + 1)): _place(rng, img, _fragment(rng, X))
     _place(rng, img, _blow_up(X[i], *rng.integers(9, 13, 2)))
     return ((img + rng.normal(0, noise, img.shape)).clip(0, 1)*255).round().astype(np.uint8)
 

@@ -50,35 +50,17 @@ class _ArrayBuilder(CacheBuilder):
         self.publish_shard(self.files(i)['views/'], [dict(digest=y.digest) for _, y in self.batches(i)])
         tick(len(rows))
 
-# %% ../nbs/06_sharing.ipynb #989e2868
-@patch(cls_method=True)
-def from_arrays(cls:LogitCache,
-                path:str|Path, # Folder of the cache
-                # `Samples`: the answers are about these pictures as they are.
-                # Loaders: about the training samples, `dls.train.items`
-                data,
-                answers:dict, # name -> logits (n, C), or (V, n, C) for views 0 to V−1 of the loaders
-                bias:dict, # name -> inductive bias: 'conv', 'inv', 'attn', …
-                classes:list=None, # Names of the C columns; default those of the data, in their order
-                dtype:str='float16', # As for `build`
-                top_k:int=None, # As for `build`
-                T:float=1., # As for `build`
-                overwrite:bool=False, # As for `build`
-                shard_rows:int=65536, # As for `build`
-               )->LogitCache: # Open
-    "A cache of answers that somebody else computed"
-    dl, views = _asked(data, answers, dtype)
-    teachers = checked_teachers([_Answers(*a) for a in _checked_answers(answers, bias, classes, dl, views.n)])
-    _ArrayBuilder(path, dl, teachers, make_plan(dl, teachers, views, dtype, shard_rows, top_k, T)).run(overwrite)
-    return cls.open(path)
-
-# %% ../nbs/06_sharing.ipynb #6e45b928
-def _asked(data, answers, dtype):
-    "The loader whose samples, and the policy whose views were asked about"
+# %% ../nbs/06_sharing.ipynb #b4d02903
+def _dims_of(answers): # name -> array
+    "{number of dimensions, 2 or 3: the first length} of all; empty without answers"
     shapes = {np.ndim(z): len(z) for z in answers.values()}
-    if len(shapes) > 1 or not shapes.keys() <= {2, 3}:
-        raise CacheError("Answers are arrays (n, C), or all (V, n, C); these are "
-                         f"{', '.join(f'{k}: {np.shape(z)}' for k, z in answers.items())}.")
+    if len(shapes) < 2 and shapes.keys() <= {2, 3}: return shapes
+    raise CacheError("Answers are arrays (n, C), or all (V, n, C); these are "
+                     f"{', '.join(f'{k}: {np.shape(z)}' for k, z in answers.items())}.")
+
+def _asked_about(data, answers, dtype):
+    "The loader whose samples, and the policy whose views were asked about"
+    shapes = _dims_of(answers)
     views = finite(shapes[3]) if 3 in shapes else as_policy('clean')
     if not isinstance(data, Samples): return stored_dl(data, views, dtype), views
     if 3 in shapes:
@@ -87,7 +69,7 @@ def _asked(data, answers, dtype):
     all_of_them = test_set(dl.dataset, list(data), rm_tfms=0, with_labels=True)     # whatever their part
     return dl.new(all_of_them, mix=None), views
 
-# %% ../nbs/06_sharing.ipynb #dd3022c2
+# %% ../nbs/06_sharing.ipynb #ff60c35e
 def _checked_answers(answers, bias, classes, dl, V):
     "Arguments of `_Answers`, or the reason why these are no answers to these samples"
     n, wanted = len(dl.items), list(map(str, dl.vocab))
@@ -105,13 +87,55 @@ def _checked_answers(answers, bias, classes, dl, V):
                              "Row i answers to dls.train.items[i], or to samples[i].")
         yield name, z, bias[name], classes, wanted
 
-# %% ../nbs/06_sharing.ipynb #77f04f1a
+# %% ../nbs/06_sharing.ipynb #989e2868
+@patch(cls_method=True)
+def from_arrays(cls:LogitCache,
+                path:str|Path, # Folder of the cache
+                # `Samples`: the answers are about these pictures as they are.
+                # Loaders: about the training samples, `dls.train.items`
+                data,
+                answers:dict, # name -> logits (n, C), or (V, n, C) for views 0 to V−1 of the loaders
+                bias:dict, # name -> inductive bias: 'conv', 'inv', 'attn', …
+                classes:list=None, # Names of the C columns; default those of the data, in their order
+                dtype:str='float16', # As for `build`
+                top_k:int=None, # As for `build`
+                T:float=1., # As for `build`
+                overwrite:bool=False, # As for `build`
+                shard_rows:int=65536, # As for `build`
+               )->LogitCache: # Open
+    "A cache of answers that somebody else computed"
+    dl, views = _asked_about(data, answers, dtype)
+    teachers = checked_teachers([_Answers(*a) for a in _checked_answers(answers, bias, classes, dl, views.n)])
+    _ArrayBuilder(path, dl, teachers, make_plan(dl, teachers, views, dtype, shard_rows, top_k, T)).run(overwrite)
+    return cls.open(path)
+
+# %% ../nbs/06_sharing.ipynb #feba5238
 @patch
 def _knows(self:LogitCache, t):
     "Whether the cache holds the answers of just this teacher, under its name"
     there = self.teachers.get(t.name, {}).get('fingerprint')
     return there == teacher_entry(t, self.plan['teachers'])['fingerprint']
 
+@patch
+def _unknown(self:LogitCache, teachers, replace):
+    "Those whose answers are not here; `CacheMismatch` where another one has the name and shall stay"
+    new = [t for t in teachers if not self._knows(t)]
+    taken = [t.name for t in new if t.name in self.teachers and not replace]
+    if taken:
+        raise CacheMismatch(f"The cache {self.path} has another teacher called {taken[0]}. "
+                            "Give this one another name, or replace=True to put it in the other's place.")
+    return new
+
+@patch
+def _plan_with(self:LogitCache, new): # `Teacher`s
+    "The cache's plan with these in the place of those of their names"
+    stay = [t for t in self.plan['teachers'] if t['name'] not in {t.name for t in new}]
+    return self.plan | dict(teachers=sorted(stay + [teacher_entry(t) for t in new], key=lambda t: t['name']))
+
+@patch
+def _prove_loaders(self:LogitCache, dls): self.prove(dls.train.new(cls=LogitDL, cache=self, rows=None))
+
+# %% ../nbs/06_sharing.ipynb #77f04f1a
 @patch
 def add(self:LogitCache,
         dls:DataLoaders, # Loaders on the same data, as the cache was built
@@ -121,20 +145,12 @@ def add(self:LogitCache,
        )->LogitCache: # The changed one
     "Ask further teachers about the views of this cache; `CacheMismatch` where another one has a name already"
     dl, teachers = self._same_views(dls), checked_teachers([as_teacher(t, dls) for t in as_list(teachers)])
-    new = [t for t in teachers if not self._knows(t)]
-    taken = [t.name for t in new if t.name in self.teachers and not replace]
-    if taken:
-        raise CacheMismatch(f"The cache {self.path} has another teacher called {taken[0]}. "
-                            "Give this one another name, or replace=True to put it in the other's place.")
-    if check:
-        for t in new: check_teacher(t, dls)
-    stay = [t for t in self.plan['teachers'] if t['name'] not in {t.name for t in new}]
-    plan = self.plan | dict(teachers=sorted(stay + [teacher_entry(t) for t in new], key=lambda t: t['name']))
-    live = self.live | {t.name: t for t in teachers}
-    builder = CacheBuilder(self.path/NEXT, dl, new, plan)
+    new = self._unknown(teachers, replace)
+    for t in new if check else (): check_teacher(t, dls)
+    builder = CacheBuilder(self.path/NEXT, dl, new, self._plan_with(new))
     builder.seen = False                                            # the views are known
-    self.prove(dls.train.new(cls=LogitDL, cache=self, rows=None))
-    return self._changed(plan, builder, live) if new else self
+    self._prove_loaders(dls)
+    return self._changed(builder.plan, builder, self.live | {t.name: t for t in teachers}) if new else self
 
 # %% ../nbs/06_sharing.ipynb #c81b3af6
 @patch
@@ -144,12 +160,10 @@ def _same_views(self:LogitCache, dls):
     now = make_plan(dl, [], self.policy)
     fields = 'classes', 'n', 'samples', 'views', 'versions', 'device', 'result'
     diffs = [d for k in fields for d in differences(self.plan.get(k, 1), now.get(k, 1), k)]
-    if diffs and all(k.startswith('versions.') for k, *_ in diffs) and self._made_alike(dl): return dl
-    if diffs:
-        said = '\n'.join(f"  {k}: the cache has {shortened(a)}, here {shortened(b)}" for k, a, b in diffs)
-        raise CacheMismatch(f"These loaders are not those of the cache {self.path}:\n{said}\n"
-                            "Build a second cache; a learner takes several: teachers=[cache, other].")
-    return dl
+    if not diffs or all(k.startswith('versions.') for k, *_ in diffs) and self._made_alike(dl): return dl
+    said = '\n'.join(f"  {k}: the cache has {shortened(a)}, here {shortened(b)}" for k, a, b in diffs)
+    raise CacheMismatch(f"These loaders are not those of the cache {self.path}:\n{said}\n"
+                        "Build a second cache; a learner takes several: teachers=[cache, other].")
 
 # %% ../nbs/06_sharing.ipynb #160c3b7f
 @patch
@@ -160,7 +174,7 @@ def _made_alike(self:LogitCache, dl):
     try: return self.check_pixels(dl, at, self.rows(ids_labels(dl)[0][at]), np.arange(len(at))*7919 % self.policy.n) > 0
     except CacheMismatch: return False
 
-# %% ../nbs/06_sharing.ipynb #b6b0d936
+# %% ../nbs/06_sharing.ipynb #e6276b0f
 @patch
 def _make_new(self:LogitCache, new, plan, builder):
     "Make the shards and reference views that the changed cache has and this one lacks; their names"
@@ -174,22 +188,37 @@ def _make_new(self:LogitCache, new, plan, builder):
         store_bytes(new/'reference.safetensors', st.save(self._references(plan, builder)))
     return made
 
+# %% ../nbs/06_sharing.ipynb #313a77ea
+def _begin_change(new, plan):
+    "Announce a change, or find the announcement of the same one that was killed"
+    if (new/'plan.json').is_file() and (diffs := differences(read_plan(new/'plan.json'), plan)):
+        what, before, now = diffs[0]
+        raise CacheMismatch("Another change of this cache was begun and not finished "
+                            f"({what}: {shortened(before)}, now {shortened(now)}). "
+                            f"Ask for the same change again to finish it, or delete {new} to forget it.")
+    store_json(new/'plan.json', plan)
+
+# %% ../nbs/06_sharing.ipynb #b6b0d936
 @patch
 def _changed(self:LogitCache, plan, builder=None, live=None):
     """Turn this cache into that of `plan`, of which `builder` makes the new shards; the old one stays whole until the
     last step"""
-    new, kept = self.path/NEXT, {f: e for f, e in self.manifest['files'].items() if f in plan_files(plan)}
     with alone_in(self.path):
-        _begin_change(new, plan)
-        made = self._make_new(new, plan, builder)
-        kept = {f: e for f, e in kept.items() if f not in made}
-        for f in new.rglob('*.sum'): f.unlink()
-        where = lambda rel: self.path/rel if rel in kept else new/rel
-        store_json(new/'manifest.json', make_manifest(plan, sha256(new/'plan.json'), where, kept))
+        _begin_change(self.path/NEXT, plan)
+        self._write_next(plan, self._make_new(self.path/NEXT, plan, builder))
         adopt_change(self.path)
     changed = LogitCache.open(self.path)
     changed.live = {n: t for n, t in (self.live if live is None else live).items() if n in changed.teachers}
     return changed
+
+@patch
+def _write_next(self:LogitCache, plan, made): # Names of the files that were made anew
+    "The manifest of the changed cache; what was proved before is not read again"
+    new, files = self.path/NEXT, self.manifest['files']
+    kept = {f: files[f] for f in plan_files(plan) if f in files and f not in made}
+    for f in new.rglob('*.sum'): f.unlink()
+    where = lambda rel: self.path/rel if rel in kept else new/rel
+    store_json(new/'manifest.json', make_manifest(plan, sha256(new/'plan.json'), where, kept))
 
 # %% ../nbs/06_sharing.ipynb #f1acc261
 @patch
@@ -202,15 +231,6 @@ def _references(self:LogitCache, plan, builder):
     return {k: v.contiguous() for k, v in old.items() if not k.startswith('answers.') or k in names}
 
 # %% ../nbs/06_sharing.ipynb #4d2da074
-def _begin_change(new, plan):
-    "Announce a change, or find the announcement of the same one that was killed"
-    if (new/'plan.json').is_file() and (diffs := differences(read_plan(new/'plan.json'), plan)):
-        what, before, now = diffs[0]
-        raise CacheMismatch("Another change of this cache was begun and not finished "
-                            f"({what}: {shortened(before)}, now {shortened(now)}). "
-                            f"Ask for the same change again to finish it, or delete {new} to forget it.")
-    store_json(new/'plan.json', plan)
-
 @patch
 def drop(self:LogitCache,
     *names, # Of teachers
@@ -242,16 +262,18 @@ def extend(self:LogitCache,
           )->LogitCache: # The changed one
     "Ask all teachers about further views; `CacheError` for fewer views, or another policy"
     dl, teachers = self._same_views(dls), checked_teachers([as_teacher(t, dls) for t in as_list(teachers)])
-    views = as_policy(views)
-    if views.name != self.policy.name or views.n < self.policy.n or views.name == 'clean':
-        raise CacheError(f"The cache {self.path} holds {self.policy}; "
-                         f"it can be extended to {self.policy.name} of more views, not to {views}.")
+    plan = self.plan | dict(n_views=self._more_views(as_policy(views)))
     self._refuse_others(teachers)
-    plan = self.plan | dict(n_views=views.n)
     builder = CacheBuilder(self.path/NEXT, dl, teachers, plan)
     builder.shards = [(v, s) for v, s in builder.shards if v >= self.policy.n]
-    self.prove(dls.train.new(cls=LogitDL, cache=self, rows=None))
+    self._prove_loaders(dls)
     return self._changed(plan, builder, {t.name: t for t in teachers}) if builder.shards else self
+
+@patch
+def _more_views(self:LogitCache, views): # A policy; how many views it has
+    if views.name == self.policy.name != 'clean' and views.n >= self.policy.n: return views.n
+    raise CacheError(f"The cache {self.path} holds {self.policy}; "
+                     f"it can be extended to {self.policy.name} of more views, not to {views}.")
 
 # %% ../nbs/06_sharing.ipynb #def80d89
 @patch
@@ -284,15 +306,18 @@ def card(self:LogitCache,
          about:str='', # What the reader should know of the data and the teachers
         )->str: # Markdown
     "What a receiver has to know"
+    facts = [f'- {k}: {v}' for k, v in self._facts(licence).items()]
+    return '\n'.join(['---', f'license: {licence.lower()}', '---',
+                      '# Stored answers of teachers', '', about, '', *facts, '', *self._teacher_table(), '',
+                      "Read with `LogitCache.unpack(file, folder)` of libkd, or with any safetensors reader.", ''])
+
+@patch
+def _teacher_table(self:LogitCache): # Lines of markdown
     lost = self.manifest.get('lost', {})
     more = lambda n: f' {lost[n]} |' if lost else ''
     rows = [f"| {n} | {t['bias']} | `{t['fingerprint'][:16]}` |{more(n)}" for n, t in self.teachers.items()]
     head = ['teacher', 'bias', 'fingerprint'] + ['lost by top-k (nats)']*bool(lost)
-    facts = [f'- {k}: {v}' for k, v in self._facts(licence).items()]
-    return '\n'.join(['---', f'license: {licence.lower()}', '---',
-                      '# Stored answers of teachers', '', about, '', *facts, '',
-                      '| ' + ' | '.join(head) + ' |', '|---'*len(head) + '|', *rows, '',
-                      "Read with `LogitCache.unpack(file, folder)` of libkd, or with any safetensors reader.", ''])
+    return ['| ' + ' | '.join(head) + ' |', '|---'*len(head) + '|', *rows]
 
 # %% ../nbs/06_sharing.ipynb #17baa9fd
 @patch
@@ -307,11 +332,13 @@ def pack(self:LogitCache,
     tmp = file.with_name(file.name + '.tmp')
     with zipfile.ZipFile(tmp, 'w') as z:
         z.writestr(_entry('README.md'), card)
-        for rel in _zipped(self.plan):
-            entry = _entry(rel, (self.path/rel).stat().st_size)
-            with open(self.path/rel, 'rb') as src, z.open(entry, 'w') as dst: shutil.copyfileobj(src, dst, 2**20)
+        for rel in _zipped(self.plan): _zip_in(z, self.path/rel, rel)
     os.replace(tmp, file)
     return file
+
+def _zip_in(z, file, name): # An open zip; a file; what it is called in there
+    with open(file, 'rb') as src, z.open(_entry(name, file.stat().st_size), 'w') as dst:
+        shutil.copyfileobj(src, dst, 2**20)
 
 def _entry(name, size=0):
     info = zipfile.ZipInfo(name)                # of 1980, so that the same cache gives the same bytes
@@ -319,6 +346,59 @@ def _entry(name, size=0):
     return info
 
 def _zipped(plan): return ['plan.json', *plan_files(plan), 'manifest.json']
+
+# %% ../nbs/06_sharing.ipynb #08204993
+def _entries_of(z):
+    "name -> size of the entries of a zip: plain files, stored as they are, of the sizes that they declare"
+    infos = z.infolist()
+    sizes = {i.filename: i.file_size for i in infos}
+    why = _why_no_plain_files(infos)
+    if why: raise CacheCorrupt(f"{z.filename} holds {why}; a packed cache holds plain files, stored as they are.")
+    if not {'plan.json', 'manifest.json'} <= sizes.keys():
+        raise CacheCorrupt(f"{z.filename} is no packed cache: plan.json or manifest.json is missing.")
+    if max(sizes['plan.json'], sizes['manifest.json']) > 2**28:
+        raise CacheCorrupt(f"{z.filename} is no packed cache: its plan or manifest is larger than any.")
+    return sizes
+
+def _why_no_plain_files(infos): # Entries of a zip
+    "What is wrong with them, or nothing"
+    links = [i.filename for i in infos if stat.S_ISLNK(i.external_attr >> 16)]
+    packed = [i.filename for i in infos if i.compress_type != zipfile.ZIP_STORED or i.compress_size != i.file_size]
+    if links: return f'a link, {links[0]!r}'
+    if len({i.filename for i in infos}) < len(infos): return 'one name twice'
+    return f'a compressed entry, {packed[0]!r}' if packed else ''
+
+# %% ../nbs/06_sharing.ipynb #71f2ebc9
+def _extract(z, rel, path, checksum):
+    h, file = hashlib.sha256(), path/rel
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with z.open(rel) as src, open(file, 'wb') as dst:
+        while data := src.read(2**20): h.update(data); dst.write(data)
+    if h.hexdigest() != checksum:
+        raise CacheCorrupt(f"{rel} in {z.filename} is damaged: its SHA-256 is not the one in the manifest. "
+                           "Fetch it again.")
+
+# %% ../nbs/06_sharing.ipynb #f845f086
+def _read_both(z): # An open zip; the content of plan.json and of manifest.json, checked
+    try: plan, manifest = json.loads(z.read('plan.json')), json.loads(z.read('manifest.json'))
+    except (ValueError, RecursionError) as e:
+        raise CacheCorrupt(f"{z.filename} is no packed cache: its plan or manifest cannot be read ({e!r}).") from e
+    check_plan(plan, f'plan.json in {z.filename}')
+    if not isinstance(manifest, dict): raise CacheCorrupt(f"{z.filename} is no packed cache: it has no manifest.")
+    check_manifest(manifest, plan, f'manifest.json in {z.filename}')
+    return plan, manifest
+
+def _contents_of(z):
+    "Plan and manifest of a zip whose entries are exactly those of a cache, checked before anything is written"
+    sizes = _entries_of(z)
+    plan, manifest = _read_both(z)
+    if (odd := (sizes.keys() ^ {*_zipped(plan)}) - {'README.md'}):
+        raise CacheCorrupt(f"{z.filename} and its plan disagree about {min(odd)!r}: "
+                           "a packed cache holds the files of its plan and nothing else.")
+    for rel, e in manifest['files'].items():
+        if sizes[rel] != e['bytes']:
+            raise CacheCorrupt(f"{rel} in {z.filename} has another size than its manifest says. Fetch it again.")
+    return plan, manifest
 
 # %% ../nbs/06_sharing.ipynb #5d2e234d
 @patch(cls_method=True)
@@ -334,14 +414,14 @@ def unpack(cls:LogitCache,
     try:
         with zipfile.ZipFile(file) as z:
             plan, manifest = _contents_of(z)
-            if not _holds(path, z.read('manifest.json')): write_once(path, lambda tmp: _unzip(z, tmp, plan, manifest))
+            if not _is_it(path, z.read('manifest.json')): write_once(path, lambda tmp: _unzip(z, tmp, plan, manifest))
     except zipfile.BadZipFile as e:
         raise CacheCorrupt(f"{file} is no whole zip ({e}). Fetch it again.") from e
     cache = cls.open(path)
     if dls is not None: cache.check_views(dls)
     return cache
 
-def _holds(path, manifest):
+def _is_it(path, manifest):
     "Whether the folder holds just this cache already; an empty one makes place"
     if not path.is_dir() or not any(p.name != '.lock' for p in path.iterdir()):
         if path.is_dir(): shutil.rmtree(path)
@@ -353,50 +433,6 @@ def _unzip(z, path, plan, manifest):
     "Every file of the plan, with its checksum; plan and manifest"
     for rel in plan_files(plan): _extract(z, rel, path, manifest['files'][rel]['sha256'])
     for rel in ('plan.json', 'manifest.json'): store_bytes(path/rel, z.read(rel))
-
-# %% ../nbs/06_sharing.ipynb #ec5158be
-def _extract(z, rel, path, checksum):
-    h, file = hashlib.sha256(), path/rel
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with z.open(rel) as src, open(file, 'wb') as dst:
-        while data := src.read(2**20): h.update(data); dst.write(data)
-    if h.hexdigest() != checksum:
-        raise CacheCorrupt(f"{rel} in {z.filename} is damaged: its SHA-256 is not the one in the manifest. "
-                           "Fetch it again.")
-
-# %% ../nbs/06_sharing.ipynb #c86dc251
-def _entries_of(z):
-    "name -> size of the entries of a zip: plain files, stored as they are, of the sizes that they declare"
-    infos = z.infolist()
-    sizes = {i.filename: i.file_size for i in infos}
-    links = [i.filename for i in infos if stat.S_ISLNK(i.external_attr >> 16)]
-    packed = [i.filename for i in infos if i.compress_type != zipfile.ZIP_STORED or i.compress_size != i.file_size]
-    why = (f'a link, {links[0]!r}' if links else 'one name twice' if len(sizes) < len(infos) else
-           f'a compressed entry, {packed[0]!r}' if packed else '')
-    if why: raise CacheCorrupt(f"{z.filename} holds {why}; a packed cache holds plain files, stored as they are.")
-    if not {'plan.json', 'manifest.json'} <= sizes.keys():
-        raise CacheCorrupt(f"{z.filename} is no packed cache: plan.json or manifest.json is missing.")
-    if max(sizes['plan.json'], sizes['manifest.json']) > 2**28:
-        raise CacheCorrupt(f"{z.filename} is no packed cache: its plan or manifest is larger than any.")
-    return sizes
-
-# %% ../nbs/06_sharing.ipynb #ad9796e1
-def _contents_of(z):
-    "Plan and manifest of a zip whose entries are exactly those of a cache, checked before anything is written"
-    sizes = _entries_of(z)
-    try: plan, manifest = json.loads(z.read('plan.json')), json.loads(z.read('manifest.json'))
-    except (ValueError, RecursionError) as e:
-        raise CacheCorrupt(f"{z.filename} is no packed cache: its plan or manifest cannot be read ({e!r}).") from e
-    check_plan(plan, f'plan.json in {z.filename}')
-    if not isinstance(manifest, dict): raise CacheCorrupt(f"{z.filename} is no packed cache: it has no manifest.")
-    check_manifest(manifest, plan, f'manifest.json in {z.filename}')
-    if (odd := (sizes.keys() ^ {*_zipped(plan)}) - {'README.md'}):
-        raise CacheCorrupt(f"{z.filename} and its plan disagree about {min(odd)!r}: "
-                           "a packed cache holds the files of its plan and nothing else.")
-    for rel, e in manifest['files'].items():
-        if sizes[rel] != e['bytes']:
-            raise CacheCorrupt(f"{rel} in {z.filename} has another size than its manifest says. Fetch it again.")
-    return plan, manifest
 
 # %% ../nbs/06_sharing.ipynb #c0a2d4e3
 @patch

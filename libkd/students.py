@@ -100,14 +100,14 @@ def _make_stem(kind, in_chans, dim, patch, style='official'):
     raise UserError(f"Unknown stem {kind!r}: 'conv', 'inv' and 'proj' exist")
 
 # %% ../nbs/05_students.ipynb #274a04bd
-def _patches(size, patch):
+def _patch_count(size, patch):
     "Number of patches of an image of (height, width)"
     return (size[0]//patch)*(size[1]//patch)
 
 def _fitting_patches(size):
     "Patch sizes that give 16 to 400 patches: fewer leave nothing to attend to, more are slow"
     divide = [p for p in range(1, min(size) + 1) if size[0] % p == 0 and size[1] % p == 0]
-    fits = [p for p in divide if 16 <= _patches(size, p) <= 400]
+    fits = [p for p in divide if 16 <= _patch_count(size, p) <= 400]
     return [p for p in fits if p > 1] or fits
 
 def patch_for(
@@ -116,7 +116,7 @@ def patch_for(
     "The patch size for about 8×8 patches: 2 for 8 and 16 pixels, 4 for 32, 8 for 64; `UserError` where none will do"
     size = to_2tuple(img_size)
     fits = _fitting_patches(size)
-    if fits: return min(fits, key=lambda p: (abs(math.log(_patches(size, p)/64)), p))
+    if fits: return min(fits, key=lambda p: (abs(math.log(_patch_count(size, p)/64)), p))
     near = [n for d in range(1, 9) for n in (min(size) - d, min(size) + d) if n > 3 and _fitting_patches((n, n))]
     raise UserError(f"No patch size divides {size[0]}×{size[1]} pixels into 16 to 400 patches. Resize the images, "
                     f"for instance to {' or '.join(map(str, near[:2]))}, or choose patch_size yourself.")
@@ -522,7 +522,7 @@ _SIZES = dict(
 
 _HEADS, _FIRST = ('head', 'head_conv', 'head_inv'), ('patch_embed.conv.body.0', 'patch_embed.inv.body.0')
 
-def _cfg(size=224, heads=_HEADS, first=_FIRST):
+def _meta(size=224, heads=_HEADS, first=_FIRST):
     "What timm's registry wants to know: input, normalisation, first layers and heads"
     return dict(
         url='', num_classes=1000, input_size=(3, size, size), pool_size=None, crop_pct=.9 if size == 224 else 1.,
@@ -530,12 +530,12 @@ def _cfg(size=224, heads=_HEADS, first=_FIRST):
         first_conv=first, classifier=heads)
 
 # %% ../nbs/05_students.ipynb #f7468fe1
-_plain, _dist = dict(first='patch_embed.proj'), ('head','head_dist')
+_plain_vit, _dist = dict(first='patch_embed.proj'), ('head','head_dist')
 default_cfgs = generate_default_cfgs({
-    **{f'vit_civt_{s}_patch16_224': _cfg() for s in ('tiny','small','base')},
-    **{f'vit_deit_{s}_patch16_224': _cfg(heads=_dist, **_plain) for s in ('tiny','small','base')},
-    'vit_civt_tiny_light_patch16_224': _cfg(), 'vit_civt_nano': _cfg(32), 'vit_nano': _cfg(32, 'head', **_plain),
-    'vit_deit_nano': _cfg(32, _dist, **_plain)})
+    **{f'vit_civt_{s}_patch16_224': _meta() for s in ('tiny','small','base')},
+    **{f'vit_deit_{s}_patch16_224': _meta(heads=_dist, **_plain_vit) for s in ('tiny','small','base')},
+    'vit_civt_tiny_light_patch16_224': _meta(), 'vit_civt_nano': _meta(32), 'vit_nano': _meta(32, 'head', **_plain_vit),
+    'vit_deit_nano': _meta(32, _dist, **_plain_vit)})
 
 # %% ../nbs/05_students.ipynb #d63cd3d2
 def _make(variant, size, pretrained=False, cls=TokenViT, **kw):

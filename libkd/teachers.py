@@ -67,16 +67,16 @@ class ResNetMini(ResNet):
 
     def forward_intermediates(self, x, indices=None, **kw):
         "As timm's: stem and three stages."
-        return super().forward_intermediates(x, _taps(indices), **kw)
+        return super().forward_intermediates(x, _taken_stages(indices), **kw)
 
     def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True):
         "As timm's: stem and three stages; timm would take the third for one before the last, and the head with it."
-        take = _taps(indices)
+        take = _taken_stages(indices)
         if max(take) < 3: return super().prune_intermediate_layers(take, prune_norm, prune_head)
         if prune_head: self.reset_classifier(0, '')
         return take
 
-def _taps(indices): return feature_take_indices(4, indices)[0]
+def _taken_stages(indices): return feature_take_indices(4, indices)[0]
 
 # %% ../nbs/03_teachers.ipynb #2f50b97a
 default_cfgs = generate_default_cfgs({'resnet_mini.untrained': dict(
@@ -220,6 +220,50 @@ def _only_tensor(out):
         raise ValueError(f'the teacher answered with {got}: one row of logits an image, (B, C), is needed.')
     return out
 
+# %% ../nbs/03_teachers.ipynb #375f3553
+def _plain_name(text):
+    "A name that can be a folder, from any"
+    return re.sub(r'\.\.+', '.', re.sub(r'[^a-z0-9._-]+', '-', text.lower()))[:64].strip('-') or 'teacher'
+
+# %% ../nbs/03_teachers.ipynb #dbbbd99c
+def _refuse_non_module(model):
+    if isinstance(model, Learner):
+        raise TypeError('Teacher(…) was given a Learner; it needs the module. '
+                        'as_teacher(learn) takes the Learner, with its classes and normalisation.')
+    if isinstance(model, type): raise TypeError(f'{model.__name__} is a class; a model is needed: {model.__name__}(…).')
+    if not isinstance(model, nn.Module):
+        raise TypeError(f'{type(model).__name__} is not a model. '
+                        'as_teacher takes a timm name, a module, a Learner or a file of weights.')
+
+def _checked_name(name):
+    if re.fullmatch(r'[a-z0-9._-]{1,64}', name) and '..' not in name: return name
+    raise ValueError(f'name={name!r}: it becomes a folder in the cache, so only a-z 0-9 . _ - are possible, '
+                     f'at most 64, no "..". Try {_plain_name(name)!r}.')
+
+# %% ../nbs/03_teachers.ipynb #90639fed
+def _checked_map(own, class_map, answers):
+    if class_map is None: return None
+    if answers is None:
+        raise ValueError('class_map needs answers=[…], the classes of the student in their order; '
+                         'as_teacher(…, dls, class_map=…) takes them from dls.')
+    m = {str(k): str(v) for k, v in class_map.items()}
+    if (bad := [k for k in m if k not in own]):
+        raise ValueError(f'class_map: {bad[:5]} are not classes of this teacher; it has {own[:10]}.')
+    if (bad := [v for v in m.values() if v not in map(str, answers)]):
+        raise ValueError(f'class_map: {bad[:5]} are not classes of these data; they have {list(answers)[:10]}.')
+    return m
+
+def _told_apart(classes):
+    "The class names as text, if no two columns have the same one"
+    classes = [str(c) for c in classes]
+    twice = [c for c, n in Counter(classes).items() if n > 1]
+    if not twice: return classes
+    where = [i for i, c in enumerate(classes) if c == twice[0]]
+    raise UserError(f'{len(twice)} class name{"s" * (len(twice) > 1)} of this teacher stand for several columns: '
+                    f'{twice[0]!r} for columns {where}. '
+                    'A name must say which column is meant: numbered(names) '
+                    f'makes such names, here {twice[0]} ({where[0]}) and {twice[0]} ({where[1]}).')
+
 # %% ../nbs/03_teachers.ipynb #d17c7848
 class Teacher:
     "A frozen model that knows its own preprocessing, its classes and its bias."
@@ -254,49 +298,6 @@ def numbered(
     "The names, with the number of its column behind each that occurs more than once: ImageNet has two called crane."
     many = Counter(names)
     return [f'{c} ({i})' if many[c] > 1 else c for i, c in enumerate(map(str, names))]
-
-# %% ../nbs/03_teachers.ipynb #7b91b32d
-def _refuse_non_module(model):
-    if isinstance(model, Learner):
-        raise TypeError('Teacher(…) was given a Learner; it needs the module. '
-                        'as_teacher(learn) takes the Learner, with its classes and normalisation.')
-    if isinstance(model, type): raise TypeError(f'{model.__name__} is a class; a model is needed: {model.__name__}(…).')
-    if not isinstance(model, nn.Module):
-        raise TypeError(f'{type(model).__name__} is not a model. '
-                        'as_teacher takes a timm name, a module, a Learner or a file of weights.')
-
-def _told_apart(classes):
-    "The class names as text, if no two columns have the same one"
-    classes = [str(c) for c in classes]
-    twice = [c for c, n in Counter(classes).items() if n > 1]
-    if not twice: return classes
-    where = [i for i, c in enumerate(classes) if c == twice[0]]
-    raise UserError(f'{len(twice)} class name{"s" * (len(twice) > 1)} of this teacher stand for several columns: '
-                    f'{twice[0]!r} for columns {where}. '
-                    'A name must say which column is meant: numbered(names) '
-                    f'makes such names, here {twice[0]} ({where[0]}) and {twice[0]} ({where[1]}).')
-
-# %% ../nbs/03_teachers.ipynb #67b970a8
-def _plain_name(text):
-    "A name that can be a folder, from any"
-    return re.sub(r'\.\.+', '.', re.sub(r'[^a-z0-9._-]+', '-', text.lower()))[:64].strip('-') or 'teacher'
-
-def _checked_name(name):
-    if re.fullmatch(r'[a-z0-9._-]{1,64}', name) and '..' not in name: return name
-    raise ValueError(f'name={name!r}: it becomes a folder in the cache, so only a-z 0-9 . _ - are possible, '
-                     f'at most 64, no "..". Try {_plain_name(name)!r}.')
-
-def _checked_map(own, class_map, answers):
-    if class_map is None: return None
-    if answers is None:
-        raise ValueError('class_map needs answers=[…], the classes of the student in their order; '
-                         'as_teacher(…, dls, class_map=…) takes them from dls.')
-    m = {str(k): str(v) for k, v in class_map.items()}
-    if (bad := [k for k in m if k not in own]):
-        raise ValueError(f'class_map: {bad[:5]} are not classes of this teacher; it has {own[:10]}.')
-    if (bad := [v for v in m.values() if v not in map(str, answers)]):
-        raise ValueError(f'class_map: {bad[:5]} are not classes of these data; they have {list(answers)[:10]}.')
-    return m
 
 # %% ../nbs/03_teachers.ipynb #fe8afe39
 @patch
@@ -429,7 +430,7 @@ def _is_numbers(v): return isinstance(v, torch.Tensor) and not v.is_quantized
 
 # %% ../nbs/03_teachers.ipynb #8f6fd6d2
 # what every module has
-_INNER = {*vars(nn.Module()), 'call_super_init', 'train', '_is_torch_compile', '_compiled_call_impl'}
+_INNER_OF_MODULES = {*vars(nn.Module()), 'call_super_init', 'train', '_is_torch_compile', '_compiled_call_impl'}
 _SILENT = {'inplace', 'momentum', 'fused_attn', 'grad_checkpointing', 'distilled_training', 'pretrained_cfg',
            'default_cfg', '_model_args'}
 _IDLE = (nn.Identity, nn.modules.dropout._DropoutNd, DropPath)                      # they do nothing in eval
@@ -447,7 +448,7 @@ def _is_told(v):
 def _settings(m): # A module; what it holds besides parameters, buffers and other modules
     "(what says which kind of module it is, its settings)"
     kind = identity(type(m))['type']
-    own = {k: v for k, v in vars(m).items() if k not in _INNER | _SILENT and not k.startswith('drop')}
+    own = {k: v for k, v in vars(m).items() if k not in _INNER_OF_MODULES | _SILENT and not k.startswith('drop')}
     if not isinstance(kind, str): return kind, own
     # of a library: its class's name says what it does
     return kind.split('.')[-1], {k: v for k, v in own.items() if _is_plain(v) and k[0] != '_'}
@@ -460,7 +461,7 @@ def _doing(m):
     return dict(kind=kind, settings=known, hooks=hooks, code=getattr(m, 'code', None)), len(known) == len(own)
 
 # %% ../nbs/03_teachers.ipynb #472f03f2
-def _pictures(size, n=4):
+def _soft_patterns(size, n=4):
     "`(n, 3, h, w)` in 0 to 1: always the same soft patterns with some grain"
     g = torch.Generator().manual_seed(0)
     soft = F.interpolate(torch.rand(n, 3, 4, 4, generator=g), size, mode='bilinear')
@@ -482,7 +483,7 @@ def behaviour(self:Teacher,
 def _first_taken(self:Teacher, sizes): # (height, width) each
     "The first size that the model takes, and its answers to pictures of it; the last one's error where it takes none"
     for i, s in enumerate(sizes):
-        try: return s, self.logits(_pictures(s), ((0.,)*3, (1.,)*3))
+        try: return s, self.logits(_soft_patterns(s), ((0.,)*3, (1.,)*3))
         except (RuntimeError, ValueError, AssertionError):
             if i == len(sizes) - 1: raise
 
@@ -513,53 +514,7 @@ def fingerprint(self:Teacher) -> str: # 64 hexadecimal characters
     _add_tensors(h, numbers)
     return h.hexdigest()
 
-# %% ../nbs/03_teachers.ipynb #5c0e22ad
-def _columns(obj, classes, dls): # A module; the classes that were given, or None; loaders, or None
-    "(what its columns mean, the student's classes or None)"
-    own, answers = classes if classes is not None else _named_columns(obj), None if dls is None else classes_of(dls)
-    if own is None and answers is None:
-        raise ValueError('which classes do its logits mean? Give classes=[…] in the order of the columns, or dls.')
-    return [str(c) for c in (own if own is not None else answers)], answers
-
-def as_teacher(
-    obj,                         # `Teacher`, timm name, folder, module, Learner, state dict, or a file of weights
-    dls=None,                    # The student's data: answers are given in its classes, in its order
-    name: str | None=None,       # Its name in caches and tables
-    classes=None,                # What the columns of the logits mean; None: as the model, the Learner or `dls` say
-    class_map: dict | None=None, # {own class: class of `dls`} where they differ
-    arch=None,                   # For weights: timm name or module that they belong to
-    **kw,                        # bias, mean, std, size, interpolation, probabilities: see `Teacher`
-) -> Teacher:
-    """A teacher for these data, from anything that answers; `kw` as for `Teacher`. Raises `ValueError` where nothing
-    says what the columns of the logits mean."""
-    obj, name, classes, kw = _opened(obj, dls, name, classes, arch, kw)
-    if isinstance(obj, Teacher): return _for_classes(obj, dls)
-    _refuse_non_module(obj)
-    if dls is not None: kw = dict(zip(('mean', 'std'), stats_of(dls))) | kw
-    own, answers = _columns(obj, classes, dls)
-    if answers in (None, own) and class_map is None: return Teacher(obj, own, name, **kw)
-    if class_map is None: class_map = _same_names(own, answers)
-    return Teacher(obj, own, name, class_map=class_map, answers=answers, **kw)
-
-# %% ../nbs/03_teachers.ipynb #abee6d35
-def _opened(obj, dls, name, classes, arch, kw):
-    "The module (or Teacher) in what was given, and what it says of itself: (module, name, classes, arguments)"
-    if isinstance(obj, Path) or isinstance(obj, str) and _is_file(obj):
-        path = Path(obj)
-        if not (path/'config.json').is_file() or (path/'teacher.json').is_file():
-            return _from_file(path, arch, classes, dls), name or _plain_name(path.stem), classes, kw
-        obj = f'local-dir:{path}'                                  # as timm and `save_student` write it
-    if isinstance(obj, str): return _from_timm(obj, name, classes, kw)
-    if isinstance(obj, Learner): obj, classes, kw = _from_learner(obj, classes, kw)
-    if isinstance(obj, Mapping): obj = _with_weights(obj, arch, classes, dls)
-    if isinstance(obj, torch.export.ExportedProgram): obj = obj.module()
-    if hasattr(obj, 'mean_kd'): obj, kw = _from_task(obj, kw)
-    return obj, name, classes, kw
-
-def _from_task(obj, kw): # timm's `DistillationTeacher`: the model in it, and what it normalises with
-    kw = dict(mean=obj.mean_kd.flatten().tolist(), std=obj.std_kd.flatten().tolist()) | kw
-    return getattr(obj, 'model', obj), kw
-
+# %% ../nbs/03_teachers.ipynb #aa6e12c8
 def _named_columns(model):
     "The names that a model brings for its columns: Hugging Face's `id2label`, timm's `label_names`; None without"
     model = bare(model)
@@ -590,6 +545,63 @@ def _for_classes(t, dls):
         return Teacher(t.model, t.own_classes, t.name, class_map=known, answers=classes_of(dls), **kw)
     raise ValueError(f'teacher {t.name} answers in {t.classes[:5]}, the data have {classes_of(dls)[:5]}: '
                      'make it again with as_teacher(…, dls, class_map=…).')
+
+# %% ../nbs/03_teachers.ipynb #93513f06
+def _from_hub(name, kw):
+    "A model that lies in timm's folder form on a hub (`hf-hub:`) or on this disk (`local-dir:`)"
+    try: return timm.create_model(name, pretrained=True, **kw)
+    except Exception as e:
+        why = f'{name} could not be had ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}). '
+        if name.startswith('local-dir:'):
+            raise UserError(f'{why}A folder with config.json and model.safetensors is needed, '
+                            'of a model that timm knows; '
+                            'students of libkd are known after import libkd.students.') from e
+        raise ConnectionError(f'{why}Is there a network? A copy of the folder will do: local-dir:FOLDER.') from e
+
+# %% ../nbs/03_teachers.ipynb #5a3d67d3
+def _weights_file(cfg, full): # timm's configuration of the weights, or None; the model's name with its tag
+    "(the weights' name, where their file lies or would lie)"
+    tag = f'{cfg.architecture}.{cfg.tag}' if cfg and cfg.tag else full
+    return tag, data_home()/'weights'/f'{tag}.safetensors'
+
+def _pretrained(name, **kw):
+    "`timm.create_model(…, pretrained=True)`, from our folder of weights, or one sentence about where to put them."
+    if name in PACKAGED: return PACKAGED[name].model(**kw)
+    full = model_name(name)
+    if ':' in full: return _from_hub(full, kw)
+    cfg = timm.get_pretrained_cfg(full)
+    tag, file = _weights_file(cfg, full)
+    if file.exists(): return _from_weights(file, full, kw)
+    if cfg is None or not cfg.has_weights:
+        raise ValueError(f'there are no published weights for {full}: '
+                         f'train it on your data, fit_teacher({name!r}, dls).')
+    try: return timm.create_model(full, pretrained=True, **kw)
+    except Exception as e:
+        where = f' (https://huggingface.co/{cfg.hf_hub_id}, model.safetensors)' if cfg.hf_hub_id else ''
+        raise ConnectionError(f'the weights of {tag} could not be had ({type(e).__name__}: is there a network?). '
+                              f'Put the file{where} at {file}, or train without: pretrained=False.') from e
+
+def _from_weights(file, full, kw): # A file in our folder; the model's name; arguments of its maker
+    try: return timm.create_model(full, pretrained=True, pretrained_cfg_overlay=dict(file=str(file)), **kw)
+    except Exception as e: raise ValueError(f'{file} does not fit {full} ({e}).') from e
+
+# %% ../nbs/03_teachers.ipynb #4238ad82
+def _from_timm(name, as_name, classes, kw):
+    "Pretrained timm model with its own preprocessing and classes."
+    model = _pretrained(name)
+    cfg = model.pretrained_cfg
+    if classes is None: classes = _named_columns(model)
+    if classes is None and model.num_classes == 1000:
+        classes = numbered(timm.data.ImageNetInfo('imagenet-1k').label_descriptions())
+    kw = dict(mean=cfg['mean'], std=cfg['std'], size=cfg['input_size'][1:], interpolation=cfg['interpolation']) | kw
+    as_name = as_name or _plain_name(re.split('[/:]', name.rstrip('/'))[-1])
+    return model, as_name, classes or [str(i) for i in range(model.num_classes)], kw
+
+# %% ../nbs/03_teachers.ipynb #8825d09c
+def _from_learner(learn, classes, kw):
+    "Module of a Learner with the classes and the normalisation of its data."
+    kw = dict(zip(('mean', 'std'), stats_of(learn.dls))) | kw
+    return learn.model, classes or classes_of(learn.dls), kw
 
 # %% ../nbs/03_teachers.ipynb #c0727118
 def _made_of(arch, dls, n): # timm name or module; loaders or None; number of classes
@@ -635,61 +647,52 @@ def _from_file(path, arch, classes, dls):
     if path.suffix in _NOT_WEIGHTS: raise ValueError(f'{path} ' + _NOT_WEIGHTS[path.suffix].format(str(path)))
     return _with_weights(path, arch, classes, dls)
 
-# %% ../nbs/03_teachers.ipynb #5a3d67d3
-def _weights_file(cfg, full): # timm's configuration of the weights, or None; the model's name with its tag
-    "(the weights' name, where their file lies or would lie)"
-    tag = f'{cfg.architecture}.{cfg.tag}' if cfg and cfg.tag else full
-    return tag, data_home()/'weights'/f'{tag}.safetensors'
+# %% ../nbs/03_teachers.ipynb #abee6d35
+def _module_in(obj, dls, name, classes, arch, kw):
+    "The module (or Teacher) in what was given, and what it says of itself: (module, name, classes, arguments)"
+    if isinstance(obj, Path) or isinstance(obj, str) and _is_file(obj):
+        path = Path(obj)
+        if not (path/'config.json').is_file() or (path/'teacher.json').is_file():
+            return _from_file(path, arch, classes, dls), name or _plain_name(path.stem), classes, kw
+        obj = f'local-dir:{path}'                                  # as timm and `save_student` write it
+    if isinstance(obj, str): return _from_timm(obj, name, classes, kw)
+    if isinstance(obj, Learner): obj, classes, kw = _from_learner(obj, classes, kw)
+    if isinstance(obj, Mapping): obj = _with_weights(obj, arch, classes, dls)
+    if isinstance(obj, torch.export.ExportedProgram): obj = obj.module()
+    if hasattr(obj, 'mean_kd'): obj, kw = _from_task(obj, kw)
+    return obj, name, classes, kw
 
-def _pretrained(name, **kw):
-    "`timm.create_model(…, pretrained=True)`, from our folder of weights, or one sentence about where to put them."
-    if name in PACKAGED: return PACKAGED[name].model(**kw)
-    full = model_name(name)
-    if ':' in full: return _from_hub(full, kw)
-    cfg = timm.get_pretrained_cfg(full)
-    tag, file = _weights_file(cfg, full)
-    if file.exists(): return _from_weights(file, full, kw)
-    if cfg is None or not cfg.has_weights:
-        raise ValueError(f'there are no published weights for {full}: '
-                         f'train it on your data, fit_teacher({name!r}, dls).')
-    try: return timm.create_model(full, pretrained=True, **kw)
-    except Exception as e:
-        where = f' (https://huggingface.co/{cfg.hf_hub_id}, model.safetensors)' if cfg.hf_hub_id else ''
-        raise ConnectionError(f'the weights of {tag} could not be had ({type(e).__name__}: is there a network?). '
-                              f'Put the file{where} at {file}, or train without: pretrained=False.') from e
+def _from_task(obj, kw): # timm's `DistillationTeacher`: the model in it, and what it normalises with
+    kw = dict(mean=obj.mean_kd.flatten().tolist(), std=obj.std_kd.flatten().tolist()) | kw
+    return getattr(obj, 'model', obj), kw
 
-def _from_weights(file, full, kw): # A file in our folder; the model's name; arguments of its maker
-    try: return timm.create_model(full, pretrained=True, pretrained_cfg_overlay=dict(file=str(file)), **kw)
-    except Exception as e: raise ValueError(f'{file} does not fit {full} ({e}).') from e
+# %% ../nbs/03_teachers.ipynb #5c0e22ad
+def _columns(obj, classes, dls): # A module; the classes that were given, or None; loaders, or None
+    "(what its columns mean, the student's classes or None)"
+    own, answers = classes if classes is not None else _named_columns(obj), None if dls is None else classes_of(dls)
+    if own is None and answers is None:
+        raise ValueError('which classes do its logits mean? Give classes=[…] in the order of the columns, or dls.')
+    return [str(c) for c in (own if own is not None else answers)], answers
 
-# %% ../nbs/03_teachers.ipynb #4238ad82
-def _from_hub(name, kw):
-    "A model that lies in timm's folder form on a hub (`hf-hub:`) or on this disk (`local-dir:`)"
-    try: return timm.create_model(name, pretrained=True, **kw)
-    except Exception as e:
-        why = f'{name} could not be had ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}). '
-        if name.startswith('local-dir:'):
-            raise UserError(f'{why}A folder with config.json and model.safetensors is needed, '
-                            'of a model that timm knows; '
-                            'students of libkd are known after import libkd.students.') from e
-        raise ConnectionError(f'{why}Is there a network? A copy of the folder will do: local-dir:FOLDER.') from e
-
-def _from_timm(name, as_name, classes, kw):
-    "Pretrained timm model with its own preprocessing and classes."
-    model = _pretrained(name)
-    cfg = model.pretrained_cfg
-    if classes is None: classes = _named_columns(model)
-    if classes is None and model.num_classes == 1000:
-        classes = numbered(timm.data.ImageNetInfo('imagenet-1k').label_descriptions())
-    kw = dict(mean=cfg['mean'], std=cfg['std'], size=cfg['input_size'][1:], interpolation=cfg['interpolation']) | kw
-    as_name = as_name or _plain_name(re.split('[/:]', name.rstrip('/'))[-1])
-    return model, as_name, classes or [str(i) for i in range(model.num_classes)], kw
-
-# %% ../nbs/03_teachers.ipynb #8825d09c
-def _from_learner(learn, classes, kw):
-    "Module of a Learner with the classes and the normalisation of its data."
-    kw = dict(zip(('mean', 'std'), stats_of(learn.dls))) | kw
-    return learn.model, classes or classes_of(learn.dls), kw
+def as_teacher(
+    obj,                         # `Teacher`, timm name, folder, module, Learner, state dict, or a file of weights
+    dls=None,                    # The student's data: answers are given in its classes, in its order
+    name: str | None=None,       # Its name in caches and tables
+    classes=None,                # What the columns of the logits mean; None: as the model, the Learner or `dls` say
+    class_map: dict | None=None, # {own class: class of `dls`} where they differ
+    arch=None,                   # For weights: timm name or module that they belong to
+    **kw,                        # bias, mean, std, size, interpolation, probabilities: see `Teacher`
+) -> Teacher:
+    """A teacher for these data, from anything that answers; `kw` as for `Teacher`. Raises `ValueError` where nothing
+    says what the columns of the logits mean."""
+    obj, name, classes, kw = _module_in(obj, dls, name, classes, arch, kw)
+    if isinstance(obj, Teacher): return _for_classes(obj, dls)
+    _refuse_non_module(obj)
+    if dls is not None: kw = dict(zip(('mean', 'std'), stats_of(dls))) | kw
+    own, answers = _columns(obj, classes, dls)
+    if answers in (None, own) and class_map is None: return Teacher(obj, own, name, **kw)
+    if class_map is None: class_map = _same_names(own, answers)
+    return Teacher(obj, own, name, class_map=class_map, answers=answers, **kw)
 
 # %% ../nbs/03_teachers.ipynb #eb7b9dfc
 class ChanceError(UserError):
@@ -725,14 +728,17 @@ def _is_luck(before, after, of, share): # Hits of two orders of the columns; of 
     chance = max(before, share*of)/max(1, of)
     return not of or chance >= 1 or binomtest(int(after), of, chance, alternative='greater').pvalue >= .01
 
+def _order_by_votes(guess, y, n): # Answers and labels `(m,)`; number of classes
+    "`(n,)`: the class that each column means, so that most answers are right"
+    votes = np.zeros((n, n), int)
+    np.add.at(votes, (guess, y), 1)
+    return linear_sum_assignment(votes, maximize=True)[1]
+
 def _another_order(z, y): # Answers `(n, C)`, labels `(n,)`
     "`(C,)`: the class that each column really means, and hits with that; None where the columns are in their places"
-    guess, n = z.argmax(1).numpy(), z.shape[1]
-    votes = np.zeros((n, n), int)
-    np.add.at(votes, (guess[::2], y[::2]), 1)
-    means = linear_sum_assignment(votes, maximize=True)[1]
-    rest = slice(1, None, 2)                                        # proved on pictures that it was not found on
-    before, after = (guess[rest] == y[rest]).sum(), (means[guess[rest]] == y[rest]).sum()
+    guess, rest = z.argmax(1).numpy(), slice(1, None, 2)            # proved on pictures that it was not found on
+    means = _order_by_votes(guess[::2], y[::2], z.shape[1])
+    before, after = ((o[rest] == y[rest]).sum() for o in (guess, means[guess]))
     luck = _is_luck(before, after, len(y[rest]), np.bincount(y).max()/len(y))
     return None if luck else (means, int((means[guess] == y).sum()))
 
@@ -823,7 +829,7 @@ def labelled_loader(
     if kw: dl.epoch = 0
     return dl
 
-def _fused(t):
+def _batch_spec(t):
     "A batch transform in content; fastai carries out several of its own at once, and keeps them in lists of the first"
     parts = {k: identity(v) for k in ('aff_fs', 'coord_fs', 'fs') if (v := getattr(t, k, None))}
     return [tfm_spec(t), parts] if parts else tfm_spec(t)
@@ -832,7 +838,7 @@ def _fused(t):
 def _transforms(train): # A training loader of fastai's
     opened = [tfm_spec(t) for t in train.dataset.tls[0].tfms.fs] if hasattr(train.dataset, 'tls') else None
     return dict(opened=opened, item_tfms=[tfm_spec(t) for t in train.after_item.fs],
-                batch_tfms=[_fused(t) for t in train.after_batch.fs])
+                batch_tfms=[_batch_spec(t) for t in train.after_batch.fs])
 
 def _views(dls, train, samples):
     "How the pictures of a training loader are made, in content"
@@ -861,7 +867,7 @@ def _teacher_identity(name, dls, train, samples, **args):
         data=mine.identity(), views=_views(dls, train, mine), **args)))
 
 # %% ../nbs/03_teachers.ipynb #07df374a
-def _kept(folder):
+def _kept_teachers(folder):
     "{folder: identity} of the teachers in a folder; None for those of before"
     found = {}
     for p in sorted(Path(folder).glob('[!.]*/teacher.json')):
@@ -1014,16 +1020,19 @@ PACKAGED = {'efficientnet_lite0': Packaged(
     '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db', 'tf_efficientnet_lite0', 128)}
 
 # %% ../nbs/03_teachers.ipynb #e25b06bf
+def _before_last(t, x, mean_std): # Pictures (B, 3, H, W), and what they were normalised with: (B, D)
+    x = t.adapt(x.as_subclass(torch.Tensor).to(t.device), mean_std)
+    f = t.model.forward_head(t.model.forward_features(x), pre_logits=True)
+    return f, x
+
 @torch.inference_mode()
 def _features(t, dls, samples, verbose):
     "What enters the last layer, `(n, D)`, for every labelled training picture, and labels `(n,)`; each is asked once"
-    idx = np.flatnonzero((samples.parts == 'train') & (samples.labels >= 0))
-    found = []
+    idx, found = np.flatnonzero((samples.parts == 'train') & (samples.labels >= 0)), []
     what = f'features of {t.name}'
     with rng_scope(0), full_float32(), progress(len(idx), what, 'img', verbose) as bar:
         for b in dls.test_dl(_items(dls, samples, idx)):
-            x = t.adapt(b[0].as_subclass(torch.Tensor).to(t.device), stats_of(dls))
-            f = t.model.forward_head(t.model.forward_features(x), pre_logits=True)
+            f, x = _before_last(t, b[0], stats_of(dls))
             if not found: _refuse_other_heads(t.model, x, f)
             found.append(f.float().cpu()); bar.update(len(f))
     return torch.cat(found).double().numpy(), samples.labels[idx]
@@ -1110,7 +1119,7 @@ class _Enlarged(Callback):
         x = self.x.as_subclass(torch.Tensor)
         self.learn.xb = (F.interpolate(x, self.size, mode='bilinear', antialias=True, align_corners=False),)
 
-def _own_size(name, pretrained): return PACKAGED[name].size if pretrained and name in PACKAGED else None
+def _packaged_size(name, pretrained): return PACKAGED[name].size if pretrained and name in PACKAGED else None
 
 # %% ../nbs/03_teachers.ipynb #e5ca18a1
 def _weights_of(name):
@@ -1127,7 +1136,7 @@ def _training(name, dls, samples, label, epochs, lr, wd, seed, pretrained, cbs, 
     with rng_scope(seed): train = labelled_loader(dls)
     epochs, lr = epochs or max(20, -(-600//max(1, len(train)))), lr or (1e-3 if pretrained else 5e-3)
     how = dict(epochs=epochs, lr=lr, wd=wd, seed=seed, pretrained=_weights_of(name) if pretrained else False)
-    if size := _own_size(name, pretrained): how['size'] = size
+    if size := _packaged_size(name, pretrained): how['size'] = size
     asked = _teacher_identity(arch, dls, train, samples, callbacks=[_callback(c) for c in cbs], **how)
     return asked, lambda: _made(name, arch, dls, train, label, epochs, lr, wd, seed, pretrained, cbs, verbose)
 
@@ -1136,16 +1145,16 @@ def _made(name, arch, dls, train, label, epochs, lr, wd, seed, pretrained, cbs, 
     with rng_scope(seed):
         model, create = _create_args(arch, dls)
         if pretrained: model = _pretrained(name, **create)
-    own = _own_size(name, pretrained)
+    own = _packaged_size(name, pretrained)
     model = _trained(model, dls, train, epochs, lr, wd, seed, verbose, [*cbs, *([_Enlarged(own)] if own else [])])
     size = own or (size_of(dls) if 'img_size' in create else None)
     t = Teacher(model, classes_of(dls), label, None, *stats_of(dls), size=size)
     return t, dict(arch=model_name(arch), create=create)
 
 # %% ../nbs/03_teachers.ipynb #a5c16af9
-def _clean(dls):
+def _valid_views(dls):
     "How pictures are made for the validation part, in content"
-    said = lambda fs: [_fused(f) for f in fs if getattr(f, 'split_idx', None) != 0]         # 0: only in training
+    said = lambda fs: [_batch_spec(f) for f in fs if getattr(f, 'split_idx', None) != 0]         # 0: only in training
     valid = dls.valid
     opened = valid.describe()['item_tfms'][0] if hasattr(valid, 'describe') else said(valid.dataset.tls[0].tfms.fs)
     return dict(size=list(size_of(dls)), stats=[list(s) for s in stats_of(dls)], opened=opened,
@@ -1158,7 +1167,7 @@ def _with_head(name, dls, samples, label, seed, verbose):
     mine = samples[(samples.parts == 'train') & (samples.labels >= 0)]
     asked = json.loads(json.dumps(dict(kind='teacher', result=TEACHER_RESULT, model=arch, tune='head', seed=seed,
                                        pretrained=_weights_of(name), size=packaged.size if packaged else None,
-                                       data=mine.identity(), views=_clean(dls))))
+                                       data=mine.identity(), views=_valid_views(dls))))
     return asked, lambda: _made_head(name, arch, packaged, dls, label, seed, verbose)
 
 def _made_head(name, arch, packaged, dls, label, seed, verbose):
@@ -1187,9 +1196,14 @@ def _loaded_again(path, label, dls, valid, check): # Its folder and name; identi
     if check and not info['checked']: check_teacher(t, dls)
     return t
 
+def _kept_now(place, t, info, dls): # A folder that is free; a teacher, and what is to be written down of it
+    while place.exists(): place = place.with_name(place.name + '-2')            # somebody put another teacher there
+    write_once(place, lambda tmp: _save_teacher(tmp, t, info, size_of(dls)))
+    return place
+
 def _once(folder, label, asked, make, dls, check, verbose):
     "(what was done, teacher, its folder): found by its identity, or made and kept"
-    began, valid, kept = time.time(), Samples.from_dls(dls).valid.identity(), _kept(folder)
+    began, valid, kept = time.time(), Samples.from_dls(dls).valid.identity(), _kept_teachers(folder)
     place = folder/f'{label}-{digest_of(asked)[:12]}'
     if (path := _found_again(place, kept, asked)): return 'loaded', _loaded_again(path, label, dls, valid, check), path
     if verbose and (near := _nearest(kept, asked)): print(near)
@@ -1197,9 +1211,7 @@ def _once(folder, label, asked, make, dls, check, verbose):
     t.accuracy = _valid_accuracy(t, dls)
     if check: check_teacher(t, dls)
     info |= dict(identity=asked, judged_on=valid, checked=bool(check), seconds=round(time.time() - began, 1))
-    while place.exists(): place = place.with_name(place.name + '-2')            # somebody put another teacher there
-    write_once(place, lambda tmp: _save_teacher(tmp, t, info, size_of(dls)))
-    return _done(asked), t, place
+    return _done(asked), t, _kept_now(place, t, info, dls)
 
 def _done(asked):
     "How a teacher was made, in a few words"

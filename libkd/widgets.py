@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['bundle', 'Synced', 'View', 'static_text', 'html_page', 'sprite_sheet', 'colours_of', 'half', 'Explorer',
-           'explore_disagreement', 'as_bytes', 'AttentionView', 'explore_attention', 'link', 'teachers_of',
-           'item_names', 'training_html', 'TrainingMonitor', 'FeatureMap', 'explore_features', 'file_states',
+           'explore_disagreement', 'as_bytes', 'AttentionView', 'explore_attention', 'link', 'item_names',
+           'teachers_of', 'training_html', 'TrainingMonitor', 'FeatureMap', 'explore_features', 'file_states',
            'CacheView']
 
 # %% ../nbs/12_widgets.ipynb #df2be9d6
@@ -342,7 +342,7 @@ def _take(self:Explorer, imgs, preds, y, known, max_items):
     n, C = len(self.df), as_array(next(iter(preds.values()))).shape[1]
     if len(imgs) != n: raise ValueError(f'{len(imgs)} images but predictions of {n}')
     self.classes, self.names = _strings(known.classes, C, 'class names'), _strings(known.names, n, 'image names')
-    rows = self.rows = _chosen(self.df.js.to_numpy(), C, max_items)
+    self.rows = rows = _chosen(self.df.js.to_numpy(), C, max_items)
     self.imgs, self.y = imgs[rows], None if y is None else as_array(y).astype(int)[rows]
     self._answers(preds, {f'{h} head': z for h, z in (known.heads or {}).items()})
 
@@ -361,7 +361,7 @@ def _note(self:Explorer):
     return few + 'Bars and scores follow T; decisions, cases and counts do not depend on it.'
 
 # %% ../nbs/12_widgets.ipynb #8965778d
-def _cases(case, order=None): # (n,) names; all names that occur, None: by the alphabet
+def _case_codes(case, order=None): # (n,) names; all names that occur, None: by the alphabet
     "(names of the cases, which of them each image is as bytes)"
     order = sorted(set(case)) if order is None else order
     return order, np.array([order.index(c) for c in case], 'u1').tobytes()
@@ -376,7 +376,7 @@ def _facts(self:Explorer): # Of whom the answers are, and about which images, as
 @patch
 def data(self:Explorer)->dict:
     "A dict `meta`, the sheet of thumbnails, logits, decisions, labels, cases"
-    cases, codes = _cases(self.df.case.iloc[self.rows])
+    cases, codes = _case_codes(self.df.case.iloc[self.rows])
     atlas, about = sprite_sheet(self.imgs)
     y = np.full(len(self.rows), -1) if self.y is None else self.y
     logits = half(np.stack([*self.preds.values(), *self.heads.values()]))
@@ -566,6 +566,16 @@ def link(*views, # `Explorer`, `AttentionView`, …: views of the same images, w
             if other is not view: other.show(int(view.rows[view.selected]))
     for view in views: view.on_change(partial(follow, view))
 
+# %% ../nbs/12_widgets.ipynb #a385ffed
+def item_names(dls, # fastai `DataLoaders`
+               part='valid', # 'train', 'valid' or 'test'
+               )->list: # One name an image, or None where they have none
+    "File names of a part's images"
+    items = getattr(dict(train=dls.train, valid=dls.valid).get(part, getattr(dls, part, None)), 'items', None)
+    if items is None: return None
+    source = [getattr(o, 'source', o) for o in items]
+    return [Path(s).name if isinstance(s, (str, Path)) else str(i) for i, s in enumerate(source)]
+
 # %% ../nbs/12_widgets.ipynb #0351702c
 def teachers_of(learn, # `Learner`
                 teachers=None, # Given by hand: one, a list, or a dict
@@ -599,15 +609,6 @@ def explore_disagreement(self:Learner,
     return Explorer(clean_images(self.dls, part), preds, y, T, max_items, **known)
 
 # %% ../nbs/12_widgets.ipynb #eefff526
-def item_names(dls, # fastai `DataLoaders`
-               part='valid', # 'train', 'valid' or 'test'
-               )->list: # One name an image, or None where they have none
-    "File names of a part's images"
-    items = getattr(dict(train=dls.train, valid=dls.valid).get(part, getattr(dls, part, None)), 'items', None)
-    if items is None: return None
-    source = [getattr(o, 'source', o) for o in items]
-    return [Path(s).name if isinstance(s, (str, Path)) else str(i) for i, s in enumerate(source)]
-
 @patch
 def explore_attention(self:Learner,
                       rows=6, # Which pictures: how many from the start, or their positions
@@ -854,7 +855,7 @@ def after_fit(self:TrainingMonitor):
     self._end()
 
 # %% ../nbs/12_widgets.ipynb #873be9b0
-def _told(df, classes):
+def _told_of_each(df, classes):
     "The truth and what every model says, image by image, in words"
     says, name = [c for c in df if c.startswith('says_')], lambda i: str(i if classes is None else classes[i])
     truth = lambda r: [f'truth {name(r.y)}'] if 'y' in df and r.y >= 0 else []
@@ -877,14 +878,14 @@ class FeatureMap(View):
         self.imgs, self.points, self.df = as_rgb(imgs), np.asarray(points, np.float32), df
         self.axes, self.note = axes, note
         self.rows, self.names = np.arange(len(df)), _strings(known.names, len(df), 'image names')
-        self.told = _told(df, known.classes)
+        self.told = _told_of_each(df, known.classes)
         cases = ', '.join(f'{k} {v}' for k, v in df.case.value_counts().items())
         self.alt = f'{len(df)} images as points in a plane; by case: {cases}.'
 
     def data(self):
         "A dict `meta`, thumbnails, points, cases"
         atlas, about = sprite_sheet(self.imgs)
-        cases, codes = _cases(self.df.case, list(self.df.case.value_counts().index))
+        cases, codes = _case_codes(self.df.case, list(self.df.case.value_counts().index))
         words = dict(names=self.names, told=self.told, axes=list(self.axes), note=self.note, alt=self.alt)
         meta = about | words | dict(n=len(self.df), cases=cases)
         return dict(meta=meta, atlas=atlas, points=self.points.astype('<f4').tobytes(), codes=codes)

@@ -232,7 +232,7 @@ def test_competition_makes_images_where_the_student_errs(tmp_path):
     plain = make(tmp_path/'a', t, steps=40, bs=12)
     harder = make(tmp_path/'b', t, steps=40, bs=12, terms=dict(compete=20.), student=student)
     def agreement(folder):
-        x, y = D._loaded(folder, t.classes, 9, None)
+        x, y = D._loaded_images(folder, t.classes, 9, None)
         return D.competition_loss(Teacher(student, t.classes).logits(x), t.logits(x))
     assert agreement(harder) < agreement(plain)
     assert not hooks(student) and student.training
@@ -245,11 +245,11 @@ def test_competition_makes_images_where_the_student_errs(tmp_path):
 
 def test_a_batch_has_partners_of_each_class():
     for n, per, bs in ((10, 100, 100), (3, 7, 6), (1000, 5, 64), (2, 1, 100)):
-        cut = D._batches(n, per, bs)
+        cut = D._batches_of_classes(n, per, bs)
         assert sorted((c, j) for cs, js in cut for c, j in zip(cs, js)) == [(c, j) for c in range(n) for j in range(per)]
         assert max(len(c) for c, _ in cut) <= bs
-    assert (np.bincount(D._batches(10, 100, 100)[3][0]) == 10).all()
-    assert np.bincount(D._batches(1000, 8, 64)[0][0]).max() == 4
+    assert (np.bincount(D._batches_of_classes(10, 100, 100)[3][0]) == 10).all()
+    assert np.bincount(D._batches_of_classes(1000, 8, 64)[0][0]).max() == 4
 
 
 # -- killed, continued, refused ------------------------------------------------------------------------------------------
@@ -396,7 +396,7 @@ def test_converted_statistics_are_statistics():
 
 def test_diversity_by_hand(tmp_path):
     t, s = teacher(), tiny.samples()
-    x, y = D._loaded(s, t.classes, 100, None)
+    x, y = D._loaded_images(s, t.classes, 100, None)
     f = F.normalize(_features(t, x), dim=1)
     said = t.logits(x).argmax(1)
     apart = [np.mean([(f[i] - f[j]).norm().item() for i in range(len(y)) for j in range(i) if y[i] == y[j] == c]) for c in range(3)]
@@ -422,7 +422,7 @@ def test_noise_is_always_in_the_table(tmp_path):
 def test_classes_in_another_order_are_compared_by_name():
     s = tiny.samples()
     turned = Samples(s.items, (s.labels - 1) % 3, s.classes[1:] + s.classes[:1], s.parts, s.ids)
-    known = [{im.numpy().tobytes(): int(c) for im, c in zip(*D._loaded(o, s.classes, 9, None))} for o in (s, turned)]
+    known = [{im.numpy().tobytes(): int(c) for im, c in zip(*D._loaded_images(o, s.classes, 9, None))} for o in (s, turned)]
     assert len(known[0]) == 24 and known[0] == known[1]
 
 

@@ -357,11 +357,14 @@ def test_what_tells_kinds_apart_is_the_area_under_the_roc_curve(a, b):
     assert np.isclose(D.tells_apart(a, b), max(want, 1 - want))
 
 
-def test_bootstrap_is_scipys_percentile_interval():
-    from scipy import stats
+def test_bootstrap_is_the_percentile_interval_of_redrawn_rows():
+    "By hand, on the rows of all arrays together"
     rng = np.random.default_rng(1)
     a, b, y = rng.normal(size=(41, 5)), rng.normal(size=(41, 5)), rng.integers(0, 5, 41)
     for measure, args in ((D.accuracy, (a, y)), (D.error_consistency, (a, b, y))):
-        theirs = stats.bootstrap((np.arange(41),), lambda rows: measure(*(o[rows] for o in args)), vectorized=False, n_resamples=500,
-                                 method='percentile', rng=np.random.default_rng(0)).confidence_interval
-        assert np.allclose(D.bootstrap(measure, *args), theirs, rtol=0, atol=1e-12)
+        draw = np.random.default_rng(0)
+        rows = [draw.integers(0, 41, 41) for _ in range(500)]
+        values = [measure(*(o[r] for o in args)) for r in rows]
+        assert np.allclose(D.bootstrap(measure, *args), np.quantile(values, [.025, .975]), rtol=0, atol=1e-12)
+        assert np.allclose(D.bootstrap(measure, *args, level=.5), np.quantile(values, [.25, .75]), rtol=0, atol=1e-12)
+    with pytest.raises(ValueError): D.bootstrap(D.accuracy, a[:1], y[:1])

@@ -182,7 +182,7 @@ def test_the_page_changes_pictures_as_diagnose_does(edits):
         for dx, dy in ((1, 0), (-3, 2)):
             np.testing.assert_allclose(edits(im, dx=dx, dy=dy), D.shift_images(im[None], dx, dy)[0], atol=1e-6)
         np.testing.assert_allclose(edits(im, silhouette=True), D.silhouettes(im[None])[0], atol=1e-5)
-        np.testing.assert_allclose(edits(im, colour=0), P._grey(im[None])[0], atol=1e-5)
+        np.testing.assert_allclose(edits(im, colour=0), P._grey_pixels(im[None])[0], atol=1e-5)
         np.testing.assert_allclose(edits(im, cover=.4), P._covered(im[None])[0], atol=1e-6)
 
 
