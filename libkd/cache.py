@@ -373,6 +373,12 @@ def _manifest(self:CacheBuilder): # The content of manifest.json; each shard as 
     if not other: return manifest
     raise CacheCorrupt(f"{self.path/other[0]} changed while the cache was built. Call build again: it is made anew.")
 
+# %% ../nbs/04_cache.ipynb #50091b6c
+def _gap(then, now): # (k, C) each
+    "Largest difference of an answer, relative to the largest; −inf is a class that the teacher does not know"
+    known = then > -torch.inf
+    return float((now - then)[known].abs().max()/then[known].abs().max().clamp(min=1e-6))
+
 # %% ../nbs/04_cache.ipynb #e5cdeb51
 TOLERANCE = 2e-3      # of the largest logit: other batches change the order of sums; float32 keeps seven digits
 
@@ -949,11 +955,6 @@ def compare(self:LogitCache,
                         "Make the views as they were, or build the cache anew.")
 
 # %% ../nbs/04_cache.ipynb #7dfa9bc0
-def _gap(then, now): # (k, C) each
-    "Largest difference of an answer, relative to the largest; −inf is a class that the teacher does not know"
-    known = then > -torch.inf
-    return float((now - then)[known].abs().max()/then[known].abs().max().clamp(min=1e-6))
-
 def _as_batch(dl, pixels): # (n, 3, H, W) in 0 to 255; as a network sees it, on the loader's device
     return dl.after_batch((TensorImage(pixels.to(dl.device or 'cpu')),))[0]
 

@@ -406,6 +406,10 @@ def refuse_no_target(loss:Callable, # Of a teacher
     raise ValueError(f"{loss.__name__} of teacher {teacher} treats the labelled class apart, and {why}. "
                      f"Use a loss without target ({others}), or train {way}.")
 
+# %% ../nbs/07_distill.ipynb #27a53b4d
+def _settings_for(value, names, what, **kw): # As for `for_each`; of `checked_setting`
+    return {n: checked_setting(v, f'{what} of {n}', **kw) for n, v in for_each(value, names, what).items()}
+
 # %% ../nbs/07_distill.ipynb #b0800b9b
 class Advisors(TermColumns):
     """Who advises which head, and how: the settings of `MultiTeacherDistill`. Raises `TypeError` or `ValueError` where
@@ -447,10 +451,6 @@ class Advisors(TermColumns):
     def __getstate__(self):
         gone = ('losses', 'T', 'weights', 'schedule', 'weigh', 'z', 'answers', 'end_mode')
         return {**vars(self), 'sources': [], **dict.fromkeys(gone)}
-
-# %% ../nbs/07_distill.ipynb #f15e68ad
-def _settings_for(value, names, what, **kw): # As for `for_each`; of `checked_setting`
-    return {n: checked_setting(v, f'{what} of {n}', **kw) for n, v in for_each(value, names, what).items()}
 
 # %% ../nbs/07_distill.ipynb #51eecf55
 class MultiTeacherDistill(Advisors):
