@@ -944,7 +944,7 @@ def test_a_packaged_body_is_fitted_and_found_again(dls, packaged, tmp_path, caps
     for kw in (dict(size=12),): fit(image_dls(s, bs=16, **kw)); assert 'views.size' in capsys.readouterr().out
     assert json.loads(next((tmp_path/'t').iterdir()).joinpath('teacher.json').read_text())['identity']['pretrained'] == dict(package='made_up_weights', sha256=packaged[0].sha256)
     whole = fit(tune='all', epochs=1, check=False)
-    assert 'trained on 72 images, 1 epoch in' in capsys.readouterr().out and whole.size is None
+    assert 'trained on 72 images, 1 epoch in' in capsys.readouterr().out and whole.size == t.size      # it is trained at its own size
 
 @pytest.mark.parametrize('kw, words', [(dict(tune='head'), 'give pretrained=True'), (dict(tune='neck', pretrained=True), "'head' and 'all'"),
     (dict(tune='head', pretrained=True, epochs=3), 'without epochs'), (dict(tune='head', pretrained=True, lr=.1, cbs=[Noted(1)]), 'without lr and cbs')])
