@@ -389,6 +389,9 @@ def unsteady(t, x, stats): # `Teacher`; batch (B, 3, H, W); its (mean, std)
     return _gap(one, two) if (one > -torch.inf).any() else 0.
 
 # %% ../nbs/04_cache.ipynb #1f88cb8f
+def _as_batch(dl, pixels): # (n, 3, H, W) in 0 to 255; as a network sees it, on the loader's device
+    return dl.after_batch((TensorImage(pixels.to(dl.device or 'cpu')),))[0]
+
 @patch
 def _reference_batch(self:CacheBuilder):
     "Rows and views (k, 2) of the reference views, their pixels (k, 3, H, W), and the batch that teachers see"
@@ -955,9 +958,6 @@ def compare(self:LogitCache,
                         "Make the views as they were, or build the cache anew.")
 
 # %% ../nbs/04_cache.ipynb #7dfa9bc0
-def _as_batch(dl, pixels): # (n, 3, H, W) in 0 to 255; as a network sees it, on the loader's device
-    return dl.after_batch((TensorImage(pixels.to(dl.device or 'cpu')),))[0]
-
 @patch
 def ask_again(self:LogitCache,
     dl,       # A loader of the same data, for its normalisation and device
