@@ -1,4 +1,4 @@
-"""Ask every teacher once, store the answers with proof of what they belong to, and let every later lesson start from the store."""
+"""Ask every teacher once, store the answers with proof of what they belong to, and start from the store."""
 # Made from the modules by `make prepare`: do not edit
 from . import UserError
 from .views import Policy, ViewDL

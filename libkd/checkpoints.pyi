@@ -1,4 +1,4 @@
-"""After reading you can load weights from anywhere (a file, another training script, a compiled or pruned model) into a model of yours, and know that what did not fit was said."""
+"""Load weights from anywhere into a model of yours, and know that what did not fit was said."""
 # Made from the modules by `make prepare`: do not edit
 from . import UserError
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""After reading you can point libkd at a folder of pictures, at arrays, or at sets that come with it; say which images have labels, which are for choosing and which are for the verdict; and explain why every image has an identity of sixteen bytes."""
+"""Point libkd at pictures, and say which have labels, which are for choosing and which for the verdict."""
 # Made from the modules by `make prepare`: do not edit
 from PIL import Image
 from pathlib import Path

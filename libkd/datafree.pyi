@@ -1,4 +1,4 @@
-"""After reading you can turn trained networks into an image folder without seeing any of their images, say which of its images' properties come from which term, measure how varied they are, and teach a student with nothing else."""
+"""Turn trained networks into an image folder without seeing their images, and teach a student with it."""
 # Made from the modules by `make prepare`: do not edit
 from .teachers import Teacher
 from PIL import Image

@@ -1,4 +1,4 @@
-"""After reading you can write a file that is there wholly or not at all, keep a second process out of a folder, know a file by its content, and show people how a long call gets on, wherever it runs."""
+"""Write files that are there wholly or not at all, know them by their content, and show how a long call gets on."""
 # Made from the modules by `make prepare`: do not edit
 from . import UserError
 from contextlib import contextmanager

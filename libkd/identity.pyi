@@ -1,4 +1,4 @@
-"""After reading you can say what a stored thing depends on, *in content*; why the name of a function or the place of a folder says nothing; and how libkd tells, of everything that it finds again, whether it is what was asked for."""
+"""Say in content what a stored thing depends on, and tell whether what is found again is what was asked for."""
 # Made from the modules by `make prepare`: do not edit
 from . import UserError
 from typing import Any

@@ -1,4 +1,4 @@
-"""Turn a convolution inside out: understand the involution operator, run it without drowning in copies, and build RedNets from it by name."""
+"""Turn a convolution inside out: understand involution, run it without copies, and build RedNets by name."""
 # Made from the modules by `make prepare`: do not edit
 from torch import Tensor, nn
 from typing import Any

@@ -1,4 +1,4 @@
-"""After reading you can say what a distillation loss asks of a student, at which scale and with which gradient, choose between six of them, and combine several teachers sample by sample."""
+"""What a distillation loss asks of a student, at which scale and with which gradient; several teachers at once."""
 # Made from the modules by `make prepare`: do not edit
 from torch import Tensor
 from typing import Any, NamedTuple

@@ -19,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import Bbox
 from fastcore.basics import patch
 from PIL import Image, PngImagePlugin
@@ -206,6 +207,7 @@ def _scores(ax, board, v, metric): # Values of the metric, one a model
     for i, (name, r) in enumerate(board.iterrows()): _score(ax, i, v[name], r, metric)
     ax.set_yticks(range(len(v)), [_text(k, 28) for k in v.index], fontsize=9)
     ax.invert_yaxis(); ax.set_xlim(0, v.max()*1.02 or 1)
+    if metric in _SHARES: ax.xaxis.set_major_formatter(PercentFormatter(1, 0))      # as the numbers beside the bars
 
 # %% ../nbs/11_plots.ipynb #54ac4dfa
 def _role_legend(fig, board):

@@ -1,4 +1,4 @@
-"""After reading you have three sets of pictures without a download, two of them drawn and one photographed, and can say which of them shows an inductive bias, which one is like the folder on your own disk, and why the third shows neither."""
+"""Three sets of pictures without a download: two drawn, one photographed."""
 # Made from the modules by `make prepare`: do not edit
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""After reading you can build a vision transformer that listens to several teachers at once, one token for each, at any image size, and say what every one of its tokens is made of."""
+"""Build a vision transformer that listens to several teachers at once, one token for each."""
 # Made from the modules by `make prepare`: do not edit
 from timm.layers import Attention
 from timm.models import VisionTransformer

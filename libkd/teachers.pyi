@@ -1,4 +1,4 @@
-"""After reading you can turn anything that answers (a timm name, a module, a Learner, a file of weights) into a teacher, train small ones in a minute, and trust that a teacher is the one it says it is."""
+"""Turn anything that answers into a teacher, train small ones in a minute, and trust that it is the one it says."""
 # Made from the modules by `make prepare`: do not edit
 from . import UserError
 from contextlib import contextmanager

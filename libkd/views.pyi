@@ -1,4 +1,4 @@
-"""Augmentation as a pure function of (seed, sample id, view number): the same pixels on every machine run, so that a stored answer belongs to a known picture."""
+"""Augmentation as a function of seed, sample and view: the same pixels everywhere, so answers can be stored."""
 # Made from the modules by `make prepare`: do not edit
 from . import UserError
 from .data import Sample, Samples

@@ -97,7 +97,8 @@ def test_python_sees_what_the_user_does(lab):
     cell(page, 3).locator('[role=option]').nth(2).click()
     page.evaluate("() => { const n = jupyterapp.shell.currentWidget.content; n.activeCellIndex = 4; jupyterapp.commands.execute('notebook:run-cell') }")
     heard = lambda: f'T is 4.0 and selected {chosen} layer 1 picture 2' in json.dumps(output(page, 4))
-    wait(heard, 60, f'Python did not hear: {output(page, 4)}')
+    wait(heard, 60, 'Python did not hear')
+    assert heard(), output(page, 4)
 
 
 def test_the_networks_answer_in_jupyterlab(lab):

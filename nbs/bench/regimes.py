@@ -175,15 +175,15 @@ def protocol(cell, seeds=None):
 
 def pilot(cell, seeds=(0,)):
     "What the defaults should be: one change at a time, on validation images, the cheapest and most promising first"
+    if cell.teachers != (READY,): raise SystemExit(f'{cell.name}: the pilot asks about {READY} alone; give a cell that it teaches')
     told = teaching_of(cell)
     base = dict(cell=cell.name, **STUDENT, steps=steps_of(cell))
-    both = dict(short=dict(steps=2000), deep=dict(args=dict(depth=6, embed_dim=64)), mixed=dict(mix=.5))
+    both = {'short ': dict(steps=2000), '': {}, 'deep ': dict(args=dict(depth=6, embed_dim=64)), 'mixed ': dict(mix=.5)}
     said = {'views 2': dict(views=2), 'labels .25': dict(label_weight=.25), 'T 1': dict(T=1.), 'T 4': dict(T=4.),
             'two teachers': dict(teachers=[READY, INV])}
     arms = {}
-    for name, change in dict(short=both.pop('short'), plain={}, **both).items():
-        at = '' if name == 'plain' else f'{name} '
-        arms |= {f'{at}taught': base | dict(teaching=told) | change, f'{at}untaught': base | change}
+    for name, change in both.items():
+        arms |= {f'{name}taught': base | dict(teaching=told) | change, f'{name}untaught': base | change}
     for name, change in said.items():
         if change.get('views') != told['views']: arms[name] = dict(base, teaching=told | change)
     one = dict(short='steps', deep='args.depth', mixed='mix')
@@ -203,6 +203,7 @@ def prepare(p, archive, jobs):
         places, _, teachers, _ = taught_by(archive, cell, setting, v['steps'], v['teaching'])
         return judged(places, teachers, setting, p.part)
     asked = [v for v in p.arms.values() if v.get('teaching', {}).get('teachers') == [READY]]
+    if not asked: return
     first, *others = {(v.get('mix'), v['teaching']['views']): v for v in asked}.values()
     store(first)
     Parallel(jobs)(delayed(store)(v) for v in others)
