@@ -519,18 +519,18 @@ def _choose(backend, x):
     if backend not in BACKENDS: raise UserError(f'Unknown backend {backend!r}.' + did_you_mean(backend, BACKENDS))
     if backend == 'triton': _check_triton(x)
     exporting = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
-    if backend == 'fast' and not exporting and not torch.compiler.is_compiling() and _may_be_fast(x): return _fast
+    if backend == 'fast' and _nobody_looks(x) and _may_be_fast(x): return _fast
     if backend in ('auto', 'fast'):
         backend = 'reference' if exporting else 'triton' if x.is_cuda and triton else 'lean'
     return dict(reference=_unfolded, lean=_lean, triton=_by_triton)[backend]
 
 def _may_be_fast(x):
-    "Plain numbers of a CPU that nobody traces or transforms; numba must be there"
+    "Numbers of a CPU, of a type that is computed with; numba must be there"
     if not find_spec('numba'):
         raise UserError("backend='fast' needs the package numba: pip install 'libkd[fast]'; "
                         "backend='auto' runs everywhere.")
     plain = x.device.type == 'cpu' and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    return plain and _nobody_looks(x) and not torch.is_autocast_enabled('cpu')
+    return plain and not torch.is_autocast_enabled('cpu')
 
 def _check_triton(x):
     if not triton:
