@@ -44,7 +44,7 @@ def execute(path):
 
 def main(words):
     names, total, start = chosen(words), 0., time.perf_counter()
-    os.environ.update(LIBKD_WIDGETS='headless')
+    os.environ.update(LIBKD_WIDGETS='headless', PYTHONWARNINGS='ignore::FutureWarning')     # of a library below, at its import
     os.environ.pop('MPLBACKEND', None)                                        # pictures belong into the notebook
     for i, name in enumerate(names):
         again = f'mend it and go on with: make course ARGS="{" ".join(n[:2] for n in names[i:])}"'
