@@ -91,7 +91,8 @@ def cmd_new(a):
         texts = {p.name: p.read_text(encoding='utf-8') for p in notebooks_in('runs').values()}
         found = write_notebooks(a.folder, texts)
     print(f'{len(found)} notebooks in {a.folder}:', *(f'  {p.name}' for p in found), sep='\n')
-    print(f'Open them with: jupyter lab {a.folder}')
+    folder = f'"{a.folder}"' if ' ' in str(a.folder) else a.folder
+    print(f'Open them with: jupyter lab {folder}')
 
 # %% ../nbs/18_cli.ipynb #be9fa3af
 def cmd_grade(a):

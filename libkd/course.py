@@ -186,6 +186,7 @@ def without_solution(
 ) -> str:
     "The exercise alone: `...` where the answer stood; empty if all of the cell is the answer"
     left = re.sub(r'(?ms)^([ \t]*)### BEGIN SOLUTION.*?### END SOLUTION', r'\1...   # your answer', source)
+    left = re.sub(r'(?m)\.\.\.\n\.\.\.(?=   # your answer)', '...', left)           # `name = ...` stands there already
     return '' if left == source else left
 
 # %% ../nbs/17_course.ipynb #9c6a78df
@@ -617,8 +618,9 @@ def _handed_in(folder): # Path of a notebook -> its name below the folder: two f
     return {p: p.relative_to(folder).as_posix() for p in paths}
 
 def _in_short(rows): # Of one notebook
-    right = sum(r.get('passed') is True for r in rows)
-    return f'{right} of {len(rows)}' if 'check' in rows[0] else rows[0]['says']
+    if 'check' not in rows[0]: return rows[0]['says']
+    right, unread = (sum(r['passed'] is p for r in rows) for p in (True, None))
+    return f'{right} of {len(rows) - unread}' + (f', {unread} to be read' if unread else '')
 
 def _graded(names, hidden, seconds, say): # path -> name; lesson -> hidden checks; for one notebook; see `grade`
     "All rows so far, after each notebook; what cannot be opened is refused before any is run"

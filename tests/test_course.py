@@ -75,6 +75,7 @@ def test_a_students_copy_gives_nothing_away(lesson):
     for c in copy['cells']:
         if c['cell_type'] == 'code': ast.parse(re.sub(r'(?m)^\s*[%!].*$', '', c['source']))
     assert text.count('checks_of(') == len(course.checks_in(nb)) >= 3
+    assert '# your answer' in text and '...\n...' not in text, 'one place for an answer, not two'
 
 
 @pytest.mark.parametrize('lesson', LESSONS)
@@ -245,6 +246,15 @@ def test_files_of_one_name_in_two_folders_are_two_rows(toy):
         (box/who).mkdir()
         (box/who/'01.ipynb').write_text('{}')
     assert list(course.grade(box)['file']) == ['ada/01.ipynb', 'alan/01.ipynb']
+
+
+def test_a_text_for_a_person_is_not_counted_as_wrong(toy, monkeypatch):
+    box, hand_in = toy
+    hand_in('ada', 'pass')
+    monkeypatch.setattr(course, '_asked_rows', lambda *a: [dict(check=c, passed=p, says='') for c, p in (('a', True), ('b', False), ('c', None))])
+    said = []
+    course.grade(box, say=said.append)
+    assert said == ['1 of 1 · ada.ipynb: 1 of 2, 1 to be read']
 
 
 @pytest.mark.parametrize('missing', ['nbclient', 'ipykernel'])
