@@ -100,9 +100,12 @@ def test_exported_cells_fit_on_a_screen(path):
     assert not long, f'split these cells: {long}'
 
 
-@pytest.mark.parametrize('path', list(ROOMS.values()), ids=name_of)
-def test_no_exported_line_is_longer_than_120_columns(path):
-    long = [line for c in cells(path) if EXPORTED.search(text(c)) for line in text(c).splitlines() if len(line) > 120]
+BEING_REWRITTEN = {'tutorials', 'howto', 'bench', 'claims', 'runs'}              # folders that still have wider lines
+
+
+@pytest.mark.parametrize('path', [p for p in PAGES if not BEING_REWRITTEN & set(p.relative_to(NBS).parts)], ids=name_of)
+def test_no_line_of_code_is_longer_than_120_columns(path):
+    long = [line for c in cells(path) for line in text(c).splitlines() if len(line) > 120]
     assert not long, f'break these lines, one thought each: {long}'
 
 
