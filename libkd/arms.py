@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelValidException
 from fastai.learner import Learner
-from PIL import Image
 
 from . import UserError, moved
 from .cache import LogitCache
@@ -33,7 +32,7 @@ from .price import AS_LONG
 from .students import student_name
 from .runs import RESULT, job_key, peak_memory, run_jobs
 from .teachers import PACKAGED, fit_teacher, quick_adam
-from .views import Mix, finite, image_dls, rng_scope
+from .views import Mix, finite, image_dls, rng_scope, some_shapes
 
 # %% ../nbs/15_arms.ipynb #e6806b11
 def run_samples(data='',  # An image folder, or the name of an embedded set; '' is `cluttered_digits()`
@@ -91,9 +90,6 @@ SMALL = dict(student='civt_nano', plain='vit_nano', conv='resnet_mini', inv='red
 LARGE = dict(student='civt_tiny_light', plain='vit_tiny_patch16_224', conv='resnet18', inv='rednet26',
              args='')                                  # above 64 pixels
 
-def short_side(source): # A file or an array (H, W[, 3])
-    return min(source.shape[:2]) if isinstance(source, np.ndarray) else min(Image.open(source).size)
-
 def follow(n): # Training images
     "How a student follows the teacher with published weights: 64 passes, each image in so many views"
     steps, views = np.clip(2*n, 700, 6250), np.clip(50_000//n, 1, 8)
@@ -105,8 +101,7 @@ def run_defaults(samples,      # Samples
 )->dict:                       # size in pixels; student, plain, conv, inv, scratch (a convolution without published
                                # weights): names; args of the first two; how to train
     "Size and models for these pictures, from the median of their short sides"
-    some = np.random.default_rng(0).permutation(len(samples))[:256]
-    median = int(np.median([short_side(samples.source(int(i))) for i in some]))
+    median = int(np.median(some_shapes(samples).min(1)))
     size = min(median, 224 if str(device).startswith('cuda') else 32)
     size = size if size < 16 else size//8*8
     args = f'patch_size:4 {NANO}' if size == 16 else NANO

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import copy, hashlib, json, os, re, shutil, warnings
 from collections import OrderedDict
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from .identity import difference_lines, differences, shortened
 from .losses import TopK, top_k
 from .teachers import Teacher, as_teacher, check_teacher
 from .views import (LightViews, Mix, Policy, SampleCategory, ViewDL, as_policy, online, pixel_versions,
-                         view_digests)
+                         rendered, view_digests)
 
 # %% auto #0
 __all__ = ['CacheError', 'CacheMismatch', 'CacheCorrupt', 'CacheUnfinished', 'CacheLocked', 'make_plan', 'CacheBuilder',
@@ -79,6 +80,14 @@ def teacher_entry(t,       # `Teacher`
     return dict(name=t.name, bias=t.bias, fingerprint=old if old in known else t.fingerprint,
                 classes=list(map(str, t.classes)))
 
+# %% ../nbs/04_cache.ipynb #93da74c7
+def drawn_for(t,  # `Teacher`
+              dl, # Training loader whose views are stored
+             )->dict:
+    "What a plan says besides, where a teacher is asked about views with more pixels than the student's: their size"
+    larger = rendered(dl, getattr(t, 'size', None))                 # numbers in the place of a teacher want none
+    return {} if larger is dl else dict(size=list(larger.size))
+
 # %% ../nbs/04_cache.ipynb #344afa07
 RESULT = 1     # raised by hand when a teacher would be asked otherwise than before; 1 is not written into plans
 
@@ -128,7 +137,7 @@ def make_plan(dl:ViewDL, # Training loader whose views are stored
     return dict(schema=SCHEMA, classes=list(map(str, dl.vocab)), n=len(ids),
                 samples=hashlib.sha256(ids.tobytes() + labels.tobytes()).hexdigest(),
                 views=dl.describe(), policy=policy.name, n_views=policy.n,
-                teachers=[teacher_entry(t) for t in teachers],
+                teachers=[teacher_entry(t) | drawn_for(t, dl) for t in teachers],
                 dtype=dtype, top_k=_checked_top_k(top_k, teachers), tail_T=float(T) if top_k else None,
                 shard_rows=shard_rows, batch_rows=dl.bs,
                 device=torch.device(dl.device or 'cpu').type, versions=pixel_versions(),
@@ -187,6 +196,9 @@ class CacheBuilder:
         self.path, self.teachers, self.plan = Path(path), teachers, plan
         self.dl = dl.new(shuffle=False, drop_last=False, bs=plan['batch_rows'], rows=None, policy=online())
         self.seen = plan['schema'] > 1      # whether digests of the views are stored with the answers
+        drawn = {e['name']: tuple(e['size']) for e in plan['teachers'] if 'size' in e}
+        self.sizes = {t.name: drawn.get(t.name) for t in self.teachers}  # (height, width); None: as the student sees
+        self.larger = {}                    # a size -> the loader that makes the views with so many pixels
         starts = range(0, plan['n'], plan['shard_rows'])
         self.shards = [(v, s) for v in range(plan['n_views']) for s in range(len(starts))]   # (view, shard number)
 
@@ -239,8 +251,22 @@ def batches(self:CacheBuilder,
     i, # Position in `.shards`
 ) -> ViewDL: # Of normalised views (B, 3, H, W) and labels (B,), which carry `digest` (B, 8)
     "The views of shard `i`, in the order of the rows"
+    return self._shard_of(self.dl, i, _SeenDL)
+
+@patch
+def _shard_of(self:CacheBuilder, dl, i, cls): # A loader of all rows; as for `batches`; its class
     first, rows = self.shards[i][0]*self.plan['n'], self.rows(i)
-    return self.dl.new(cls=_SeenDL, get_idxs=_Indices(first + r for r in rows), n=len(rows))
+    return dl.new(cls=cls, get_idxs=_Indices(first + r for r in rows), n=len(rows))
+
+@patch
+def shown(self:CacheBuilder,
+    i, # Position in `.shards`
+) -> Iterator: # Of ({size: views (B, 3, H, W)}, labels (B,)); a size is that of `.sizes`
+    "The views of shard `i` in all sizes that teachers are asked about"
+    for size in {*self.sizes.values()} - {None, *self.larger}:
+        self.larger[size] = self.dl.new(cls=ViewDL, size=size, pictures=None, keep=None)
+    loaders = self.batches(i), *(self._shard_of(dl, i, ViewDL) for dl in self.larger.values())
+    for (x, y), *more in zip(*loaders): yield {None: x} | {s: b[0] for s, b in zip(self.larger, more)}, y
 
 # %% ../nbs/04_cache.ipynb #1b234082
 @patch
@@ -251,15 +277,17 @@ def build_shard(self:CacheBuilder,
     "Compute and publish shard `i` for every teacher; a shard that is there already is left alone"
     if self.done(i): return
     rows, out, done = self.rows(i), {name: [] for name in self.files(i)}, 0
-    for x, y in self.batches(i):
-        for name, record in self._records(x, y, rows[done]): out[name].append(record)
-        done += len(x); tick(len(x))
+    for views, y in self.shown(i):
+        for name, record in self._records(views, y, rows[done]): out[name].append(record)
+        done += len(y); tick(len(y))
     for name, file in self.files(i).items(): self.publish_shard(file, out[name])
 
 @patch
-def _records(self:CacheBuilder, x, y, row): # A batch (B, 3, H, W) and its targets; the row of its first picture
+def _records(self:CacheBuilder, views, y, row): # From `shown`; the row of the first picture
     "(name of a file's kind, what is stored there) of one batch"
-    for t in self.teachers: yield t.name, self.encode(t.name, t.logits(x, stats=self.dl.stats).cpu(), row)
+    for t in self.teachers:
+        said = t.logits(views[self.sizes[t.name]], stats=self.dl.stats)
+        yield t.name, self.encode(t.name, said.cpu(), row)
     if self.seen: yield 'views/', dict(digest=y.digest)
 
 # %% ../nbs/04_cache.ipynb #1af596c5
@@ -544,8 +572,11 @@ PLAN = dict(schema=_one_of(1, SCHEMA), classes=_are_names, n=_whole_number(1), s
             teachers=lambda v: isinstance(v, list) and len(v) > 0 and all(map(_is_teacher, v)))
 TEACHER = dict(name=lambda v: _is_text(v) and _NAME.fullmatch(v), bias=_is_text, fingerprint=_hex, classes=_are_names)
 
+def _is_size(v): return isinstance(v, list) and len(v) == 2 and all(map(_whole_number(1, 10**4), v))
+
 def _is_teacher(v):
-    return isinstance(v, dict) and v.keys() == TEACHER.keys() and all(f(v[k]) for k, f in TEACHER.items())
+    if not isinstance(v, dict) or v.keys() - {'size'} != TEACHER.keys(): return False
+    return all(f(v[k]) for k, f in TEACHER.items()) and ('size' not in v or _is_size(v['size']))
 
 # %% ../nbs/04_cache.ipynb #10c4637e
 def check_plan(
@@ -713,7 +744,7 @@ def _go_on(self:CacheBuilder, there, whole): # Content of plan.json; whether the
     "Take over what a cache was begun with; `CacheError` where it is another"
     if whole and there['schema'] == 1: self.plan['schema'], self.seen = 1, False      # it opens, with less proof
     here = {t.name: teacher_entry(t, there.get('teachers') or ()) for t in self.teachers}
-    self.plan = self.plan | dict(teachers=[here.get(e['name'], e) for e in self.plan['teachers']])
+    self.plan = self.plan | dict(teachers=[e | here.get(e['name'], {}) for e in self.plan['teachers']])
     self.plan['batch_rows'] = there.get('batch_rows', self.dl.bs)    # cut as it was begun, whatever batches are now
     self.dl = self.dl.new(bs=self.plan['batch_rows'])
     _compare(there, self.plan, self.path, whole)
@@ -1007,8 +1038,14 @@ def spot_check(self:LogitCache,
 def _farthest(self:LogitCache, dl, teachers, n, rng): # As for `spot_check`
     "(largest relative difference, name of the teacher)"
     rows, views = rng.integers(self.n, size=n), rng.integers(self.policy.n, size=n)
-    x = _stored_batch(dl, rows, views)
-    return max((self._apart(t, rows, views, x, dl.stats), t.name) for t in teachers)
+    shown = {t.name: _stored_batch(self._shown_to(t, dl), rows, views) for t in teachers}
+    return max((self._apart(t, rows, views, shown[t.name], dl.stats), t.name) for t in teachers)
+
+@patch
+def _shown_to(self:LogitCache, t, dl):
+    "The loader of the views that a teacher was asked about"
+    size = self.teachers.get(t.name, {}).get('size')
+    return dl.new(cls=ViewDL, size=tuple(size), pictures=None, keep=None) if size else dl
 
 def _stored_batch(dl, rows, views): # (n,) each; what teachers saw, (n, 3, H, W)
     return _as_batch(dl, torch.stack([dl.do_item(int(v*len(dl.dataset) + r))[0] for r, v in zip(rows, views)]))
@@ -1230,7 +1267,10 @@ def _show_ride(self:LogitDL, b, ride, max_n, ctxs, kwargs): # As for `show_batch
 def info(self:LogitCache)->dict: # name of a fact -> its value
     "What the cache holds, as a small dict for people"
     top = {'top_k': self.plan['top_k'], 'lost': self.manifest['lost']} if self.plan['top_k'] else {}
-    who = {n: f"{t['bias']}, {t['fingerprint'][:12]}" for n, t in self.teachers.items()}
+    def told(t): # An entry of the plan
+        shown = ', shown {}×{} pixels'.format(*t['size']) if 'size' in t else ''
+        return f"{t['bias']}, {t['fingerprint'][:12]}{shown}"
+    who = {n: told(t) for n, t in self.teachers.items()}
     return dict(path=str(self.path), samples=self.n, classes=len(self.classes), policy=str(self.policy),
                 dtype=self.plan['dtype'], **top, MB=round(self.nbytes/1e6, 2), teachers=who,
                 shards=len(self.manifest['files'])-2, versions=self.plan['versions'])

@@ -30,7 +30,8 @@ from fastai.learner import Learner
 from . import did_you_mean
 from .distill import MultiTeacherDistill
 from .involution import Involution2d
-from .teachers import stats_of
+from .teachers import answers, stats_of
+from .views import rendered
 
 # %% ../nbs/10_diagnose.ipynb #09b24b96
 def as_array(a, # Tensor (of any device), array or list
@@ -213,13 +214,16 @@ def predictions(models, # `Teacher`s, `Learner`s, modules: a list, or a dict wit
                 dls=None, # Data; by default that of the first `Learner`
                 part='valid', # 'train', 'valid' or 'test'
                 )->tuple: # ({name: logits (n, C) float32}, y (n,))
-    "What every model answers to the same clean images, in one pass over them"
+    """What every model answers to the same clean images, in one pass over them; teachers that see more pixels of them
+    (see `rendered`) in a pass of their own"""
     models = named(models); dls = _data_of(models, dls)
+    dl, stats = clean_dl(dls, part), stats_of(dls)
+    apart = {k: m for k, m in models.items() if is_teacher(m) and rendered(dl, getattr(m, 'size', None)) is not dl}
     said, ys = [], []
-    with _asking(models, stats_of(dls)) as ask:
-        for x, y in _batches(clean_dl(dls, part)):
-            ys.append(y); said.append(ask(x))
-    return {k: torch.cat([s[k] for s in said]).numpy() for k in models}, torch.cat(ys).numpy()
+    with _asking({k: m for k, m in models.items() if k not in apart}, stats) as ask:
+        for x, y in _batches(dl): ys.append(y); said.append(ask(x))
+    z = {k: answers(m, dl, stats) for k, m in apart.items()}
+    return {k: (z[k] if k in z else torch.cat([s[k] for s in said])).numpy() for k in models}, torch.cat(ys).numpy()
 
 # %% ../nbs/10_diagnose.ipynb #3789bb17
 def head_predictions(model, # A `Learner` or a module with `forward_heads` (all students of `libkd.students`)

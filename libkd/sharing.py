@@ -15,7 +15,7 @@ from fastai.data.core import DataLoaders, test_set
 from fastcore.basics import patch
 
 from .cache import (NEXT, CacheBuilder, CacheCorrupt, CacheError, CacheMismatch, LogitCache, LogitDL, adopt_change,
-                         alone_in, as_list, check_manifest, check_plan, checked_teachers, forget_change,
+                         alone_in, as_list, check_manifest, check_plan, checked_teachers, drawn_for, forget_change,
                          ids_labels, load_tensors, make_manifest,
                          make_plan, plan_files, read_plan, store_bytes, store_json, stored_dl, teacher_entry)
 from .data import Samples
@@ -127,10 +127,11 @@ def _unknown(self:LogitCache, teachers, replace):
     return new
 
 @patch
-def _plan_with(self:LogitCache, new): # `Teacher`s
+def _plan_with(self:LogitCache, new, dl): # `Teacher`s; the loader of the views
     "The cache's plan with these in the place of those of their names"
     stay = [t for t in self.plan['teachers'] if t['name'] not in {t.name for t in new}]
-    return self.plan | dict(teachers=sorted(stay + [teacher_entry(t) for t in new], key=lambda t: t['name']))
+    entries = [teacher_entry(t) | drawn_for(t, dl) for t in new]
+    return self.plan | dict(teachers=sorted(stay + entries, key=lambda t: t['name']))
 
 @patch
 def _prove_loaders(self:LogitCache, dls): self.prove(dls.train.new(cls=LogitDL, cache=self, rows=None))
@@ -147,7 +148,7 @@ def add(self:LogitCache,
     dl, teachers = self._same_views(dls), checked_teachers([as_teacher(t, dls) for t in as_list(teachers)])
     new = self._unknown(teachers, replace)
     for t in new if check else (): check_teacher(t, dls)
-    builder = CacheBuilder(self.path/NEXT, dl, new, self._plan_with(new))
+    builder = CacheBuilder(self.path/NEXT, dl, new, self._plan_with(new, dl))
     builder.seen = False                                            # the views are known
     self._prove_loaders(dls)
     return self._changed(builder.plan, builder, self.live | {t.name: t for t in teachers}) if new else self

@@ -46,7 +46,7 @@ from .checkpoints import WEIGHTS, bare, load_weights, read_checkpoint
 from .data import Samples, draw_lots
 from .files import data_home, digest_of, progress, sha256, write_once
 from .identity import IdentityError, difference_lines, differences, identity, shortened
-from .views import tfm_spec, online, rng_scope
+from .views import online, rendered, rng_scope, tfm_spec
 from . import UserError, __version__, did_you_mean, involution         # which registers the RedNets
 
 # %% ../nbs/03_teachers.ipynb #21d3acf9
@@ -718,9 +718,10 @@ def answers(
     dl,         # A loader; its labels are not looked at
     stats,      # (mean, std) that it normalises with
 ) -> torch.Tensor: # `(n, C)` float32, on the CPU
-    "The teacher's logits for all pictures of a loader, in its order."
-    # a loader draws a number when it starts
-    with rng_scope(0): return torch.cat([teacher.logits(b[0], stats).cpu() for b in dl])
+    """The teacher's logits for all pictures of a loader, in its order; with more pixels, where the teacher wants and
+    the files have them (see `rendered`)."""
+    # a loader draws a number when it is made, and when it starts
+    with rng_scope(0): return torch.cat([teacher.logits(b[0], stats).cpu() for b in rendered(dl, teacher.size)])
 
 # %% ../nbs/03_teachers.ipynb #5d9d3222
 def _is_luck(before, after, of, share): # Hits of two orders of the columns; of how many; share of the commonest class
@@ -1031,7 +1032,7 @@ def _features(t, dls, samples, verbose):
     idx, found = np.flatnonzero((samples.parts == 'train') & (samples.labels >= 0)), []
     what = f'features of {t.name}'
     with rng_scope(0), full_float32(), progress(len(idx), what, 'img', verbose) as bar:
-        for b in dls.test_dl(_items(dls, samples, idx)):
+        for b in rendered(dls.test_dl(_items(dls, samples, idx)), t.size):
             f, x = _before_last(t, b[0], stats_of(dls))
             if not found: _refuse_other_heads(t.model, x, f)
             found.append(f.float().cpu()); bar.update(len(f))
@@ -1133,10 +1134,11 @@ def _weights_of(name):
 def _training(name, dls, samples, label, epochs, lr, wd, seed, pretrained, cbs, verbose):
     "(identity, what makes it) of a teacher all of whose weights are trained"
     arch = PACKAGED[name].arch if pretrained and name in PACKAGED else name
-    with rng_scope(seed): train = labelled_loader(dls)
+    own = _packaged_size(name, pretrained)
+    with rng_scope(seed): train = rendered(labelled_loader(dls), own and (own, own))
     epochs, lr = epochs or max(20, -(-600//max(1, len(train)))), lr or (1e-3 if pretrained else 5e-3)
     how = dict(epochs=epochs, lr=lr, wd=wd, seed=seed, pretrained=_weights_of(name) if pretrained else False)
-    if size := _packaged_size(name, pretrained): how['size'] = size
+    if own: how['size'] = own
     asked = _teacher_identity(arch, dls, train, samples, callbacks=[_callback(c) for c in cbs], **how)
     return asked, lambda: _made(name, arch, dls, train, label, epochs, lr, wd, seed, pretrained, cbs, verbose)
 
@@ -1150,6 +1152,18 @@ def _made(name, arch, dls, train, label, epochs, lr, wd, seed, pretrained, cbs, 
     size = own or (size_of(dls) if 'img_size' in create else None)
     t = Teacher(model, classes_of(dls), label, None, *stats_of(dls), size=size)
     return t, dict(arch=model_name(arch), create=create)
+
+# %% ../nbs/03_teachers.ipynb #b8b7834e
+def _wanted_size(name): # Of a network with published weights: (height, width), None where nothing is known
+    if name in PACKAGED: return (PACKAGED[name].size,)*2
+    cfg = timm.get_pretrained_cfg(model_name(name))
+    return cfg and tuple(cfg.input_size[1:])
+
+def _drawn(dls, name):
+    "What an identity says besides, where pictures are drawn with more pixels than the loaders show: their size"
+    larger = rendered(dls.train, _wanted_size(name))
+    return {} if larger is dls.train else dict(drawn=list(larger.size))
+
 
 # %% ../nbs/03_teachers.ipynb #a5c16af9
 def _valid_views(dls):
@@ -1167,7 +1181,7 @@ def _with_head(name, dls, samples, label, seed, verbose):
     mine = samples[(samples.parts == 'train') & (samples.labels >= 0)]
     asked = json.loads(json.dumps(dict(kind='teacher', result=TEACHER_RESULT, model=arch, tune='head', seed=seed,
                                        pretrained=_weights_of(name), size=packaged.size if packaged else None,
-                                       data=mine.identity(), views=_valid_views(dls))))
+                                       data=mine.identity(), views=_valid_views(dls), **_drawn(dls, name))))
     return asked, lambda: _made_head(name, arch, packaged, dls, label, seed, verbose)
 
 def _made_head(name, arch, packaged, dls, label, seed, verbose):

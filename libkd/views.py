@@ -37,7 +37,8 @@ __all__ = ['STEP', 'RATIOS', 'LIGHT', 'WINDOW', 'MIX', 'ERASE', 'BETA', 'PIXELS'
            'as_policy', 'shifted', 'coloured', 'erase_boxes', 'box_mask', 'LightViews', 'Mix', 'mix_pair', 'lam_table',
            'mixed', 'Ride', 'plain_batch', 'each_loss', 'weighted_loss', 'LabelLoss', 'open_sample', 'label_of',
            'item_id', 'SampleCategory', 'TrainTfm', 'light_tfms', 'fitted', 'read_picture', 'free_memory', 'Pictures',
-           'ViewSet', 'ViewSampler', 'sample_block', 'image_dls', 'tfm_spec', 'pixel_versions', 'view_digests']
+           'ViewSet', 'ViewSampler', 'sample_block', 'image_dls', 'tfm_spec', 'pixel_versions', 'view_digests',
+           'some_shapes', 'rendered']
 
 # %% ../nbs/01_views.ipynb #692778ad
 class ViewError(UserError):
@@ -1240,3 +1241,28 @@ def view_digests(
     "BLAKE2 digests of the pixels, eight bytes for each view"
     raw = (o.tobytes() for o in x.detach().as_subclass(torch.Tensor).cpu().contiguous().numpy())
     return np.frombuffer(b''.join(hashlib.blake2b(o, digest_size=8).digest() for o in raw), np.uint8).reshape(-1, 8)
+
+# %% ../nbs/01_views.ipynb #0420bdde
+def some_shapes(
+    pictures, # `Samples`, or a sequence of files, arrays `(H,W[,3])` or PIL images
+)->np.ndarray: # (k,2)
+    "Heights and widths of up to 256 of the pictures; of files, only the beginnings are read"
+    some = [pictures[int(i)] for i in np.random.default_rng(0).permutation(len(pictures))[:256]]
+    return np.array([_shape(getattr(o, 'source', o)) for o in some])
+
+def _grown(dl, size): # As for `rendered`
+    "How many times as many pixels along a side the views can have: the model's, or what the files have"
+    most = min(n/m for n, m in zip(size, dl.size))
+    if most < 2 or not len(dl.items): return 1.                     # nothing to gain, no file is opened
+    shapes = some_shapes(dl.samples or dl.pictures.sources)
+    return min(most, np.median((shapes/dl.size).min(1)))
+
+def rendered(
+    dl,   # A loader
+    size, # (height, width) that a model wants; None: it takes what comes
+): # `dl`, or a `ViewDL` of the same samples and views
+    """The loader's views with as many pixels as the model wants and the files have. The loader itself where that is
+    less than twice as many along a side (a gain that could not be measured), or where it makes no `LightViews`"""
+    if size is None or getattr(dl, 'light', None) is None: return dl
+    if (grow := _grown(dl, size)) < 2: return dl
+    return dl.new(cls=ViewDL, size=tuple(round(n*grow) for n in dl.size), pictures=None, keep=None)

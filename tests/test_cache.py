@@ -17,6 +17,7 @@ from fastai.data.block import DataBlock
 from fastai.data.transforms import GrandparentSplitter, get_image_files, parent_label
 from fastai.learner import Learner
 from fastai.metrics import accuracy
+from fastai.torch_core import TensorImage
 from fastai.vision.data import ImageBlock
 from hypothesis import given
 from hypothesis import strategies as st
@@ -442,6 +443,53 @@ def test_spot_check_finds_another_teacher(made):
     dls, teachers, cache = made
     assert cache.spot_check(dls, teachers) < 2e-3
     with pytest.raises(CacheMismatch, match='Teacher a answers differently'): cache.spot_check(dls, [tiny.teacher('a', 9)])
+
+
+# -- teachers that want more pixels than the student ------------------------------------------------------------------------
+
+def wants(name='large', seed=1, side=8): return tiny.teacher(name, seed, size=side)
+
+
+def shows_more(dls): return dls.train.new(size=(8, 8), pictures=None)
+
+
+def test_a_teacher_is_asked_about_the_pixels_that_the_files_have(tmp_path):
+    "The student sees four pixels, the files have eight: views, partners and shares are the same"
+    dls, t = tiny.loaders(size=4, mix=Mix()), wants()
+    cache = build(tmp_path/'c', dls, [t])
+    assert cache.plan['teachers'][0]['size'] == [8, 8] and 'shown 8×8 pixels' in cache.info()['teachers']['large']
+    for row, view in ((0, 0), (5, 1), (17, 0)):
+        x = shows_more(dls).after_batch((TensorImage(shows_more(dls).pixels([row], [view])),))[0]
+        said = cache.gather(torch.tensor([row]), view)['large'][0].float()
+        assert torch.allclose(said, t.logits(x, stats=dls.stats)[0], atol=5e-3)
+        assert not torch.allclose(said, live(dls, t, row, view), atol=5e-3)             # of four enlarged pixels
+    assert cache.spot_check(dls, [t]) < 2e-3 and cache.bind(dls).train.proof
+    assert build(tmp_path/'c', dls, [t]).spot_check(dls) < 2e-3                         # found again
+
+
+def test_a_size_of_the_plan_is_compared_and_checked(tmp_path):
+    "A cache of before, whose teachers saw enlarged pictures, is another one; a plan cannot name any size"
+    import libkd.cache as m
+    dls, t = tiny.loaders(size=4), wants()
+    LogitCache.builder(tmp_path/'c', dls, [t], views=2, check=False)
+    plan = json.loads((tmp_path/'c/plan.json').read_text())
+    without = plan | dict(teachers=[{k: v for k, v in plan['teachers'][0].items() if k != 'size'}])
+    (tmp_path/'c/plan.json').write_text(json.dumps(without))
+    with pytest.raises(CacheMismatch, match=r'teachers\[0\]\.size'): build(tmp_path/'c', dls, [t])
+    for size in ([8], [8, 0], [8, '8'], 'large', None):
+        with pytest.raises(CacheCorrupt, match='teachers'):
+            m.check_plan(plan | dict(teachers=[plan['teachers'][0] | dict(size=size)]), 'plan.json')
+    m.check_plan(plan, 'plan.json')
+
+
+def test_teachers_of_all_sizes_are_added_and_extended(tmp_path):
+    import libkd.sharing                                        # which brings `add` and `extend`
+    dls, A = tiny.loaders(size=4), wants()
+    B = Teacher(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), tiny.CLASSES, name='small', bias='conv')
+    once = build(tmp_path/'a', dls, [A, B])
+    later = build(tmp_path/'b', dls, [B], views=1).add(dls, [A], check=False).extend(dls, [A, B], 2)
+    assert [t.get('size') for t in later.plan['teachers']] == [[8, 8], None] and later.spot_check(dls, [A, B]) < 2e-3
+    assert contents(once.path) == contents(later.path)
 
 
 # -- interruptions --------------------------------------------------------------------------------------------------------

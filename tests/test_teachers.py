@@ -14,6 +14,7 @@ from torch import nn
 
 import libkd.students, libkd.teachers as teachers
 from libkd.data import Samples
+from libkd.diagnose import predictions
 from libkd.teachers import (AnswersError, ChanceError, Packaged, Teacher, as_teacher, bias_of, check_teacher, fit_head, fit_teacher, labelled_loader, load_teacher,
                             model_for, model_name, numbered, stats_of, warn_if_uneven)
 from libkd.views import Mix, image_dls
@@ -945,6 +946,24 @@ def test_a_packaged_body_is_fitted_and_found_again(dls, packaged, tmp_path, caps
     assert json.loads(next((tmp_path/'t').iterdir()).joinpath('teacher.json').read_text())['identity']['pretrained'] == dict(package='made_up_weights', sha256=packaged[0].sha256)
     whole = fit(tune='all', epochs=1, check=False)
     assert 'trained on 72 images, 1 epoch in' in capsys.readouterr().out and whole.size == t.size      # it is trained at its own size
+
+@pytest.mark.parametrize('tune', ['head', 'all'])
+def test_published_weights_see_the_pixels_that_the_files_have(packaged, tmp_path, capsys, tune):
+    "Where there are twice as many along a side as the student sees: in fitting, in judging, and the identity says so"
+    x, y = patterns(90, size=16)                                                        # in the files
+    samples = Samples.from_arrays(x, y, list('abc'), ['valid' if i % 5 == 0 else 'train' for i in range(90)])
+    small = image_dls(samples, size=8, bs=16)
+    def fit(dls): return fit_teacher('made_up', dls, folder=tmp_path/'t', tune=tune, check=False, **({'epochs': 2} if tune == 'all' else {}))
+    t = fit(small)
+    asked = json.loads(next((tmp_path/'t').iterdir()).joinpath('teacher.json').read_text())['identity']
+    assert asked['drawn'] == [16, 16] if tune == 'head' else asked['views']['size'] == [16, 16]
+    said = predictions([t], small)[0][t.name]
+    shown = image_dls(samples, size=16, bs=16)
+    assert np.allclose(said, teachers.answers(t, shown.valid, shown.stats), atol=1e-5)
+    assert t.accuracy == pytest.approx((said.argmax(1) == samples.labels[samples.parts == 'valid']).mean())
+    assert not np.allclose(said, t.logits(small.valid.one_batch()[0], small.stats).numpy()[:len(said)], atol=1e-2)
+    assert fit(small).fingerprint == t.fingerprint and 'loaded' in capsys.readouterr().out
+    if tune == 'head': assert torch.allclose(fit(shown).model.fc.weight, t.model.fc.weight, atol=1e-5)
 
 @pytest.mark.parametrize('kw, words', [(dict(tune='head'), 'give pretrained=True'), (dict(tune='neck', pretrained=True), "'head' and 'all'"),
     (dict(tune='head', pretrained=True, epochs=3), 'without epochs'), (dict(tune='head', pretrained=True, lr=.1, cbs=[Noted(1)]), 'without lr and cbs')])

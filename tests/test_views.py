@@ -21,6 +21,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 import tiny
+from libkd import views
 from libkd.data import Samples
 from libkd.views import (BETA, ERASE, ORDERS, LabelLoss, LightViews, Mix, Pictures, Ride, ViewSampler, ViewSet, as_policy, clean, box_mask, coloured, draws,
                          erase_boxes, finite, free_memory, image_dls, lam_table, light_tfms, mix_pair, mixed, online, open_sample, replay,
@@ -791,3 +792,49 @@ def test_a_file_of_pictures_is_named_by_what_is_seen_and_not_by_versions(tmp_pat
     assert path() == first
     monkeypatch.setattr(Image, 'open', lambda source, f=Image.open: f(source).point(lambda v: v ^ 4))
     assert path() != first
+
+
+# -- the same views with more pixels -------------------------------------------------------------------------------------
+
+def waves(n=12, side=48):
+    "Soft pictures, which look alike at any size"
+    rng, at = np.random.default_rng(0), np.linspace(0, 1, side)
+    f, p = rng.uniform(2, 6, (2, n, 3)), rng.uniform(0, 6, (n, 3))
+    at = f[0][:, None, None]*at[:, None, None] + f[1][:, None, None]*at[None, :, None] + p[:, None, None]
+    return list((127.5 + 120*np.sin(at)).astype(np.uint8))
+
+
+def grown(size=16, want=(128, 128), side=48, **kw):
+    data = Samples.from_arrays(waves(side=side), ['ab'[i % 2] for i in range(12)], classes=['a', 'b']).split(valid=.25, seed=0)
+    dl = image_dls(data, size=size, check=False, **kw).train
+    return dl, views.rendered(dl, want)
+
+
+def test_more_pixels_show_the_same_views():
+    "Shift, mirror, colour, partner and share are those of the small view; another view is another picture"
+    small, large = grown(flip=True, mix=Mix())
+    rows, nth = np.tile(np.arange(len(small.items)), 3), np.repeat(np.arange(3), len(small.items))
+    down = torch.nn.functional.interpolate(large.pixels(rows, nth).float(), (16, 16), mode='area')
+    far = lambda k: (down - small.pixels(rows, (nth + k) % 3).float()).abs().flatten(1).mean(1)
+    assert large.size == (48, 48) and 3*far(0).median() < min(far(1).median(), far(2).median())
+    idxs = [5, 2, len(small.items) + 1]
+    one, two = (dl.make_batch(idxs)[1].ride for dl in (small, large))
+    assert torch.equal(one.partner, two.partner) and torch.equal(one.view, two.view) and torch.allclose(one.lam, two.lam, atol=.06)
+
+
+@pytest.mark.parametrize('kw, size', [
+    (dict(want=(40, 40)), (40, 40)),            # what the model wants
+    (dict(), (48, 48)),                         # what the files have
+    (dict(size=(16, 8)), (48, 24)),             # in the proportions of the loader
+    (dict(want=(24, 24)), None), (dict(side=24), None), (dict(want=None), None),
+    (dict(tfms=[v2.Resize(16)], size=16), None)])
+def test_pixels_are_as_many_as_the_model_wants_and_the_files_have(kw, size):
+    small, large = grown(**kw)
+    assert large is small if size is None else large.size == size and large.light == small.light
+
+
+def test_more_pixels_leave_the_loader_as_it_was(tmp_path):
+    small, large = grown(keep=tmp_path)
+    before = small.pixels(np.arange(4), np.zeros(4, int)).clone()
+    large.pixels(np.arange(4), np.zeros(4, int))
+    assert small.size == (16, 16) and torch.equal(small.pixels(np.arange(4), np.zeros(4, int)), before)
