@@ -214,8 +214,8 @@ def light_views(size, mix, s):
             return time.perf_counter() - start
         return len(a)/statistics.median([once(v) for v in range(20)][2:])
     here, on = rate(x[:64], partner[:64]), rate(*there)
-    return {'batch': n, 'the same bits as on a CPU': same, 'views a second': round(on), 'one thread of the CPU': round(here),
-            'times as many': round(on/here, 1)}
+    return {'batch': n, 'the same bits as on a CPU': same, 'views a second': round(on),
+            'one thread of the CPU': round(here), 'times as many': round(on/here, 1)}
 
 
 def views(s):

@@ -1,9 +1,9 @@
 """What a preset of the playground shows: its number, for five seeds of each kind of network at equal accuracy.
 
 Every network is trained on the digits at 16 pixels, without any change of the pictures, and stopped when it first gets
-`ENOUGH` of the 400 validation pictures right. The numbers are of these pictures too, since it is on them that all are equally
-accurate; those of the 400 test pictures stand beside them. Each finished network adds a row to `libkd/static/presets.json`,
-from which the playground says what was measured; a row that is there is not made again.
+`ENOUGH` of the 400 validation pictures right. The numbers are of these pictures too, since it is on them that all are
+equally accurate; those of the 400 test pictures stand beside them. Each finished network adds a row to
+`libkd/static/presets.json`, from which the playground says what was measured; a row that is there is not made again.
 `nbs/bench/presets.ipynb` shows them.
 """
 import argparse, json, time
@@ -65,8 +65,10 @@ def main(seeds):
     for seed in range(seeds):
         for kind in NETS:
             if any((r['kind'], r['seed']) == (kind, seed) for r in rows): continue
-            rows.append(row(kind, seed, data)); print(rows[-1], flush=True)
-            lines = ',\n'.join(json.dumps(r) for r in sorted(rows, key=lambda r: (list(NETS).index(r['kind']), r['seed'])))
+            rows.append(row(kind, seed, data))
+            print(rows[-1], flush=True)
+            rows.sort(key=lambda r: (list(NETS).index(r['kind']), r['seed']))
+            lines = ',\n'.join(map(json.dumps, rows))
             FILE.write_text(f'[{lines}]\n', encoding='utf-8')
 
 

@@ -1,4 +1,4 @@
-"""The regimes: sixteen sets of pictures, labels and teachers, and in each the question whether a taught student is better.
+"""The regimes: sixteen sets of pictures, labels and teachers, and in each the question whether a taught one is better.
 
 `python nbs/bench/regimes.py --cifar cifar10-train.tgz` does the jobs that are not done yet; a job that is done is
 a small JSON file in `nbs/bench/regimes/<study>/`, so that another machine goes on where this one stopped, and
@@ -58,9 +58,10 @@ def strays(archive, **kw):
 
 def pictures_of(name, archive):
     "What `run_samples` takes as `data`"
-    if name == 'digits': return str(cluttered_digits(train=3000, unlabelled=0))          # 300 a class, of which labels are hidden
+    if name == 'digits': return str(cluttered_digits(train=3000, unlabelled=0))     # 300 a class; labels are hidden
     if name == 'clothes': return name
-    if archive is None: raise SystemExit(f'{name} is cut from CIFAR-10: --cifar PATH of the archive with its training images')
+    if archive is None:
+        raise SystemExit(f'{name} is cut from CIFAR-10: --cifar PATH of the archive with its training images')
     return str(dict(cifar=cifar, strays=strays)[name](archive))
 
 
@@ -90,7 +91,7 @@ assert len(CELLS) == 16
 STUDENT = dict(student='civt_nano', args=dict(depth=2, embed_dim=64), size=32, bs=32, lr=.004, wd=.05, fresh=50)
 SMALL = dict(STUDENT, args=dict(depth=2, embed_dim=64, patch_size=4), size=16, lr=.002)
 TEACHING = dict(mini=dict(views=4, T=2., label_weight=.25), pretrained=dict(T=2., label_weight=.1))
-VIEWS = dict(cifar=5, strays=4, clothes=8)       # about 50,000 answers of a published teacher, as `run_defaults` asks for
+VIEWS = dict(cifar=5, strays=4, clothes=8)      # about 50,000 answers of a published teacher, as `run_defaults` asks
 
 
 def teaching_of(cell):
@@ -105,7 +106,8 @@ def teaching_of(cell):
 def places_of(cell, archive):
     "Where the pictures, teachers and stored answers of a cell are; nothing of it is in the repository"
     out = data_home()/HOME/'work'/cell.name
-    return dict(data=pictures_of(cell.pictures, archive), out=str(out), pictures=str(out.with_name(f'{out.name}-pictures')))
+    pictures = out.with_name(f'{out.name}-pictures')
+    return dict(data=pictures_of(cell.pictures, archive), out=str(out), pictures=str(pictures))
 
 
 def setting_of(cell, size, bs, mix):
@@ -128,7 +130,8 @@ def judged(places, teachers, setting, part):
     "{teacher: accuracy on a part}, each asked once"
     def judge(fingerprint, part):
         one = next(t for t in teachers if t.fingerprint == fingerprint)
-        dls = arm_dls(run_samples(places['data'], **setting['samples']), curve=0, keep=places['pictures'], **setting['dls'])
+        samples = run_samples(places['data'], **setting['samples'])
+        dls = arm_dls(samples, curve=0, keep=places['pictures'], **setting['dls'])
         said, y = predictions({'it': one}, dls, part)
         return dict(accuracy=accuracy(said['it'], y))
     jobs = [dict(fingerprint=t.fingerprint, part=part) for t in teachers]
@@ -190,13 +193,15 @@ def pilot(cell, seeds=(0,)):
     pairs = [('taught', 'untaught', 'teaching'), *((f'{n} taught', f'{n} untaught', 'teaching') for n in one)]
     pairs += [(f'{n} taught', 'taught', setting) for n, setting in one.items()]
     pairs += [(n, 'taught', f'teaching.{key}') for n, change in said.items() if n in arms for key in change]
-    return Protocol(f'pilot-{cell.name}', f'{cell.name}: which setting teaches best?', arms, tuple(pairs), seeds, effect=1.,
-                    metric='valid_accuracy', part='valid', budget=f'{len(seeds)} seed, as many jobs as an evening allows')
+    question = f'{cell.name}: which setting teaches best?'
+    budget = f'{len(seeds)} seed, as many jobs as an evening allows'
+    return Protocol(f'pilot-{cell.name}', question, arms, tuple(pairs), seeds, effect=1., metric='valid_accuracy',
+                    part='valid', budget=budget)
 
 
 def prepare(p, archive, jobs):
-    """Teachers and stores of a study, before processes share them: the first brings the teacher that the others ask. One
-    that has to be trained is left to the job that asks for it"""
+    """Teachers and stores of a study, before processes share them: the first brings the teacher that the others ask.
+    One that has to be trained is left to the job that asks for it"""
     def store(v):
         cell = CELLS[v['cell']]
         setting = setting_of(cell, v['size'], v['bs'], v.get('mix', 0.))
@@ -213,7 +218,8 @@ def main(argv=None):
     "The command of this file"
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument('cells', nargs='*', help=f"which of {', '.join(CELLS)}; none: all")
-    ask.add_argument('--cifar', help="the archive of CIFAR-10's training images, cifar10-train/<class>/<image>, for cifar and strays")
+    ask.add_argument('--cifar', help="the archive of CIFAR-10's training images, cifar10-train/<class>/<image>, "
+                                     'for cifar and strays')
     ask.add_argument('--pilot', action='store_true', help='choose defaults on validation images')
     ask.add_argument('--most', type=int, help='stop after so many jobs of each study')
     ask.add_argument('--jobs', type=int, default=1, help='trainings at the same time')

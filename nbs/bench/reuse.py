@@ -1,9 +1,10 @@
 """The matrix of reuse: every place where something is found again, against everything that may have changed meanwhile.
 
-The truth of a cell is the thing made anew under the change, compared bit for bit with the one before. Finding it again is
-right only where the two are equal, refusing it only where they differ; making an equal thing anew is needless. `PLACES` and
-`CHANGES` are the rows and columns; a field of `World` without a change, or a place without a probe, fails
-(`tests/test_reuse.py`). `nbs/bench/reuse.ipynb` shows the table. Pictures have 8 pixels, so all of it takes a minute or two.
+The truth of a cell is the thing made anew under the change, compared bit for bit with the one before. Finding it again
+is right only where the two are equal, refusing it only where they differ; making an equal thing anew is needless.
+`PLACES` and `CHANGES` are the rows and columns; a field of `World` without a change, or a place without a probe, fails
+(`tests/test_reuse.py`). `nbs/bench/reuse.ipynb` shows the table. Pictures have 8 pixels, so all of it takes a minute or
+two.
 """
 import contextlib, hashlib, importlib, io, json, os, shutil, tempfile, warnings
 from dataclasses import dataclass, fields, replace
@@ -79,11 +80,12 @@ class World:
 
 PLACED = ('moved', 'touched')                                     # nothing that anybody sees
 DATA  = ('pixel', 'quiet_pixel', 'label', 'file_name', 'order', 'class_order', 'split', 'size', *PLACED)
+SHOWN = ('pixel', 'quiet_pixel', 'label', 'file_name', 'split')
 VIEWS = ('view_seed', 'shift', 'mix', 'transform')
 NET   = ('net_weight', 'net_scale', 'net_mean')
 FIT   = ('fit_seed', 'fit_epochs', 'fit_lr', 'fit_wd', 'fit_arch', 'fit_callback')
-STUDENT = ('T', 'weight', 'label_weight', 'loss', 'schedule', 'method', 'lr', 'curve', 'wd', 'epochs', 'bs', 'seed', 'depth',
-           'callback')
+STUDENT = ('T', 'weight', 'label_weight', 'loss', 'schedule', 'method',
+           'lr', 'curve', 'wd', 'epochs', 'bs', 'seed', 'depth', 'callback')
 HERE  = ('libkd', 'pillow', 'decoder', 'result')
 
 
@@ -127,10 +129,11 @@ def transforms(name):
 
 # field -> pairs (before, after)
 CHANGES = {f.name: [(f.default, new)] for f, new in (
-    (f, dict(pixel=1, quiet_pixel=1, label=1, file_name='q', order=-1, class_order=-1, split=1, moved=1, touched=1, size=10,
-             view_seed=1, shift=.125, mix=1., net_weight=.1, net_scale=2., net_mean=.4, fit_seed=1, fit_epochs=2, fit_lr=.02,
-             fit_wd=.3, fit_arch='rednet_mini', fit_callback=.5, T=3., weight=.5, label_weight=.2, loss='dist', schedule=0.,
-             method='lib-kd', lr=.02, curve='flat', wd=.3, epochs=2, bs=9, seed=1, depth=2, callback=.5, code=1,
+    (f, dict(pixel=1, quiet_pixel=1, label=1, file_name='q', order=-1, class_order=-1, split=1, moved=1, touched=1,
+             size=10, view_seed=1, shift=.125, mix=1., net_weight=.1, net_scale=2., net_mean=.4,
+             fit_seed=1, fit_epochs=2, fit_lr=.02, fit_wd=.3, fit_arch='rednet_mini', fit_callback=.5,
+             T=3., weight=.5, label_weight=.2, loss='dist', schedule=0., method='lib-kd',
+             lr=.02, curve='flat', wd=.3, epochs=2, bs=9, seed=1, depth=2, callback=.5, code=1,
              libkd='99.0', pillow='99.0', decoder=1, result=1).get(f.name))
     for f in fields(World)) if new is not None}
 CHANGES['transform'] = [('light', 'RandomApply .1'), *((f'{k} .3', f'{k} .8') for k in KINDS)]
@@ -140,7 +143,8 @@ CHANGES['transform'] = [('light', 'RandomApply .1'), *((f'{k} .3', f'{k} .8') fo
 
 @lru_cache
 def picture(i, y, pixel):
-    "Bytes of picture `i` of class `y`: a bright place that tells the class, on noise; uncompressed, so that one pixel leaves the size alone"
+    """Bytes of picture `i` of class `y`: a bright place that tells the class, on noise; uncompressed, so that one pixel
+    leaves the size alone"""
     a = np.random.default_rng(i).integers(0, 120, (8, 8, 3), dtype=np.uint8)
     a[:3, y*2:y*2+3, y] = 255
     if i == 0: a[4, 4, 0] = 200 if pixel else 100
@@ -193,7 +197,9 @@ class Bright(nn.Module):
     def forward(self, x): return self.conv(x).mean((2, 3))*self.scale
 
 
-def teacher(w): return Teacher(Bright(w), CLASSES[::w.class_order], name='bright', bias='conv', mean=(w.net_mean, .456, .406))
+def teacher(w):
+    mean = w.net_mean, .456, .406
+    return Teacher(Bright(w), CLASSES[::w.class_order], name='bright', bias='conv', mean=mean)
 
 
 class Slower(Callback):
@@ -222,8 +228,8 @@ def teacher_on_disk(w, folder):
     "`fit_teacher` finds a trained teacher"
     dls, kept = loaders(w, folder), folder/'teachers'
     before = stamps(kept)
-    t = fit_teacher(w.fit_arch, dls, epochs=w.fit_epochs, lr=w.fit_lr, wd=w.fit_wd, seed=w.fit_seed, folder=kept, check=False,
-                    cbs=[Slower(w.fit_callback)], verbose=False)
+    t = fit_teacher(w.fit_arch, dls, epochs=w.fit_epochs, lr=w.fit_lr, wd=w.fit_wd, seed=w.fit_seed, folder=kept,
+                    cbs=[Slower(w.fit_callback)], check=False, verbose=False)
     return digest(t.model.state_dict()), before == stamps(kept)
 
 
@@ -265,7 +271,8 @@ def cache_extended(w, folder):
 
 def cache_added(w, folder):
     "A cache gets the answers of a second teacher; those of the first one were there before the change"
-    dls, path, other = loaders(w, folder), folder/'cache', Teacher(Bright(World(net_weight=.3)), CLASSES[::w.class_order], name='other', bias='inv')
+    dls, path = loaders(w, folder), folder/'cache'
+    other = Teacher(Bright(World(net_weight=.3)), CLASSES[::w.class_order], name='other', bias='inv')
     found = path.exists()
     if not found: LogitCache.build(path, dls, [teacher(w)], views=1, check=False)
     both = folder/'both'
@@ -296,8 +303,10 @@ def resume(w, folder):
     schedule = partial(torch.lerp, torch.tensor(1.), torch.tensor(w.schedule))
     taught = dict(T=w.T, weights=w.weight, label_weight=w.label_weight, loss=w.loss) if w.method == 'kd' else {}
     taught |= dict(method=w.method, schedule=lambda p: float(schedule(torch.tensor(float(p)))))
-    learn = distill_learner(dls, 'vit_nano', teachers=teacher(w), seed=w.seed, check=False, verbose=False, cbs=[steps, Slower(w.callback)], wd=w.wd,
-                            student_kw=dict(depth=w.depth, embed_dim=32, num_heads=2), resume=folder/'resume', **taught)
+    small = dict(depth=w.depth, embed_dim=32, num_heads=2)
+    learn = distill_learner(dls, 'vit_nano', teachers=teacher(w), student_kw=small, seed=w.seed, wd=w.wd,
+                            cbs=[steps, Slower(w.callback)], resume=folder/'resume', check=False, verbose=False,
+                            **taught)
     with learn.no_bar(), learn.no_logging():
         if w.curve == 'flat': learn.fit(w.epochs, w.lr)
         else: learn.fit_flat_cos(w.epochs, w.lr, pct_start=0.)
@@ -315,7 +324,8 @@ def run_job(w, folder):
     store = StoreJob(**about, views=2, teachers=(net.fingerprint,), check=False)
     places, _ = prepare_cache(places, [net], store, how)
     advice = dict(T=w.T, weights=w.weight, label_weight=w.label_weight, loss=w.loss) if w.method == 'kd' else {}
-    job = Job('taught', w.seed, 'vit_nano', dict(depth=w.depth, embed_dim=32, num_heads=2), **about, steps=3*w.epochs, lr=w.lr, wd=w.wd,
+    small = dict(depth=w.depth, embed_dim=32, num_heads=2)
+    job = Job('taught', w.seed, 'vit_nano', small, **about, steps=3*w.epochs, lr=w.lr, wd=w.wd,
               fresh=2, distill=dict(method=w.method, **advice), cache=store.key)
     row = do_jobs(places, [job], how).iloc[0]
     if 'error' in row: raise UserError(row['error'])
@@ -344,15 +354,16 @@ class InThisProcess(Engine):
 def sweep_cell(w, folder):
     "A notebook is run for a value of a parameter"
     source = NOTEBOOK.replace('number)', f'number + {w.code})')
-    cells = [nbformat.v4.new_code_cell("data = ''    # where\nfolder = ''  # where to\nseed = 0     # a number", metadata=dict(tags=['parameters'])),
-             nbformat.v4.new_code_cell(source)]
+    given = "data = ''    # where\nfolder = ''  # where to\nseed = 0     # a number"
+    cells = [nbformat.v4.new_code_cell(given, metadata=dict(tags=['parameters'])), nbformat.v4.new_code_cell(source)]
     kernel = dict(kernelspec=dict(name='python3', language='python', display_name='Python'))
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder/'seen.ipynb')
     before, kept = stamps(folder/'sweep'/'jobs', '*.json'), papermill_engines._engines.get(None)
     papermill_engines.register(None, InThisProcess)
-    try: row = sweep(folder/'seen.ipynb', dict(seed=[w.seed]), folder=folder/'sweep', progress=lambda *a: None, data=str(placed(w, folder))).iloc[0]
+    try: rows = sweep(folder/'seen.ipynb', dict(seed=[w.seed]), folder=folder/'sweep', progress=lambda *a: None,
+                      data=str(placed(w, folder)))
     finally: papermill_engines.register(None, kept)
-    return str(row['number']), before == stamps(folder/'sweep'/'jobs', '*.json')
+    return str(rows.iloc[0]['number']), before == stamps(folder/'sweep'/'jobs', '*.json')
 
 
 def pixel_file(w, folder):
@@ -368,7 +379,8 @@ def view_memory(w, folder):
     dls = loaders(w, folder)
     n = len(dls.train_ds)
     views = [dls.train.pixels(range(n), [v]*n) for v in range(2)]
-    return digest(dict(x=torch.stack(views), ids=torch.from_numpy(dls.train.ids().copy()), y=torch.from_numpy(dls.train.labels()))), None
+    ids, y = torch.from_numpy(dls.train.ids().copy()), torch.from_numpy(dls.train.labels())
+    return digest(dict(x=torch.stack(views), ids=ids, y=y)), None
 
 
 LIVING = {}                                                        # folder -> loaders
@@ -396,12 +408,14 @@ PLACES = {
     'cache, added to': Place(cache_added, DATA + VIEWS + NET + HERE, 'cache:RESULT'),
     'cache, unpacked': Place(cache_unpacked, DATA + VIEWS + ('bs',) + HERE, 'cache:RESULT'),
     'resume': Place(resume, DATA + VIEWS + NET + STUDENT + HERE, 'handover:RESULT'),
-    'run job': Place(run_job, ('pixel', 'quiet_pixel', 'label', 'file_name', 'split', 'size', *PLACED, 'view_seed', 'mix', 'fit_seed', 'fit_epochs',
-                               'fit_arch', 'T', 'weight', 'label_weight', 'loss', 'method', 'lr', 'wd', 'epochs', 'bs', 'seed', 'depth', *HERE), 'arms:RESULT'),
-    'sweep cell': Place(sweep_cell, ('pixel', 'quiet_pixel', 'label', 'file_name', 'split', *PLACED, 'seed', 'code', *HERE), 'runs:RESULT'),
+    'run job': Place(run_job, (*SHOWN, 'size', *PLACED, 'view_seed', 'mix', 'fit_seed', 'fit_epochs', 'fit_arch',
+                               'T', 'weight', 'label_weight', 'loss', 'method', 'lr', 'wd', 'epochs', 'bs', 'seed',
+                               'depth', *HERE), 'arms:RESULT'),
+    'sweep cell': Place(sweep_cell, (*SHOWN, *PLACED, 'seed', 'code', *HERE), 'runs:RESULT'),
     'file of pixels': Place(pixel_file, DATA + ('shift', 'view_seed') + HERE, 'views:PIXELS'),
     'memory of views': Place(view_memory, DATA + VIEWS + HERE, 'views:ALGORITHM'),
-    'memory of pixels': Place(pixel_memory, ('pixel', 'quiet_pixel', 'file_name', *PLACED), 'views:PIXELS', living=True)}
+    'memory of pixels': Place(pixel_memory, ('pixel', 'quiet_pixel', 'file_name', *PLACED), 'views:PIXELS',
+                              living=True)}
 
 
 # -- a cell ----------------------------------------------------------------------------------------
@@ -409,7 +423,8 @@ PLACES = {
 @contextlib.contextmanager
 def quietly():
     "No prints and no warnings"
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         yield
 
@@ -420,7 +435,8 @@ def installed(w, number):
     with contextlib.ExitStack() as changed:
         def put(module, name, value): changed.enter_context(mock.patch.object(module, name, value))
         if w.libkd != World.libkd:
-            for room in ('cache', 'handover', 'runs', 'teachers'): put(importlib.import_module(f'libkd.{room}'), '__version__', w.libkd)
+            for room in ('cache', 'handover', 'runs', 'teachers'):
+                put(importlib.import_module(f'libkd.{room}'), '__version__', w.libkd)
         if w.pillow != World.pillow or w.decoder: put(PIL, '__version__', '99.0')
         opened = Image.open
         if w.decoder: put(Image, 'open', lambda source: opened(source).point(lambda v: v^8))
@@ -431,8 +447,8 @@ def installed(w, number):
 
 
 def asked(place, w, folder, made=0):
-    """(result, found) of a place in a world; another result number means another result, by what it says, and what is found
-    is of the number under which it was made"""
+    """(result, found) of a place in a world; another result number means another result, by what it says, and what is
+    found is of the number under which it was made"""
     with installed(w, place.number): result, found = place.probe(w, folder)
     return f'{result} {made if found else w.result}', found
 
@@ -465,7 +481,8 @@ def cell(bench, before, after):
         LIVING.pop(Path(fresh), None)
         try: got, found = asked(bench.place, after, bench.at, before.result)
         except Exception as e:
-            if not isinstance(e, (UserError, ValueError, FileNotFoundError)): return f'WRONG: {type(e).__name__}', str(e)
+            expected = isinstance(e, (UserError, ValueError, FileNotFoundError))
+            if not expected: return f'WRONG: {type(e).__name__}', str(e)
             return ('WRONG: needless refusal' if old == new else 'refused'), str(e)
     if got != new: return 'WRONG: silent', ''
     if old == new: return ('WRONG: needlessly anew' if found is False else 'found'), ''
