@@ -1,6 +1,7 @@
 "Written whole or not at all, one writer, known by content, and shown in the way that suits who looks."
 import os, subprocess, sys, time
-import pytest
+from functools import partial
+import libkd.files, pytest
 from libkd.files import LockedError, Seen, WriteError, frontend, locked, progress, publish, sha256
 
 
@@ -59,6 +60,27 @@ def test_young_files_are_not_trusted(tmp_path):
     (tmp_path/'f').write_text('1')
     seen = Seen(tmp_path/'seen.sqlite')
     assert seen.sha256s([tmp_path/'f'])[1] == seen.sha256s([tmp_path/'f'])[1] == 1
+
+
+def test_who_is_stopped_while_reading_does_not_begin_anew(tmp_path, old, monkeypatch):
+    seen, calls = Seen(tmp_path/'seen.sqlite'), []
+    def once(paths):
+        if calls: raise KeyboardInterrupt
+        calls.append(paths)
+        return [sha256(f) for f in paths]
+    monkeypatch.setattr(libkd.files, 'AT_ONCE', 1)
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(libkd.files, 'sha256s', once)
+        seen.sha256s(old)
+    assert seen.sha256s(old) == ([sha256(f) for f in old], 1)
+
+
+def test_a_long_reading_says_how_far_it_is(tmp_path, old, capsys, monkeypatch):
+    monkeypatch.setattr(libkd.files, 'AT_ONCE', 1)
+    monkeypatch.setattr(libkd.files, 'progress', partial(progress, every=0.))
+    monkeypatch.setenv('LIBKD_WIDGETS', 'headless')
+    Seen(tmp_path/'seen.sqlite').sha256s(old)
+    assert 'reading files' in capsys.readouterr().out
 
 
 def test_without_a_place_to_remember_all_is_read(old):
