@@ -111,9 +111,17 @@ def run_defaults(samples,      # Samples
     found['scratch'] = found['conv']
     return found | (follow(len(samples.train)) if ready else {})
 
-# %% ../nbs/15_arms.ipynb #4dc51a06
-KEPT = 2**31     # bytes of decoded pictures that may lie in the folder of a run
+# %% ../nbs/15_arms.ipynb #8278734f
+def roomy(folder, # Where decoded pictures shall lie; it need not be there yet
+          nbytes, # All of them
+)->bool:
+    "Whether they take half of what is free on that disk at most, those that lie there already included"
+    folder = Path(folder)
+    disk = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    there = sum(f.stat().st_size for f in folder.glob('*.u8'))
+    return nbytes <= (shutil.disk_usage(disk).free + there)/2
 
+# %% ../nbs/15_arms.ipynb #4dc51a06
 def used(samples,     # Samples of the run
          taught=True, # False leaves out the images without labels
          curve=256,   # Validation images for the curves, where the verdict is on `test`; 0: all
@@ -134,7 +142,7 @@ def arm_dls(samples,      # Samples of the run
             **which,      # taught, curve: see `used`
 ):                        # fastai DataLoaders
     "Loaders of one arm"
-    if 3*len(samples)*size**2 > KEPT: keep = None
+    if keep and not roomy(keep, 3*len(samples)*size**2): keep = None
     mix = Mix(prob=float(mix)) if mix else None
     own = samples[used(samples, **which)]
     return image_dls(own, size=size, flip=flip, bs=bs, mix=mix, seed=seed, check=False, keep=keep)

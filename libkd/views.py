@@ -625,8 +625,12 @@ class Pictures:
     def measure(self):
         "Sizes and places of all pictures; of files, only the beginnings are read"
         if self.shapes is not None: return
-        shapes = [fitted(*_shape(self.sources[i]), self.size) for i in range(len(self))]
-        self.shapes = np.array(shapes, np.int64).reshape(-1, 2)
+        shapes = np.zeros((len(self), 2), np.int64)
+        with progress(len(self), 'looking at pictures', verbose=len(self) > 10_000) as bar:
+            for i in range(len(self)):
+                shapes[i] = fitted(*_shape(self.sources[i]), self.size)
+                bar.update(1)
+        self.shapes = shapes
         ends = (3*self.shapes.prod(1)).cumsum()
         self.starts, self.nbytes = np.r_[0, ends][:-1], int(ends[-1]) if len(ends) else 0
         self.have = np.zeros(len(self), bool)           # which are decoded
@@ -716,15 +720,32 @@ def _whole(self:Pictures, path):
 
 @patch
 def _write(self:Pictures, path):
-    # by a process that was killed: we hold the lock
-    for left in path.parent.glob(f'.{path.name[:40]}.*.tmp'): left.unlink()
-    def write(f):
-        with progress(len(self), 'decoding pictures') as bar:
-            for i in range(len(self)): f.write(self.read(i).tobytes()); bar.update(1)
+    half = path.with_name(f'.{path.name}.half')         # we hold the lock
     kept = (f'It would hold {len(self):,} decoded pictures, {self.nbytes/1e6:.0f} MB; '
             'keep= names another folder.')
-    publish(path, write, kept=kept)
+    try:
+        with writing(path, kept=kept):
+            self._append(half)
+            os.replace(half, path)
+    except Exception: half.unlink(missing_ok=True); raise           # Ctrl-C leaves it, as a kill does
     publish(path.with_name(f'{path.name}.sum'), sha256(path).encode(), kept=kept)
+
+# %% ../nbs/01_views.ipynb #e755dfd6
+SYNCED = 1000    # pictures after which the file is flushed to the disk: so many are decoded twice after a kill
+
+# %% ../nbs/01_views.ipynb #cb168338
+@patch
+def _append(self:Pictures, half):
+    "Decode to a file what is not in it yet"
+    ends = np.r_[0, (3*self.shapes.prod(1)).cumsum()]
+    whole = int(np.searchsorted(ends, half.stat().st_size if half.exists() else 0, 'right')) - 1
+    done = max(0, whole - 1)//SYNCED*SYNCED             # later ones may not have reached the disk
+    with open(half, 'ab') as f, progress(len(self), 'decoding pictures', done=done) as bar:
+        f.truncate(ends[done])
+        for i in range(done, len(self)):
+            f.write(self.read(i).tobytes())
+            if (i + 1) % SYNCED == 0 or i + 1 == len(self): f.flush(); os.fsync(f.fileno())
+            bar.update(1)
 
 # %% ../nbs/01_views.ipynb #e0876bfd
 @patch

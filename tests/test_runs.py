@@ -1,5 +1,5 @@
 """Runs: statistics against scipy and simulations, parameters, jobs that survive a kill, pages, the command line."""
-import errno, json, math, os, re, shutil, signal, subprocess, sys, textwrap, time
+import errno, json, math, os, re, shutil, signal, subprocess, sys, textwrap, time, types
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -502,6 +502,15 @@ def test_untaught_arms_see_labelled_images_only():
     s = arms.run_samples(cluttered_digits(train=40, unlabelled=40, valid=40, test=40))
     assert len(arms.arm_dls(s, 16, taught=False).train_ds) == 40 and len(arms.arm_dls(s, 16).train_ds) == 80
     assert arms.verdict_part(s) == 'test' and arms.verdict_part(s.train) == 'valid'
+
+
+def test_decoded_pictures_may_take_half_of_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(arms.shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=100, path=path))
+    folder = tmp_path/'run'/'pictures'
+    assert [arms.roomy(folder, n) for n in (50, 51)] == [True, False]                       # not there yet
+    folder.mkdir(parents=True)
+    (folder/'pictures-1.u8').write_bytes(bytes(60))
+    assert [arms.roomy(folder, n) for n in (80, 81)] == [True, False]                       # what lies there is no loss
 
 
 def test_photographs_get_a_teacher_with_published_weights_where_it_is_installed(monkeypatch):

@@ -23,6 +23,7 @@ from torchvision.transforms import v2
 import tiny
 from libkd import views
 from libkd.data import Samples
+from libkd.files import progress
 from libkd.views import (BETA, ERASE, ORDERS, LabelLoss, LightViews, Mix, Pictures, Ride, ViewSampler, ViewSet, as_policy, clean, box_mask, coloured, draws,
                          erase_boxes, finite, free_memory, image_dls, lam_table, light_tfms, mix_pair, mixed, online, open_sample, replay,
                          rng_scope, scramble, view_digests, view_keys, view_seed)
@@ -598,14 +599,12 @@ def test_a_mapped_file_is_shared_and_written_over_when_damaged(tmp_path, monkeyp
     keep.mkdir()
     first = Pictures(source, (8, 8), keep)
     first.measure()
-    left = keep/'.pictures-left.tmp'
     assert torch.equal(first.take(np.arange(6)), want)
     monkeypatch.setattr(Pictures, '_write', lambda *a: pytest.fail('written twice'))
     assert torch.equal(Pictures(source, (8, 8), keep).take(np.arange(6)), want)            # another process finds it
     monkeypatch.undo()
-    half, left = first.path.read_bytes()[:100], keep/f'.{first.path.name[:40]}.12345678.tmp'
-    first.path.write_bytes(half); left.write_bytes(half)
-    assert torch.equal(Pictures(source, (8, 8), keep).take(np.arange(6)), want) and not left.exists()
+    first.path.write_bytes(first.path.read_bytes()[:100])
+    assert torch.equal(Pictures(source, (8, 8), keep).take(np.arange(6)), want) and len(list(keep.iterdir())) == 3
     files(tmp_path/'data', n=1, size=(8, 9))                                               # another picture under the same name
     other = Pictures(source, (8, 8), keep)
     other.open()
@@ -615,13 +614,46 @@ def test_a_mapped_file_is_shared_and_written_over_when_damaged(tmp_path, monkeyp
     assert moved.path == other.path                                                        # the same content under other names
 
 
+@pytest.mark.parametrize('kills,again', [((5,), 2), ((3, 3), 2), ((2,), 6), ((1,), 6)])
+def test_a_killed_process_leaves_what_it_has_decoded(tmp_path, monkeypatch, kills, again):
+    import libkd.views as m
+    source, read = files(tmp_path/'data'), Pictures.read
+    want = Pictures(source, (8, 8)).take(np.arange(6))
+    monkeypatch.setattr(m, 'SYNCED', 2)
+    def decode(most):
+        opened = []
+        def counted(self, i):
+            if len(opened) == most: raise KeyboardInterrupt                                # leaves what a kill leaves
+            opened.append(i)
+            return read(self, i)
+        monkeypatch.setattr(Pictures, 'read', counted)
+        x = Pictures(source, (8, 8), tmp_path/'keep').take(np.arange(6))
+        return x, opened
+    for most in kills:
+        with pytest.raises(KeyboardInterrupt): decode(most)
+    x, opened = decode(6)
+    assert torch.equal(x, want) and len(opened) == again
+    assert not list((tmp_path/'keep').glob('.*'))
+
+
+def test_many_pictures_say_that_they_are_looked_at(monkeypatch):
+    import libkd.views as m
+    said = []
+    def quiet(n, what, verbose):
+        said.append((n, what, verbose))
+        return progress(n, what, verbose=False)
+    monkeypatch.setattr(m, 'progress', quiet)
+    for n in (10, 10_001): Pictures([np.zeros((8, 8, 3), np.uint8)]*n, (8, 8)).measure()
+    assert said == [(10, 'looking at pictures', False), (10_001, 'looking at pictures', True)]
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     import errno, os
     pics = Pictures(files(tmp_path/'data'), (8, 8), tmp_path/'keep')
     def full(*_): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr('libkd.files.os.replace', full)
     with pytest.raises(ValueError, match='disk is full.*pictures-.*6 decoded pictures'): pics.take([0])
-    assert not list((tmp_path/'keep').glob('*.u8')) and not list((tmp_path/'keep').glob('.*.tmp'))
+    assert not list((tmp_path/'keep').glob('*.u8')) and not list((tmp_path/'keep').glob('.*'))
 
 
 def test_a_picture_that_changes_meanwhile_is_named(tmp_path):
