@@ -3,7 +3,7 @@ import ast, html, importlib.util, json, re, sys, tomllib
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from zipfile import ZipFile
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, torch
 from libkd import course
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,6 +59,15 @@ def test_a_plausible_wrong_answer_is_not_accepted(answers, lesson, name):
         exec(code, names)
         said = verdict(lesson, name, names)
         assert said.passed is False, f'accepted: {code}'
+
+
+@pytest.mark.parametrize('lesson, name', CHECKS)
+def test_a_number_may_come_as_a_tensor(answers, lesson, name):
+    "Who has computed with tensors has one in the end, and is right all the same"
+    names = dict(answers(lesson, 'solved'))
+    names |= {n: torch.tensor(names[n]) for n in course.checks_in(LESSONS[lesson])[name].needs if isinstance(names.get(n), float)}
+    said = verdict(lesson, name, names)
+    assert said.passed is not False, said
 
 
 @pytest.mark.parametrize('lesson', LESSONS)
@@ -119,6 +128,22 @@ def test_stored_rows_are_what_the_pages_show(file, page):
         found |= {(a, s): float(re.search(rf'\d +{n} +([\d.]+)', text)[1]) for a, n in (('convolution teacher', 'resnet_mini'), ('involution teacher', 'rednet_mini')) for s in range(3)}
     stored = {(r.arm, r.seed): r.accuracy*100 for r in rows.itertuples()}
     assert stored.keys() <= found.keys() and not {k: (v, found[k]) for k, v in stored.items() if abs(v - found[k]) > .051}
+
+
+def test_stored_effects_are_what_the_pages_show():
+    "Lessons 5 and 8 read effects with their intervals, in points"
+    text, found, fraction = shown('claims/dearkd.ipynb').split('fraction arm')[1], {}, None
+    for m in re.finditer(r'(?m)^(\d\.\d\d)? +(DeiT|DearKD(?:, MHCA)?) +([-\d.]+) +([-\d.]+) +([-\d.]+) +[A-Z]', text):
+        fraction = float(m[1]) if m[1] else fraction
+        found.setdefault((fraction, m[2]), tuple(map(float, m.groups()[2:])))
+    rows = pd.read_csv(course.prepared('rows_8.csv'))
+    assert {(r.fraction, r.arm): (r.difference, r.low, r.high) for r in rows.itertuples()} == found and len(found) == 12
+    page = shown('claims/co_advise.ipynb')
+    names = {'strong conv': 'CivT, conv and conv', 'nobody': 'CivT, conv alone', 'weak conv': 'conv and weak conv', 'strong inv': 'conv and late inv'}
+    table = page[page.rindex('mean  difference'):]
+    for r in pd.read_csv(course.prepared('rows_5.csv')).set_index('partner').loc[list(names)].itertuples():
+        said = re.search(rf'(?m)^{names[r.Index]} +([-\d.]+) +([-\d.]+) +([-\d.]+) +([-\d.]+)', table)
+        assert tuple(map(float, said.groups())) == (r.student, r.difference, r.low, r.high), r.Index
 
 
 def test_a_folder_holds_all_that_a_course_without_network_needs(tmp_path):
