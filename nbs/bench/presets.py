@@ -10,7 +10,8 @@ import argparse, json, time
 from pathlib import Path
 
 import libkd, numpy as np, timm, torch
-from libkd.all import as_array, clean_dl, clean_images, digits, evaluating, image_dls, preset_numbers
+from libkd.all import clean_dl, clean_images, digits, image_dls, preset_numbers
+from libkd.diagnose import as_array, evaluating
 from torch.nn.functional import cross_entropy
 
 FILE = Path(libkd.__file__).parent/'static'/'presets.json'
