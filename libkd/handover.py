@@ -32,10 +32,10 @@ from .teachers import load_teacher, size_of, stats_of
 from .views import read_picture
 
 # %% auto #0
-__all__ = ['pictures_identity', 'data_identity', 'student_identity', 'training_identity', 'plain_state', 'generators',
-           'set_generators', 'publish_proved', 'load_proved', 'settle', 'Resume', 'effective_state', 'save_student',
-           'load_student', 'load_saved', 'as_seen', 'sample_pictures', 'picture_onnx', 'onnx_agrees', 'export_onnx',
-           'onnx_accuracy', 'export_int8', 'export_pt2']
+__all__ = ['data_identity', 'student_identity', 'training_identity', 'plain_state', 'generators', 'set_generators',
+           'publish_proved', 'load_proved', 'settle', 'Resume', 'effective_state', 'save_student', 'load_student',
+           'load_saved', 'as_seen', 'sample_pictures', 'picture_onnx', 'onnx_agrees', 'export_onnx', 'onnx_accuracy',
+           'export_int8', 'export_pt2']
 
 # %% ../nbs/08a_handover.ipynb #b2c18fbe
 def pictures_identity(dl, # A loader
@@ -49,6 +49,7 @@ def pictures_identity(dl, # A loader
         except UserError: return digest_of(identity(items))[:32]         # no images: what they say of themselves
     return digest_of([digests_of(sources).tobytes().hex(), labels, decoded_digest(sources)])[:32]
 
+# %% ../nbs/08a_handover.ipynb #36b712f2
 def data_identity(dls, # fastai `DataLoaders`
                  )->dict: # part -> checksum of pictures and labels; views, batch size
     "What a learner sees: pictures, labels, and how views are made of them"
@@ -111,6 +112,7 @@ def student_identity(model:nn.Module, # Perhaps wrapped
     settings = _without_tensors(identity(student))
     return dict(kind=type(student).__name__, settings=digest_of(settings)[:32], tensors=digest_of(state)[:32])
 
+# %% ../nbs/08a_handover.ipynb #e02acf85
 def training_identity(learn, # A learner in a fit
                       **said, # What else must be the same: method, seed, …
                      )->dict: # Plain JSON
@@ -498,6 +500,7 @@ def onnx_agrees(saved, # `Saved`
         same, far = same + int(ours.argmax() == theirs.argmax()), max(far, float(np.abs(ours - theirs).max()))
     return same, far
 
+# %% ../nbs/08a_handover.ipynb #742a60ae
 def export_onnx(saved, # `Saved`
                 file, # What is written
                 pictures=None, # Arrays (H, W, 3) uint8 to try it on; None: `sample_pictures`

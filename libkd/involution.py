@@ -115,17 +115,6 @@ def _backward(op): return lambda ctx, grad: (*op(grad, *ctx.saved_tensors, ctx.s
 
 _lean.register_autograd(_backward(_lean_backward), setup_context=_remember)
 
-# %% ../nbs/02_involution.ipynb #820abd9e
-def _lanes_of_cpu(L):
-    "numba's `load`, `store`, `fma` and `zero` for rows of `L` float32 in a register"
-    from llvmlite import ir
-    from numba import types
-    from numba.extending import models, register_model
-    class Row(types.Type): pass
-    row, lanes = Row(f'row{L}'), ir.VectorType(ir.FloatType(), L)
-    register_model(Row)(lambda manager, kind: models.PrimitiveModel(manager, kind, lanes))
-    return _memory(row, lanes, types) + _arithmetic(row, lanes, L)
-
 # %% ../nbs/02_involution.ipynb #7f178024
 def _memory(row, lanes, types): # numba's type of a row, LLVM's, the module `numba.types`
     "`load(array, i)` and `store(array, i, row)` of any place, aligned or not"
@@ -151,6 +140,17 @@ def _arithmetic(row, lanes, L): # numba's type of a row, LLVM's, its length
         return builder.call(cgutils.get_or_insert_function(builder.module, kind, f'llvm.fmuladd.v{L}f32'), args)
     fma = intrinsic(lambda typing, a, b, c: (row(row, row, row), multiply_add))
     return fma, intrinsic(lambda typing: (row(), lambda *_: ir.Constant(lanes, None)))
+
+# %% ../nbs/02_involution.ipynb #820abd9e
+def _lanes_of_cpu(L):
+    "numba's `load`, `store`, `fma` and `zero` for rows of `L` float32 in a register"
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import models, register_model
+    class Row(types.Type): pass
+    row, lanes = Row(f'row{L}'), ir.VectorType(ir.FloatType(), L)
+    register_model(Row)(lambda manager, kind: models.PrimitiveModel(manager, kind, lanes))
+    return _memory(row, lanes, types) + _arithmetic(row, lanes, L)
 
 # %% ../nbs/02_involution.ipynb #43557f00
 def _cpu_forward(jit, load, store, fma, zero, L): # numba's compiler, the four instructions, lanes
@@ -179,6 +179,23 @@ def _cpu_forward(jit, load, store, fma, zero, L): # numba's compiler, the four i
                         store(y, c2*Ho*Wo + o, a2); store(y, c3*Ho*Wo + o, a3)
     return jit(forward)
 
+# %% ../nbs/02_involution.ipynb #63217e1c
+def _cpu_column(jit, load, store, fma, zero, L): # As for `_cpu_forward`
+    "What four channels of one row give to the places under them"
+    def column(g, gx, off, taps, c, last, r, v, rows, tile, Y, Wo, K, f, plane, width):
+        c1, c2, c3 = min(c+1, last), min(c+2, last), min(c+3, last)
+        for j in range(K):
+            to = off[f*K + j] + r*width + v
+            a0, a1 = load(gx, c*plane + to), load(gx, c1*plane + to)
+            a2, a3 = load(gx, c2*plane + to), load(gx, c3*plane + to)
+            for m in range(rows[0], rows[1]):
+                tap, o = load(taps, (tile + m*K + j)*L), (r - m)*Wo + v
+                a0, a1 = fma(tap, load(g, c*Y + o), a0), fma(tap, load(g, c1*Y + o), a1)
+                a2, a3 = fma(tap, load(g, c2*Y + o), a2), fma(tap, load(g, c3*Y + o), a3)
+            store(gx, c*plane + to, a0); store(gx, c1*plane + to, a1)
+            store(gx, c2*plane + to, a2); store(gx, c3*plane + to, a3)
+    return jit(column)
+
 # %% ../nbs/02_involution.ipynb #aa941bc8
 def _cpu_grad_x(jit, load, store, fma, zero, L): # As for `_cpu_forward`
     "gx[c, p] = sum_k w[k, o] g[c, o] over the outputs o that have read p"
@@ -204,23 +221,6 @@ def _cpu_grad_x(jit, load, store, fma, zero, L): # As for `_cpu_forward`
                                    (r - first*T)*M, Y, Wo, K, f, plane, width)
     column = _cpu_column(jit, load, store, fma, zero, L)
     return jit(grad_x)
-
-# %% ../nbs/02_involution.ipynb #63217e1c
-def _cpu_column(jit, load, store, fma, zero, L): # As for `_cpu_forward`
-    "What four channels of one row give to the places under them"
-    def column(g, gx, off, taps, c, last, r, v, rows, tile, Y, Wo, K, f, plane, width):
-        c1, c2, c3 = min(c+1, last), min(c+2, last), min(c+3, last)
-        for j in range(K):
-            to = off[f*K + j] + r*width + v
-            a0, a1 = load(gx, c*plane + to), load(gx, c1*plane + to)
-            a2, a3 = load(gx, c2*plane + to), load(gx, c3*plane + to)
-            for m in range(rows[0], rows[1]):
-                tap, o = load(taps, (tile + m*K + j)*L), (r - m)*Wo + v
-                a0, a1 = fma(tap, load(g, c*Y + o), a0), fma(tap, load(g, c1*Y + o), a1)
-                a2, a3 = fma(tap, load(g, c2*Y + o), a2), fma(tap, load(g, c3*Y + o), a3)
-            store(gx, c*plane + to, a0); store(gx, c1*plane + to, a1)
-            store(gx, c2*plane + to, a2); store(gx, c3*plane + to, a3)
-    return jit(column)
 
 # %% ../nbs/02_involution.ipynb #817c4b03
 def _cpu_grad_w(jit, load, store, fma, zero, L): # As for `_cpu_forward`
@@ -648,6 +648,25 @@ def _start(model):
     for m in model.modules():
         if isinstance(m, InvolutionBlock): nn.init.zeros_(m.bn3.weight)
 
+# %% ../nbs/02_involution.ipynb #d8d028a1
+def _stages(in_chs, depths, widths, kernel_sizes, strides, expansion, drop_path_rate):
+    rates = iter(drop_path_rate*i/max(1, sum(depths) - 1) for i in range(sum(depths)))
+    stages = []
+    for depth, out_chs, K, stride in zip(depths, widths, kernel_sizes, strides, strict=True):
+        ins, steps = [in_chs] + [out_chs]*(depth - 1), [stride] + [1]*(depth - 1)
+        blocks = [InvolutionBlock(i, out_chs, s, K, expansion, next(rates)) for i, s in zip(ins, steps)]
+        stages.append(nn.Sequential(*blocks)); in_chs = out_chs
+    return nn.Sequential(*stages)
+
+def _feature_info(stem_width, stem_stride, max_pool, widths, strides):
+    "What timm's feature extractors need to know: channels, reduction and module of each level"
+    info = [dict(num_chs=stem_width, reduction=stem_stride, module='stem.4')]
+    reduction = stem_stride * (2 if max_pool else 1)
+    for i, (width, stride) in enumerate(zip(widths, strides)):
+        reduction *= stride
+        info.append(dict(num_chs=width, reduction=reduction, module=f'stages.{i}'))
+    return info
+
 # %% ../nbs/02_involution.ipynb #1f387e67
 class RedNet(nn.Module):
     "A ResNet made of involutions (arXiv 2103.06255, section 3); images `(B,3,H,W)` -> logits `(B,num_classes)`"
@@ -676,25 +695,6 @@ class RedNet(nn.Module):
         self.head = ClassifierHead(widths[-1], num_classes, global_pool, drop_rate)
         self.feature_info = _feature_info(stem_width, stem_stride, max_pool, widths, strides)
         _start(self)
-
-# %% ../nbs/02_involution.ipynb #d8d028a1
-def _stages(in_chs, depths, widths, kernel_sizes, strides, expansion, drop_path_rate):
-    rates = iter(drop_path_rate*i/max(1, sum(depths) - 1) for i in range(sum(depths)))
-    stages = []
-    for depth, out_chs, K, stride in zip(depths, widths, kernel_sizes, strides, strict=True):
-        ins, steps = [in_chs] + [out_chs]*(depth - 1), [stride] + [1]*(depth - 1)
-        blocks = [InvolutionBlock(i, out_chs, s, K, expansion, next(rates)) for i, s in zip(ins, steps)]
-        stages.append(nn.Sequential(*blocks)); in_chs = out_chs
-    return nn.Sequential(*stages)
-
-def _feature_info(stem_width, stem_stride, max_pool, widths, strides):
-    "What timm's feature extractors need to know: channels, reduction and module of each level"
-    info = [dict(num_chs=stem_width, reduction=stem_stride, module='stem.4')]
-    reduction = stem_stride * (2 if max_pool else 1)
-    for i, (width, stride) in enumerate(zip(widths, strides)):
-        reduction *= stride
-        info.append(dict(num_chs=width, reduction=reduction, module=f'stages.{i}'))
-    return info
 
 # %% ../nbs/02_involution.ipynb #c21b928c
 @patch

@@ -452,6 +452,26 @@ def _in_this_process(path, codes, values, show): # A notebook; from `_compiled`;
         except Exception as e: raise RunError(f'{path.stem} stopped: {e}', path, type(e).__name__,
                                               isinstance(e, MENDABLE)) from e
 
+# %% ../nbs/13_runs.ipynb #b60caee0
+def _table_text(rows): # Dicts
+    return pd.DataFrame(rows).convert_dtypes().to_string(index=False, na_rep='', float_format='{:.1f}'.format)
+
+def summary(result, # Content of a result.json
+            folder, # In which it lies
+)->str:
+    "The end of a run as text: table, verdict, warnings, seconds, where to look"
+    seconds, folder = result['seconds'], Path(folder).absolute()
+    if folder.is_relative_to(Path.cwd()): folder = folder.relative_to(Path.cwd())
+    page = folder/'report.html'
+    spent = ', '.join(f'{k} {v:.0f}' for k, v in seconds.items())
+    parts = [f"\n{result.get('title', '')}",
+             _table_text(result['table']) if result.get('table') else '',
+             '\n'.join(result.get('conclusion', [])),
+             '\n'.join(f'warning: {w}' for w in result.get('warnings', [])),
+             f'seconds: {spent} (in all {sum(seconds.values()):.0f})',
+             f'report: {page}' if page.exists() else f'folder: {folder}']
+    return '\n\n'.join(p for p in parts if p.strip())
+
 # %% ../nbs/13_runs.ipynb #ca6940c8
 def default_folder(notebook, # Its path
                    values,   # Checked parameters
@@ -459,6 +479,7 @@ def default_folder(notebook, # Its path
     "`runs/<name>`, with a digest behind it when parameters were given, so that other parameters get another folder"
     return Path('runs')/(Path(notebook).stem + (f'-{job_key(values)[:6]}' if values else ''))
 
+# %% ../nbs/13_runs.ipynb #dab08947
 def _plan(path, folder, values, show): # A notebook; checked parameters; whether to print
     "Execute a notebook up to its cell tagged `plan`; returns {}"
     cells = _until(path, read_json(path), 'plan')
@@ -490,26 +511,6 @@ def run(notebook='distill', # A path, or the name of a run that comes with libkd
     if not result.exists(): return {}
     if show: print(summary(read_json(result), folder))
     return read_json(result)
-
-# %% ../nbs/13_runs.ipynb #b60caee0
-def _table_text(rows): # Dicts
-    return pd.DataFrame(rows).convert_dtypes().to_string(index=False, na_rep='', float_format='{:.1f}'.format)
-
-def summary(result, # Content of a result.json
-            folder, # In which it lies
-)->str:
-    "The end of a run as text: table, verdict, warnings, seconds, where to look"
-    seconds, folder = result['seconds'], Path(folder).absolute()
-    if folder.is_relative_to(Path.cwd()): folder = folder.relative_to(Path.cwd())
-    page = folder/'report.html'
-    spent = ', '.join(f'{k} {v:.0f}' for k, v in seconds.items())
-    parts = [f"\n{result.get('title', '')}",
-             _table_text(result['table']) if result.get('table') else '',
-             '\n'.join(result.get('conclusion', [])),
-             '\n'.join(f'warning: {w}' for w in result.get('warnings', [])),
-             f'seconds: {spent} (in all {sum(seconds.values()):.0f})',
-             f'report: {page}' if page.exists() else f'folder: {folder}']
-    return '\n\n'.join(p for p in parts if p.strip())
 
 # %% ../nbs/13_runs.ipynb #d809768c
 RESULT = 3       # raised by hand when the jobs of before would give other results now
@@ -551,6 +552,12 @@ def _one_run(notebook, folder, places, **said): # Path; folder of the sweep; as 
     "One cell of a sweep: the metrics of a run in a folder of its own"
     return run(notebook, Path(folder)/job_key(said), show=False, **_placed(said, places)).get('metrics', {})
 
+def _depends_on(path, jobs): # A notebook; checked parameters of its runs
+    "What rows depend on beside their parameters: the notebook's code, and files of methods"
+    code = [''.join(c['source']) for c in read_json(path)['cells'] if c['cell_type'] == 'code']
+    brought = sorted({files.sha256(Path(j['imports'])) for j in jobs if j.get('imports')})
+    return dict(notebook=files.digest_of(code)[:16]) | ({'imports': brought} if brought else {})
+
 def sweep(notebook,    # A path, or the name of a run that comes with libkd
           grid,        # dict: parameter -> values to try
           seeds=(),    # Values of the parameter `seed`
@@ -562,10 +569,8 @@ def sweep(notebook,    # A path, or the name of a run that comes with libkd
     "Run a notebook for every combination, with `params` for all"
     path = find_notebook(notebook).absolute()
     jobs = [check_parameters(path, {**params, **c}) for c in _combined(grid, seeds)]
-    code = [''.join(c['source']) for c in read_json(path)['cells'] if c['cell_type'] == 'code']
-    brought = sorted({files.sha256(Path(j['imports'])) for j in jobs if j.get('imports')})      # files of methods
     places, said = _in_content(jobs)
     one_run = partial(_one_run, str(path), str(Path(folder).absolute()), places)
     rows = run_jobs(one_run, said, Path(folder)/'jobs', n_jobs, threads=None, progress=progress, result=RESULT,
-                    about=dict(notebook=files.digest_of(code)[:16], **({'imports': brought} if brought else {})))
+                    about=_depends_on(path, jobs))
     return rows.assign(**{k: [j[k] for j in jobs] for s in said for k, v in s.items() if isinstance(v, dict)})
