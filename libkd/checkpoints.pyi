@@ -5,8 +5,8 @@ from pathlib import Path
 from torch import nn
 import torch
 
-__all__ = ['WEIGHTS', 'CheckpointError', 'MissingFile', 'load_weights', 'bare', 'plain_name', 'unwrapped',
-           'fit_positions', 'fitting', 'read_checkpoint']
+__all__ = ['CheckpointError', 'MissingFile', 'load_weights', 'bare', 'plain_name', 'unwrapped', 'fit_positions',
+           'fitting', 'read_checkpoint']
 
 class CheckpointError(UserError): ...
 class MissingFile(CheckpointError, FileNotFoundError): ...

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Sequence
 import numpy as np, pandas as pd
 
-__all__ = ['EXTENSIONS', 'sample_id', 'array_id', 'Sample', 'open_image', 'Samples', 'content_digest', 'digests_of',
-           'decoded_digest', 'picture_hash']
+__all__ = ['EXTENSIONS', 'sample_id', 'array_id', 'Sample', 'open_image', 'Samples', 'content_digest', 'picture_hash']
 
 def sample_id(path: str | Path) -> bytes: ...
 def array_id(a: np.ndarray) -> bytes: ...

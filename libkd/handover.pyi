@@ -8,10 +8,10 @@ from torch import nn
 from typing import Any
 import torch
 
-__all__ = ['pictures_identity', 'data_identity', 'student_identity', 'training_identity', 'plain_state', 'generators',
-           'set_generators', 'publish_proved', 'load_proved', 'settle', 'Resume', 'effective_state', 'save_student',
-           'load_student', 'load_saved', 'as_seen', 'sample_pictures', 'picture_onnx', 'onnx_agrees', 'export_onnx',
-           'onnx_accuracy', 'export_int8', 'export_pt2']
+__all__ = ['data_identity', 'student_identity', 'training_identity', 'plain_state', 'generators', 'set_generators',
+           'publish_proved', 'load_proved', 'settle', 'Resume', 'effective_state', 'save_student', 'load_student',
+           'load_saved', 'as_seen', 'sample_pictures', 'picture_onnx', 'onnx_agrees', 'export_onnx', 'onnx_accuracy',
+           'export_int8', 'export_pt2']
 
 def pictures_identity(dl) -> str: ...
 def data_identity(dls) -> dict: ...

@@ -3,7 +3,7 @@
 from . import UserError
 from typing import Any
 
-__all__ = ['IdentityError', 'known_as', 'identity', 'schedule_identity', 'loss_identity', 'differences', 'shortened',
+__all__ = ['IdentityError', 'known_as', 'identity', 'schedule_identity', 'loss_identity', 'differences',
            'difference_lines']
 
 class IdentityError(UserError): ...
