@@ -586,23 +586,7 @@ def _split_groups(self:Samples, idx, g, valid, test, seed):
     parts[idx] = np.array(PARTS)[to[g[idx]]]
     return parts, to
 
-# %% ../nbs/00a_data.ipynb #ff1f519b
-@patch
-def split(self:Samples,
-    valid: float=.2, # Share of the labelled training images to choose on
-    test: float=0.,  # Share for the verdict
-    # What stays together: a function of a `Sample`, 'parent' (its folder), or `(n,)` groups; None: single images
-    by=None,
-    seed: int=0,     # Which ones
-) -> Samples:
-    """Divide the training part, class by class. With `by`, no group is in two parts. Raises `UserError` for shares that
-    are none, and for a part that is there already"""
-    self._refuse_shares(valid, test)
-    idx = np.flatnonzero((self.parts == 'train') & (self.labels >= 0))
-    if by is not None: return self._split_together(idx, by, valid, test, seed)
-    parts = self._split_single(idx, valid, test, seed)
-    return self._take(np.arange(len(self)), parts=parts)._whole(self._unseen())
-
+# %% ../nbs/00a_data.ipynb #6a1c1c8d
 @patch
 def _refuse_shares(self:Samples, valid, test):
     if valid < 0 or test < 0 or not 0 < valid + test < 1:
@@ -619,6 +603,23 @@ def _split_together(self:Samples, idx, by, valid, test, seed): # Positions to di
     if lost.any(): warnings.warn(f'{lost.sum()} unlabelled images are left out: their groups are in valid or test.')
     keep = np.flatnonzero(~lost)
     return self._take(keep, parts=parts[keep])._grouped(by)
+
+# %% ../nbs/00a_data.ipynb #ff1f519b
+@patch
+def split(self:Samples,
+    valid: float=.2, # Share of the labelled training images to choose on
+    test: float=0.,  # Share for the verdict
+    # What stays together: a function of a `Sample`, 'parent' (its folder), or `(n,)` groups; None: single images
+    by=None,
+    seed: int=0,     # Which ones
+) -> Samples:
+    """Divide the training part, class by class. With `by`, no group is in two parts. Raises `UserError` for shares that
+    are none, and for a part that is there already"""
+    self._refuse_shares(valid, test)
+    idx = np.flatnonzero((self.parts == 'train') & (self.labels >= 0))
+    if by is not None: return self._split_together(idx, by, valid, test, seed)
+    parts = self._split_single(idx, valid, test, seed)
+    return self._take(np.arange(len(self)), parts=parts)._whole(self._unseen())
 
 @patch
 def _grouped(self:Samples, by):
