@@ -155,7 +155,8 @@ def sources(self:Samples) -> list:
 def _take(self:Samples, idx, **kw):
     "The samples at positions `idx`, with columns replaced by `kw`."
     cols = dict(labels=self.labels[idx], parts=self.parts[idx], ids=self.ids[idx]) | kw
-    return Samples([self.items[i] for i in idx], classes=self.classes, root=self.root, **cols)
+    items = self.items.take(idx) if isinstance(self.items, _Stack) else [self.items[i] for i in idx]
+    return Samples(items, classes=self.classes, root=self.root, **cols)
 
 @patch
 def __getitem__(self:Samples,
@@ -242,9 +243,21 @@ def _named(y, classes): # Names, None: no label; the names there are, or None
         raise UserError(f'labels {sorted(bad)[:5]} are not among the classes {classes[:10]}.')
     return np.array([pos[o] for o in y]), classes
 
+# %% ../nbs/00a_data.ipynb #950a3332
+class _Stack:
+    "The pictures of one array; each is an object of its own only while somebody looks at it"
+    def __init__(self, array, rows=None): # (n, H, W[, 3]); positions in it, None: all
+        self.array, self.rows = array, np.arange(len(array)) if rows is None else rows
+    def __len__(self): return len(self.rows)
+    def __getitem__(self, i): return self.array[self.rows[i]]
+    def take(self, idx): return _Stack(self.array, self.rows[idx])
+
 # %% ../nbs/00a_data.ipynb #b06aab3e
 def _image_arrays(images):
-    "A list of `(H, W)` or `(H, W, 3)` uint8 arrays; one sentence for what is none."
+    "`(H, W)` or `(H, W, 3)` uint8 arrays; one sentence for what is none."
+    if isinstance(images, np.ndarray) and images.ndim == 4 and images.shape[-1] == 1: images = images[..., 0]
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8:
+        if images.ndim == 3 or images.ndim == 4 and images.shape[-1] == 3: return _Stack(images)
     arrs = [np.asarray(o) for o in images]
     for i, a in enumerate(arrs):
         if a.ndim == 3 and a.shape[-1] == 1: arrs[i] = a = a[..., 0]

@@ -161,7 +161,7 @@ def main(n, work, out):
     note('decode', step(decode, folder, keep))
     note('found', step(decode, folder, keep))
     note('views', step(views, folder, keep))
-    note('plan', planned(folder, keep/'run'))
+    for name in ('plan', 'plan again'): note(name, planned(folder, keep/'run'))
     note('deadline', planned(folder, keep/'run', '--deadline', '6h'))
 
 
