@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['accuracy', 'macro_accuracy', 'reliability', 'ece', 'nll', 'brier', 'clean_dl', 'predictions', 'head_predictions',
            'to_pixels', 'clean_images', 'disagreement_matrix', 'error_consistency', 'bootstrap', 'diversity', 'soften',
-           'js_divergence', 'kl_divergence', 'roles_of', 'sample_disagreement', 'per_class', 'teacher_confusion',
-           'head_agreement', 'unfused', 'attention_maps', 'token_layout', 'rollout', 'uniform_distance',
-           'mean_attention_distance', 'prefix_mass', 'attention_entropy', 'grad_cam', 'involution_energy',
-           'per_uniform', 'token_maps', 'saliency_kind', 'saliency', 'on_grid', 'edges', 'map_fit', 'map_percentile',
-           'shuffled', 'TokenMaps', 'advised_by', 'read_maps', 'last_features', 'plane', 'ground', 'shift_images',
-           'shift_consistency', 'shuffle_patches', 'silhouettes', 'changed_accuracy', 'patch_shuffle_drop',
-           'tells_apart', 'macs', 'ms_per_image', 'Scoreboard', 'scoreboard']
+           'js_divergence', 'kl_divergence', 'sample_disagreement', 'per_class', 'teacher_confusion', 'head_agreement',
+           'unfused', 'attention_maps', 'token_layout', 'rollout', 'uniform_distance', 'mean_attention_distance',
+           'prefix_mass', 'attention_entropy', 'grad_cam', 'involution_energy', 'per_uniform', 'token_maps',
+           'saliency_kind', 'saliency', 'on_grid', 'edges', 'map_fit', 'map_percentile', 'shuffled', 'TokenMaps',
+           'read_maps', 'last_features', 'plane', 'ground', 'shift_images', 'shift_consistency', 'shuffle_patches',
+           'silhouettes', 'changed_accuracy', 'patch_shuffle_drop', 'tells_apart', 'macs', 'ms_per_image', 'Scoreboard',
+           'scoreboard']
 
 # %% ../nbs/10_diagnose.ipynb #1515b1e1
 import copy
@@ -89,13 +89,11 @@ def reliability(logits, # (n, C)
                 bins=15, # Equal-width bins of confidence; 15 as in Guo et al. 2017
                 )->pd.DataFrame: # One row a bin that is not empty: lo, hi, n, confidence, accuracy
     "How often answers of a given confidence are right"
-    a, y = _labelled(logits, y)
-    answers = pd.DataFrame(dict(confidence=softmax(a, 1).max(1), accuracy=a.argmax(1) == y))
-    edges = np.linspace(0, 1, bins + 1)
-    b = np.searchsorted(edges, answers.confidence, side='left').clip(1, bins) - 1            # (lo, hi]
-    df = answers.groupby(b).mean()
-    df.insert(0, 'lo', edges[df.index]); df.insert(1, 'hi', edges[df.index + 1])
-    df.insert(2, 'n', answers.groupby(b).size())
+    b, confidence, right, edges = _binned(logits, y, bins)
+    df = pd.DataFrame(dict(confidence=confidence, accuracy=right)).groupby(b).mean()
+    df.insert(0, 'lo', edges[df.index])
+    df.insert(1, 'hi', edges[df.index + 1])
+    df.insert(2, 'n', np.bincount(b)[df.index])
     return df.reset_index(drop=True)
 
 # %% ../nbs/10_diagnose.ipynb #55fd4cf6
@@ -373,6 +371,7 @@ def _cases(right, # name -> (n,) bool
         return 'only ' + ' + '.join(n for n, ok in zip(names, r) if ok)
     return np.array([said(r) for r in R])
 
+# %% ../nbs/10_diagnose.ipynb #f80e4a76
 def roles_of(preds, # name -> logits
              teachers=None, # Names of the teachers; by default all but the student
              student=None, # Name of the student; by default 'student', if there is one
@@ -777,10 +776,10 @@ def _in_parts(f, x, size=16):
     "`f` of a batch, piece by piece: attention of many pictures at once would not fit"
     return np.concatenate([as_array(f(part)) for part in x.split(size)])
 
-def advised_by(learn, # `Learner` or module
-               teachers, # name -> `Teacher`
-               tokens, # Names of the student's tokens
-               )->dict: # token -> name of the teacher that advises it
+def _advised_by(learn, # `Learner` or module
+                teachers, # name -> `Teacher`
+                tokens, # Names of the student's tokens
+                )->dict: # token -> name of the teacher that advises it
     "Which teacher taught which token: as the Learner was told, else by bias"
     cbs = [cb for cb in getattr(learn, 'cbs', []) if isinstance(cb, MultiTeacherDistill)]
     route = next((cb.route for cb in cbs if cb.route), {})
@@ -867,7 +866,7 @@ def read_maps(model, # A `Learner`, a student, any timm ViT; of a model without 
     tokens, grid, n, notes = known['tokens'], known['grid'], len(known['imgs']), known['notes']
     if tokens is None: return TokenMaps(**known | dict(tokens=()))
     if not teachers: notes.append('No teachers were given, so the maps are compared with the edges of the picture.')
-    guides = advised_by(model, teachers, tokens)
+    guides = _advised_by(model, teachers, tokens)
     goals = _targets(tokens or ('patches',), guides, seen, imgs, grid)
     return TokenMaps(guides=guides, **known, **_attention(model, x, n, len(tokens), grid, goals, shuffles))
 
@@ -1081,5 +1080,5 @@ def scoreboard(models, # `Teacher`s, `Learner`s, modules: a list, or a dict with
 def _board(rows, what): # name -> dict of measures; on which images
     df = Scoreboard(pd.DataFrame.from_dict(rows, orient='index').astype({'params': 'Int64', 'MACs': 'Int64'}))
     df.attrs['note'] = (f'{what}. One training of each model: a table, not a verdict '
-                        '(for that: several seeds and libkd.runs.compare).')
+                        '(for that: several seeds and libkd.evidence.compare).')
     return df

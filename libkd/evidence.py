@@ -154,20 +154,23 @@ def mcnemar(a, # Which images the one model got right: booleans (n,)
     return dict(only_a=only_a, only_b=only_b, p=float(p))
 
 # %% ../nbs/14_evidence.ipynb #f12d8c3c
+def _price_of(price): # A number; None or NaN: unknown, and then dearer than all
+    return math.inf if price is None or pd.isna(price) else float(price)
+
 def choose(right,   # dict: name -> which validation images this model got right, booleans (n,), the same images for all
            price,   # dict: name -> what one use of it costs, such as multiply-adds; None: unknown, dearer than all
            most=2., # Points behind the leader with which a model may still count as good as it
            level=.95, # A difference that McNemar's test finds surer than this is one
 )->pd.DataFrame:    # One row a model, the advised one first: accuracy, behind (points), p, price, as_good
     "Which model to take: of those that are as good as the best one on validation images, the cheapest"
-    cost = {k: math.inf if price.get(k) is None or pd.isna(price[k]) else float(price[k]) for k in right}
-    share = {k: float(np.mean(v)) for k, v in right.items()}
-    leader = min(right, key=lambda k: (-share[k], cost[k]))
-    rows = [dict(name=k, accuracy=share[k], behind=100*(share[leader] - share[k]), p=mcnemar(right[leader], v)['p'],
-                 price=cost[k]) for k, v in right.items()]
-    table = pd.DataFrame(rows).set_index('name')
+    known = {k: dict(accuracy=float(np.mean(v)), price=_price_of(price.get(k))) for k, v in right.items()}
+    table = pd.DataFrame.from_dict(known, orient='index')
+    leader = table.sort_values(['accuracy', 'price'], ascending=[False, True], kind='stable').index[0]
+    table.insert(1, 'behind', 100*(table.loc[leader, 'accuracy'] - table['accuracy']))
+    table.insert(2, 'p', [mcnemar(right[leader], v)['p'] for v in right.values()])
     table['as_good'] = (table['p'] >= 1 - level) & (table['behind'] <= most + 1e-9)
-    return table.sort_values(['as_good', 'price', 'accuracy'], ascending=[False, True, False], kind='stable')
+    by = ['as_good', 'price', 'accuracy']
+    return table.rename_axis('name').sort_values(by, ascending=[False, True, False], kind='stable')
 
 # %% ../nbs/14_evidence.ipynb #eafeb572
 def _of(part, n): return f'the {n:,} {dict(valid="validation").get(part, part)} images'
@@ -409,16 +412,19 @@ def _word(n, of, low, high, mean, p, effect, level):
     return 'NOT ENOUGH RUNS'
 
 # %% ../nbs/14_evidence.ipynb #a4487096
+def _pair_said(p, rows, arm, baseline, level): # As for `answers_of_study`; two arms
+    "Difference of two arms over the seeds that both have, its interval and p value"
+    d = paired(rows, arm, baseline, p.metric).to_numpy() if len(rows) else np.array([])
+    mean, low, high = interval(d, level)
+    return dict(difference=mean, low=low, high=high, seeds=len(d), p=_p_value(d))
+
 def answers_of_study(p,    # `Protocol`
                      rows, # From `study_rows`
                      level=.95, # Of intervals and words
 )->pd.DataFrame:           # One row a pair, the primary one first
     "What a study says: difference, interval, p value, the rest of them after Holm, and a word"
-    found = {}
-    for arm, baseline, one in p.pairs:
-        d = paired(rows, arm, baseline, p.metric).to_numpy() if len(rows) else np.array([])
-        mean, low, high = interval(d, level)
-        found[arm, baseline] = dict(differs_in=one, difference=mean, low=low, high=high, seeds=len(d), p=_p_value(d))
+    found = {(arm, baseline): dict(differs_in=one) | _pair_said(p, rows, arm, baseline, level)
+             for arm, baseline, one in p.pairs}
     first, *rest = found
     fair = {first: found[first]['p'], **holm({k: found[k]['p'] for k in rest})}
     for k, f in found.items():

@@ -33,7 +33,7 @@ from .views import read_picture
 
 # %% auto #0
 __all__ = ['data_identity', 'student_identity', 'training_identity', 'plain_state', 'generators', 'set_generators',
-           'publish_proved', 'load_proved', 'settle', 'Resume', 'effective_state', 'save_student', 'load_student',
+           'publish_proved', 'load_proved', 'settle', 'Resume', 'effective_state', 'load_student', 'save_student',
            'load_saved', 'as_seen', 'sample_pictures', 'picture_onnx', 'onnx_agrees', 'export_onnx', 'onnx_accuracy',
            'export_int8', 'export_pt2']
 
@@ -190,18 +190,25 @@ def settle(folder:Path, # Of a `Resume`
     if not state.is_file():
         publish_json(note, dict(result=RESULT, libkd=__version__, training=now))
         return False
-    try: kept = dict(json.loads(note.read_text(encoding='utf-8'))) if note.is_file() else {}
+    kept = _noted(note, state)
+    found = differences(dict(kept.get('training', {}), result=kept.get('result')), dict(now, result=RESULT))
+    if not found: return True
+    raise UserError(f"{folder} holds another training (fit {fit}, by libkd {kept.get('libkd')}):\n"
+                    f"{difference_lines(found)}\nGive the same arguments to continue it, or another folder."
+                    f"{_hint([field for field, *_ in found])}")
+
+def _noted(note, state): # Files of a fit
+    "What was written down about a state; {} where nothing was"
+    try: return dict(json.loads(note.read_text(encoding='utf-8'))) if note.is_file() else {}
     except (ValueError, TypeError) as e: raise UserError(
         f"{note} is damaged ({e}), so nothing says what {state} belongs to. "
         "Delete both; this fit then begins anew.") from e
-    found = differences(dict(kept.get('training', {}), result=kept.get('result')), dict(now, result=RESULT))
-    if not found: return True
-    other = 'student.tensors' in [field for field, *_ in found]
-    hint = ' The student starts from other weights: give seed=, the same one.' if other else ''
-    if any(field.startswith('callbacks.') for field, *_ in found):
-        hint += ' A callback that changes nothing may say so: only_looks = True in its class.'
-    raise UserError(f"{folder} holds another training (fit {fit}, by libkd {kept.get('libkd')}):\n"
-                    f"{difference_lines(found)}\nGive the same arguments to continue it, or another folder.{hint}")
+
+def _hint(fields): # In which two trainings differ
+    weights = ' The student starts from other weights: give seed=, the same one.'
+    looks = ' A callback that changes nothing may say so: only_looks = True in its class.'
+    return (weights if 'student.tensors' in fields else '') + (
+        looks if any(f.startswith('callbacks.') for f in fields) else '')
 
 # %% ../nbs/08a_handover.ipynb #60a04f53
 class Resume(Callback):
@@ -273,45 +280,35 @@ def effective_state(model:nn.Module)->dict: # name -> tensor
             state[at+k] = getattr(module, k).detach()
     return state
 
-# %% ../nbs/08a_handover.ipynb #ac0c03d8
-def save_student(learn:Learner, # A trained learner
-                 folder, # Where to
-                 notes:dict=None, # Lines for the model card: data, verdict, …
-                 onnx:bool=False, # Also `model.onnx`, for ONNX Runtime
-                 exported:bool=False, # Also `model.pt2`, for `torch.export.load`
-                )->Path:
-    """Write the student as timm reads it, with a model card; `UserError` where timm could not load it again,
-    `TypeError` for anything but a Learner"""
-    if not isinstance(learn, Learner): raise TypeError(
-        f"save_student takes the Learner, which knows classes and normalisation; a {type(learn).__name__} was given.")
-    model, folder, size = unwrap(learn.model), Path(folder), size_of(learn.dls)
-    name = model.pretrained_cfg['architecture'] if getattr(model, 'pretrained_cfg', None) else None
-    if not name: raise UserError(f"A {type(model).__name__} that timm did not make cannot be loaded by its name later. "
-                                 "Make the student by name: distill_learner(dls, 'civt_nano', …).")
-    with tempfile.TemporaryDirectory() as made:
-        fresh = _proved(model, learn.dls, Path(made))
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in Path(made).iterdir(): shutil.copy(file, folder/file.name)
-    (folder/'README.md').write_text(_card(learn, name, notes or {}), encoding='utf-8')
-    if exported: _save_exported(fresh, size, folder/'model.pt2')
-    if onnx: _save_onnx(fresh, size, folder/'model.onnx')
-    return folder
+# %% ../nbs/08a_handover.ipynb #dee9d56f
+def load_student(folder, # Written by `save_student`
+                )->tuple: # (model in eval mode, its `config.json` as a dict)
+    "The student of a folder, without teachers, cache or data; `FileNotFoundError` where the folder holds none"
+    folder = Path(folder)
+    if not (folder/'config.json').is_file(): raise FileNotFoundError(
+        f"{folder} holds no student: config.json is missing. save_student(learn, folder) writes one.")
+    cfg = json.loads((folder/'config.json').read_text(encoding='utf-8'))
+    return timm.create_model(f'local-dir:{folder}', pretrained=True).eval(), cfg
 
 # %% ../nbs/08a_handover.ipynb #8cc9c283
-def _proved(model, dls, made): # The student; loaders; an empty folder
-    "The student written to `made`, and loaded again: the fresh one, which answers as the old one does"
+def _write_student(model, dls, made): # The student; loaders; an empty folder
+    "`model.safetensors` and `config.json`, as timm reads them"
     mean, std = stats_of(dls)
-    size, classes = size_of(dls), list(map(str, dls.vocab))
+    classes = list(map(str, dls.vocab))
     config = dict(num_classes=len(classes), label_names=classes)
     save_for_hf(model, str(made), model_config=config, safe_serialization=True)
     save_file({k: v.detach().cpu().contiguous() for k, v in effective_state(model).items()}, made/'model.safetensors')
-    _write_input(made/'config.json', input_size=[3, *size], mean=mean, std=std, crop_pct=1., crop_mode='center',
-                 interpolation='bilinear')
+    _write_input(made/'config.json', input_size=[3, *size_of(dls)], mean=mean, std=std, crop_pct=1.,
+                 crop_mode='center', interpolation='bilinear')
+
+def _proved(model, dls, made): # As for `_write_student`
+    "The student written to `made`, and loaded again: the fresh one, which answers as the old one does"
+    _write_student(model, dls, made)
     changed = f"This {model.pretrained_cfg['architecture']} was changed after it was made, and timm could not load it"
     advice = 'Undo the change, or keep the student with learn.export().'
     try: fresh = load_student(made)[0]
     except RuntimeError as e: raise UserError(f"{changed}: {str(e).splitlines()[-1].strip()} {advice}") from e
-    far = _apart(model, fresh, torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)))
+    far = _apart(model, fresh, torch.randn(2, 3, *size_of(dls), generator=torch.Generator().manual_seed(0)))
     if not far < 1e-3: raise UserError(
         f"{changed} as it is: a fresh one with its weights answers differently, by up to {far:.3g}. {advice}")
     return fresh
@@ -359,15 +356,29 @@ def _card(learn, name, notes): # A learner; the student's name; lines by the use
     versions = f"Versions: torch {torch.__version__}, timm {timm.__version__}."
     return f"# {name}\n\n{taught} Classes: {', '.join(map(str, learn.dls.vocab))}.\n\n{lines}\n\n{versions}\n"
 
-# %% ../nbs/08a_handover.ipynb #dee9d56f
-def load_student(folder, # Written by `save_student`
-                )->tuple: # (model in eval mode, its `config.json` as a dict)
-    "The student of a folder, without teachers, cache or data; `FileNotFoundError` where the folder holds none"
-    folder = Path(folder)
-    if not (folder/'config.json').is_file(): raise FileNotFoundError(
-        f"{folder} holds no student: config.json is missing. save_student(learn, folder) writes one.")
-    cfg = json.loads((folder/'config.json').read_text(encoding='utf-8'))
-    return timm.create_model(f'local-dir:{folder}', pretrained=True).eval(), cfg
+# %% ../nbs/08a_handover.ipynb #ac0c03d8
+def save_student(learn:Learner, # A trained learner
+                 folder, # Where to
+                 notes:dict=None, # Lines for the model card: data, verdict, …
+                 onnx:bool=False, # Also `model.onnx`, for ONNX Runtime
+                 exported:bool=False, # Also `model.pt2`, for `torch.export.load`
+                )->Path:
+    """Write the student as timm reads it, with a model card; `UserError` where timm could not load it again,
+    `TypeError` for anything but a Learner"""
+    if not isinstance(learn, Learner): raise TypeError(
+        f"save_student takes the Learner, which knows classes and normalisation; a {type(learn).__name__} was given.")
+    model, folder, size = unwrap(learn.model), Path(folder), size_of(learn.dls)
+    name = model.pretrained_cfg['architecture'] if getattr(model, 'pretrained_cfg', None) else None
+    if not name: raise UserError(f"A {type(model).__name__} that timm did not make cannot be loaded by its name later. "
+                                 "Make the student by name: distill_learner(dls, 'civt_nano', …).")
+    with tempfile.TemporaryDirectory() as made:
+        fresh = _proved(model, learn.dls, Path(made))
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in Path(made).iterdir(): shutil.copy(file, folder/file.name)
+    (folder/'README.md').write_text(_card(learn, name, notes or {}), encoding='utf-8')
+    if exported: _save_exported(fresh, size, folder/'model.pt2')
+    if onnx: _save_onnx(fresh, size, folder/'model.onnx')
+    return folder
 
 # %% ../nbs/08a_handover.ipynb #29a7f88d
 @dataclass
@@ -469,6 +480,10 @@ def _front(saved, opset, ir): # Versions of ONNX's operators and format
     model = onnx.parser.parse_model(f'<ir_version: {ir}, opset_import: ["" : {opset}]>{text}')
     return onnx.compose.add_prefix(model, 'prepare_', rename_inputs=False, rename_outputs=False)
 
+def _onnx_facts(saved): # `Saved`: what is written into the graph's metadata, as texts
+    return dict(classes=json.dumps(saved.classes, ensure_ascii=False), size='×'.join(map(str, saved.size)),
+                mean=str(saved.mean), std=str(saved.std), interpolation='bilinear', producer=f'libkd {__version__}')
+
 def picture_onnx(saved, # `Saved`
                  file, # What is written
                 ):
@@ -480,9 +495,7 @@ def picture_onnx(saved, # `Saved`
     opset = next(o.version for o in model.opset_import if o.domain in ('', 'ai.onnx'))
     whole = onnx.compose.merge_models(_front(saved, opset, model.ir_version), model, io_map=[('images', 'images')])
     del whole.opset_import[1:]                                          # both say the same, and others want one
-    facts = dict(classes=json.dumps(saved.classes, ensure_ascii=False), size='×'.join(map(str, saved.size)),
-                 mean=str(saved.mean), std=str(saved.std), interpolation='bilinear', producer=f'libkd {__version__}')
-    onnx.helper.set_model_props(whole, facts)
+    onnx.helper.set_model_props(whole, _onnx_facts(saved))
     onnx.checker.check_model(whole)
     publish(file, whole.SerializeToString())
 

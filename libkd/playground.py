@@ -769,6 +769,9 @@ def _say_all(models, imgs, stats=None):
     own = {n: _unwrapped(m, stats) for n, m in models.items()}
     return {n: _ask(pack_net(net, imgs.shape[1:3], s), imgs/255) for n, (net, s) in own.items()}
 
+# %% ../nbs/12a_playground.ipynb #85569b9c
+SECOND = 'second'        # folder of a run with another convolution, of another seed: what chance alone does
+
 # %% ../nbs/12a_playground.ipynb #9319d66f
 def _run_facts(folder):
     "What a run's folder says about its data"
@@ -801,8 +804,6 @@ def _run_teachers(folder):
     "name -> teacher; at the end a convolution of another seed, where the run made one"
     seconds = {f'{t.name}, another seed': t for t in _loaded(folder/SECOND/'teachers')}
     return {**named(sorted(_loaded(folder/'teachers'), key=lambda t: t.bias)), **seconds}
-
-SECOND = 'second'        # folder of a run with another convolution, of another seed: what chance alone does
 
 # %% ../nbs/12a_playground.ipynb #6b58e39a
 def _packable(models, size, stats): # name -> network; height and width; (mean, std) of plain modules

@@ -110,7 +110,7 @@ def test_no_line_of_code_is_longer_than_120_columns(path):
 
 
 # Tokens a function, of all rooms together: what is reached. The house aims at 60, 90 and 250, without confetti.
-MEDIAN, WEIGHTED, LARGEST, MOST_FUNCTIONS = 61, 95, 250, 1910
+MEDIAN, WEIGHTED, LARGEST, MOST_FUNCTIONS = 61, 94, 250, 1915
 STILL_LONGER = set()
 WORDS = tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING
 
@@ -215,7 +215,7 @@ def shown_by_name():
 
 def test_what_is_exported_is_shown_by_name_soon_after():
     found = shown_by_name()
-    assert sum(found.values())/len(found) >= .86, f'show these: {[name for name, shown in found.items() if not shown]}'
+    assert sum(found.values())/len(found) >= .92, f'show these: {[name for name, shown in found.items() if not shown]}'
 
 
 def test_what_is_exported_stands_in_a_cell_that_a_reader_sees():
@@ -223,7 +223,7 @@ def test_what_is_exported_stands_in_a_cell_that_a_reader_sees():
     for room, path in ROOMS.items():
         seen = '\n'.join(text(c) for c in cells(path) if visible(c))
         found |= {f'{room}.{n}': bool(re.search(rf'\b{n}\b', seen)) for n in importlib.import_module(f'libkd.{room}').__all__}
-    assert sum(found.values())/len(found) >= .89, f'show these: {[name for name, shown in found.items() if not shown]}'
+    assert sum(found.values())/len(found) >= .96, f'show these: {[name for name, shown in found.items() if not shown]}'
 
 
 def defined(cell):
@@ -249,7 +249,7 @@ def uses_what_comes_later(path):
 
 def test_few_cells_use_what_is_defined_later():
     early, all_ = map(sum, zip(*map(uses_what_comes_later, ROOMS.values())))
-    assert early/all_ <= .01, f'{early} of {all_} cells'
+    assert early/all_ <= .009, f'{early} of {all_} cells'
 
 
 @pytest.mark.parametrize('path', PAGES, ids=name_of)
