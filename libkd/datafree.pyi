@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Callable
 import pandas as pd, torch
 
-__all__ = ['STATS', 'TERMS', 'bn_layers', 'bn_loss', 'tv_loss', 'l2_loss', 'competition_loss', 'intra_divergence_loss',
-           'inside', 'image_grid', 'synthesize', 'image_diversity', 'datafree_learner']
+__all__ = ['TERMS', 'bn_layers', 'bn_loss', 'tv_loss', 'l2_loss', 'competition_loss', 'intra_divergence_loss', 'inside',
+           'image_grid', 'synthesize', 'image_diversity', 'datafree_learner']
 
 def bn_layers(teacher: Teacher) -> list: ...
 def bn_loss(inputs, layers, first=10.0) -> torch.Tensor: ...

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 __all__ = ['data_identity', 'student_identity', 'training_identity', 'plain_state', 'generators', 'set_generators',
-           'publish_proved', 'load_proved', 'settle', 'Resume', 'effective_state', 'save_student', 'load_student',
+           'publish_proved', 'load_proved', 'settle', 'Resume', 'effective_state', 'load_student', 'save_student',
            'load_saved', 'as_seen', 'sample_pictures', 'picture_onnx', 'onnx_agrees', 'export_onnx', 'onnx_accuracy',
            'export_int8', 'export_pt2']
 
@@ -45,6 +45,7 @@ class Resume(Callback):
     def after_epoch(self): ...
     def after_fit(self): ...
 def effective_state(model: nn.Module) -> dict: ...
+def load_student(folder) -> tuple: ...
 def save_student(
     learn: Learner,
     folder,
@@ -52,7 +53,6 @@ def save_student(
     onnx: bool = False,
     exported: bool = False,
 ) -> Path: ...
-def load_student(folder) -> tuple: ...
 @dataclass
 class Saved:
     model: nn.Module

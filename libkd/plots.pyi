@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 import numpy as np, pandas as pd
 
-__all__ = ['LibkdFigure', 'follows_dark', 'figure_html', 'looks', 'middle', 'short_names', 'plot_scoreboard',
-           'paired_differences', 'plot_paired', 'plot_curves', 'training_parts', 'plot_training', 'plot_arms',
-           'plot_reliability', 'plot_matrix', 'plot_confusion', 'plot_softened', 'plot_disagreement', 'attention_alt',
-           'plot_token_maps', 'plot_attention', 'plot_attention_distance', 'plot_points']
+__all__ = ['LibkdFigure', 'looks', 'middle', 'short_names', 'plot_scoreboard', 'paired_differences', 'plot_paired',
+           'plot_curves', 'training_parts', 'plot_training', 'plot_arms', 'plot_reliability', 'plot_matrix',
+           'plot_confusion', 'plot_softened', 'plot_disagreement', 'attention_alt', 'plot_token_maps', 'plot_attention',
+           'plot_attention_distance', 'plot_points']
 
 class LibkdFigure(Figure):
     alt: Any
