@@ -291,6 +291,12 @@ def load_student(folder, # Written by `save_student`
     return timm.create_model(f'local-dir:{folder}', pretrained=True).eval(), cfg
 
 # %% ../nbs/08a_handover.ipynb #8cc9c283
+def _write_input(file, **cfg): # config.json; what to change
+    "What the student wants to see, where timm looks for it: timm writes what the architecture was published with"
+    config = json.loads(file.read_text(encoding='utf-8'))
+    config['pretrained_cfg'] |= cfg
+    file.write_text(json.dumps(config, indent=2), encoding='utf-8')
+
 def _write_student(model, dls, made): # The student; loaders; an empty folder
     "`model.safetensors` and `config.json`, as timm reads them"
     mean, std = stats_of(dls)
@@ -300,6 +306,14 @@ def _write_student(model, dls, made): # The student; loaders; an empty folder
     save_file({k: v.detach().cpu().contiguous() for k, v in effective_state(model).items()}, made/'model.safetensors')
     _write_input(made/'config.json', input_size=[3, *size_of(dls)], mean=mean, std=std, crop_pct=1.,
                  crop_mode='center', interpolation='bilinear')
+
+# %% ../nbs/08a_handover.ipynb #56a47633
+def _apart(model, fresh, x): # The student as it is; as it was loaded; images
+    "How far their answers are from each other, in units of the largest; the student's mode stays"
+    was = {m: m.training for m in model.modules()}
+    with torch.no_grad(): old, new = model.eval()(x.to(next(model.parameters()).device)).cpu(), fresh(x)
+    for m, mode in was.items(): m.training = mode
+    return ((old - new).abs().max()/old.abs().max().clamp(min=1)).item()
 
 def _proved(model, dls, made): # As for `_write_student`
     "The student written to `made`, and loaded again: the fresh one, which answers as the old one does"
@@ -312,19 +326,6 @@ def _proved(model, dls, made): # As for `_write_student`
     if not far < 1e-3: raise UserError(
         f"{changed} as it is: a fresh one with its weights answers differently, by up to {far:.3g}. {advice}")
     return fresh
-
-def _apart(model, fresh, x): # The student as it is; as it was loaded; images
-    "How far their answers are from each other, in units of the largest; the student's mode stays"
-    was = {m: m.training for m in model.modules()}
-    with torch.no_grad(): old, new = model.eval()(x.to(next(model.parameters()).device)).cpu(), fresh(x)
-    for m, mode in was.items(): m.training = mode
-    return ((old - new).abs().max()/old.abs().max().clamp(min=1)).item()
-
-def _write_input(file, **cfg): # config.json; what to change
-    "What the student wants to see, where timm looks for it: timm writes what the architecture was published with"
-    config = json.loads(file.read_text(encoding='utf-8'))
-    config['pretrained_cfg'] |= cfg
-    file.write_text(json.dumps(config, indent=2), encoding='utf-8')
 
 # %% ../nbs/08a_handover.ipynb #6bca8836
 def _for_export(model, size): # In eval mode, on the CPU; (height, width)
