@@ -150,7 +150,8 @@ def main(n, work, out):
     draw(folder, n)
     os.environ['LIBKD_HOME'] = str(keep/'home')             # nothing is known of these files from before
     size = sum(f.stat().st_size for f in folder.rglob('*.jpg'))
-    found = dict(images=n, jpeg_MB=round(size/1e6), cores=os.cpu_count(), steps={})
+    load = round(os.getloadavg()[0], 1)
+    found = dict(images=n, jpeg_MB=round(size/1e6), cores=os.cpu_count(), load=load, steps={})
     def note(name, row):
         found['steps'][name] = row | dict(load=round(os.getloadavg()[0], 1))
         out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
