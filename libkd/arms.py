@@ -23,10 +23,11 @@ from .data import Samples
 from .sets import cluttered_digits, folder_of
 from .diagnose import accuracy, ece, macro_accuracy, nll, predictions, soften
 from .evidence import advice, choose, compare, interval, paired, say, still_rising, teacher_advice, teachers_below
-from .features import FeatureDistill, make_rule
+from .features import FeatureDistill, equal_pull, make_rule
 from .handover import save_student
 from .identity import difference_lines, differences
 from .learner import METHODS, distill_learner, labelled, methods_from
+from .losses import hard_kd_loss
 from .plots import plot_arms
 from .price import AS_LONG
 from .students import student_name
@@ -85,6 +86,7 @@ def thin_data(samples, # Samples of the run
 
 # %% ../nbs/15_arms.ipynb #bf12320d
 READY = 'efficientnet_lite0'                           # heavy, so it is asked about fewer views
+TAUGHT = dict(T=2., weights=1., label_weight=.25)      # how the main run teaches, where no teacher is a published one
 NANO  = 'depth:2 embed_dim:64'
 SMALL = dict(student='civt_nano', plain='vit_nano', conv='resnet_mini', inv='rednet_mini')
 LARGE = dict(student='civt_tiny_light', plain='vit_tiny_patch16_224', conv='resnet18', inv='rednet26',
@@ -105,7 +107,7 @@ def run_defaults(samples,      # Samples
     size = min(median, 224 if str(device).startswith('cuda') else 32)
     size = size if size < 16 else size//8*8
     args = f'patch_size:4 {NANO}' if size == 16 else NANO
-    found = dict(size=size, views=4, steps=700, lr=.002, label_weight=.25, args=args, **SMALL)
+    found = dict(size=size, views=4, steps=700, lr=.002, label_weight=TAUGHT['label_weight'], args=args, **SMALL)
     if size > 64: found |= LARGE
     ready = photos and size >= 24 and PACKAGED[READY].there()       # it has not seen smaller ones
     found['scratch'] = found['conv']
@@ -242,13 +244,14 @@ def one_term(rule, term, student, teacher, x, layers): # As for `features.make_r
     return made
 
 def taught_how(places, job, advice): # As for `train_arm`; a LogitCache or a Teacher
-    """Arguments of `distill_learner` for teaching. `code`, the digest of the file that brings the method, `control` and
-    `term` stand in `Job.distill` beside the callback's own"""
+    """Arguments of `distill_learner` for teaching. `code`, the digest of the file that brings the method, `control`,
+    `scaled` and `term` stand in `Job.distill` beside the callback's own"""
     how = dict(job.distill)
     if code := how.pop('code', ''): methods_from(places['imports'], code)
     control = how.pop('control', '')
     if control == 'silent': how |= dict(schedule=silence, **({'ramp': silence} if reads_layers(how['method']) else {}))
     if control == 'shuffled': advice = advice.shuffled(job.seed)
+    how.pop('scaled', None)                                         # see `train_arm`
     if term := how.pop('term', ''): how['rule'] = partial(one_term, METHODS[how['method']].settings['rule'], term)
     return dict(teachers=advice, check=False, **how)                # the teachers were checked before
 
@@ -258,6 +261,16 @@ def arm_learner(dls, job, teaching): # Loaders; `Job`; from `taught_how`, {} for
     kw = dict(seed=job.seed, student_kw=heads | job.args, verbose=False, **quick_adam(job.wd))
     return distill_learner(dls, job.model, **kw, **teaching)
 
+# %% ../nbs/15_arms.ipynb #0e2eb297
+def scaled_arms(ways): # As for `arms_beside`
+    "Each method with weights for this student: a rule that pulls as the labels do, answers as in the main run"
+    arms, hard = {}, (hard_kd_loss, 'hard')              # which have no temperature
+    for m, how in ways.items():
+        kept = () if METHODS[m].settings.get('loss') not in hard else ('T',)
+        if reads_layers(m): arms[f'{m}, scaled'] = how | dict(scaled=True)
+        else: arms[f'{m}, as the main run'] = how | {k: v for k, v in TAUGHT.items() if k not in kept}
+    return arms
+
 # %% ../nbs/15_arms.ipynb #65481266
 def controls(method, code=''): # A name in `METHODS`; digest of the file that brings it
     "Arms beside a method: name -> what stands in `Job.distill`"
@@ -266,8 +279,7 @@ def controls(method, code=''): # A name in `METHODS`; digest of the file that br
     if not reads_layers(method): arms[f'{method}, answers shuffled'] = how | dict(control='shuffled')
     return arms
 
-WORDS = ('controls', 'parts', 'mhca', 'views')
-
+WORDS = ('controls', 'scaled', 'parts', 'mhca', 'views')
 def arms_beside(ways,  # dict: method -> what stands in `Job.distill`
                 words, # Some of `WORDS`
                 student, depth, # Its name; its blocks
@@ -280,6 +292,7 @@ def arms_beside(ways,  # dict: method -> what stands in `Job.distill`
     more = {arm: how for m, h in own.items() for arm, how in controls(m, h.get('code', '')).items()}
     if 'parts' in words and 'cakd' in ways:
         more |= {f'cakd, {t.upper()} only': dict(method='cakd', term=t) for t in ('pca', 'gl')}
+    if 'scaled' in words: more |= scaled_arms(ways)
     early = mhca_arms(ways, student) if 'mhca' in words else {}
     once = {f'{m}, one view': h for m, h in ways.items() if 'views' in words and not reads_layers(m)}
     return more | early | once, dict.fromkeys(early, dict(conv_attention=max(1, depth//3))), list(once)
@@ -301,17 +314,16 @@ def train_arm(places, # dict: data (image folder or ''), out and cache (folders)
               job,    # `Job`
 )->dict:              # its metrics, seconds, history and the name of its files
     "Train one arm with one seed"
-    dls, advice = loaders(places, job), None
-    if job.teacher: dls, advice = labelled(dls), run_teacher(places, TeacherJob(**job.teacher))
-    elif job.distill is not None: advice = LogitCache.open(places['cache'])
-    learn = arm_learner(dls, job, {} if job.distill is None else taught_how(places, job, advice))
+    dls, teaching = loaders(places, job), arm_teaching(places, job)
+    learn = arm_learner(labelled(dls) if job.teacher else dls, job, teaching)
     start, epochs = time.perf_counter(), epochs_for(job.steps, learn.dls)
     in_turn(learn.dls.train, min(job.fresh, epochs*learn.dls.train.repeats))
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, job.lr, cbs=SparseValidation())
     seconds = time.perf_counter() - start
     if job.keep: save_student(learn, Path(places['out'])/'students'/job.name)
     judged, valid = answered(learn, places, job)
-    return dict(**scores(*judged), valid_accuracy=accuracy(*valid), seconds=seconds, files=job.name,
+    weighed = {k: teaching[k] for k in ('feature_weight',) if k in teaching}
+    return dict(**scores(*judged), valid_accuracy=accuracy(*valid), seconds=seconds, files=job.name, **weighed,
                 memory_mb=peak_memory().get('process'), history=curve_of(learn))
 
 # %% ../nbs/15_arms.ipynb #f48ba276
@@ -388,6 +400,16 @@ def train_teacher(places, job): # As for `train_arm`; `TeacherJob`
     run_teacher(places, job, looks)
     seen = {k: getattr(looks, k, None) for k in ('curve', 'images')}             # nothing, if it was found
     return dict(seconds=time.perf_counter() - start, **seen)
+
+# %% ../nbs/15_arms.ipynb #883d9a77
+def arm_teaching(places, job): # As for `train_arm`
+    "What `distill_learner` takes to teach; nothing for the untaught. Who reads layers asks a teacher while it learns"
+    if job.distill is None: return {}
+    teacher = run_teacher(places, TeacherJob(**job.teacher)) if job.teacher else None
+    teaching = taught_how(places, job, teacher or LogitCache.open(places['cache']))
+    if not job.distill.get('scaled'): return teaching
+    look = labelled(loaders(places, job))                           # of its own: the training's first batch stays first
+    return teaching | dict(feature_weight=equal_pull(arm_learner(look, job, teaching | dict(ramp=silence))))
 
 # %% ../nbs/15_arms.ipynb #ac7311de
 def do_job(places, threads=1, **said): # As for `train_arm`; of this process; a job's values

@@ -29,7 +29,7 @@ from torchvision.utils import make_grid
 from . import __version__, did_you_mean
 from .data import PART_NAMES, Samples, open_image
 from .learner import distill_learner
-from .teachers import Teacher, _only_tensor, as_teacher
+from .teachers import Teacher, only_tensor, as_teacher
 from .views import image_dls
 
 # %% ../nbs/09_datafree.ipynb #9bd522ea
@@ -136,7 +136,7 @@ def _classifier(t):
     return linear[-1]
 
 def _logits_of(t, x): # A `Teacher`; pixels (B, 3, H, W): its `logits`, with gradients
-    return t._mapped(_only_tensor(t.model(t.adapt(x, STATS)))).float()
+    return t._mapped(only_tensor(t.model(t.adapt(x, STATS)))).float()
 
 # %% ../nbs/09_datafree.ipynb #3757ec55
 @contextmanager

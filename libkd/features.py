@@ -7,7 +7,7 @@ __all__ = ['RULES', 'Feature', 'reading', 'probe', 'feature_layers', 'find_layer
            'PairRule', 'Align', 'Hint', 'AttentionTransfer', 'SimilarityPreserving', 'Relations', 'attention_of',
            'PartiallyCrossAttention', 'patch_groups', 'GroupwiseLinear', 'average_gradients', 'Discriminator', 'CAKD',
            'multi_view', 'LayerTeacher', 'store_features', 'make_rule', 'last_pair', 'advisor_of', 'trained_parameters',
-           'share_rule', 'checked_stage', 'FeatureDistill']
+           'share_rule', 'checked_stage', 'FeatureDistill', 'equal_pull']
 
 # %% ../nbs/08_features.ipynb #659a2039
 import copy, math, re, shutil
@@ -20,12 +20,13 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from fastai.callback.core import Callback, CancelFitException
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from timm.layers import Attention
 from torch import nn
 
-from . import did_you_mean, moved
+from . import UserError, did_you_mean, moved
 from .cache import DTYPES, LogitCache
 from .distill import Live, MultiTeacherDistill, Stored, checked_setting, processes, unwrap, value_at
 from .files import digest_of
@@ -740,3 +741,25 @@ def __getstate__(self:FeatureDistill):
 
 # %% ../nbs/08_features.ipynb #a320ea9f
 __getattr__ = moved(__name__, cakd_ramp='learner')      # where it stood before
+
+# %% ../nbs/08_features.ipynb #fe22db9d
+class _Pulls(Callback):
+    "How long two gradients are at the first step: of the loss, and of a rule's terms at weight 1; then the fit ends"
+    def before_backward(self):
+        cb = self.feature_distill
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        def length(loss):
+            grads = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+            return float(torch.cat([g.flatten() for g in grads if g is not None]).norm())
+        self.lengths = length(self.learn.loss_grad), length(sum(cb.rule(cb.feats, cb.theirs).values()))
+        raise CancelFitException()
+
+def equal_pull(
+    learn, # A learner with a `FeatureDistill` whose rule is silent (`ramp=lambda p: 0.`); it is used up
+)->float: # A `feature_weight`
+    """The weight at which a rule's terms pull as strongly on the student as all other terms together, in the first
+    batch. Raises `UserError` where one of the two does not pull at all"""
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0., cbs=(pulls := _Pulls()))
+    others, rule = pulls.lengths
+    if others > 0 and rule > 0: return others/rule
+    raise UserError(f"Nothing can be weighed: the gradient of {'the rule' if others else 'all other terms'} is 0.")

@@ -12,7 +12,7 @@ __all__ = ['RULES', 'Feature', 'reading', 'probe', 'feature_layers', 'find_layer
            'coarser', 'PairRule', 'Align', 'Hint', 'AttentionTransfer', 'SimilarityPreserving', 'Relations',
            'attention_of', 'PartiallyCrossAttention', 'patch_groups', 'GroupwiseLinear', 'average_gradients',
            'Discriminator', 'CAKD', 'multi_view', 'LayerTeacher', 'store_features', 'make_rule', 'last_pair',
-           'advisor_of', 'trained_parameters', 'share_rule', 'checked_stage', 'FeatureDistill']
+           'advisor_of', 'trained_parameters', 'share_rule', 'checked_stage', 'FeatureDistill', 'equal_pull']
 
 class Feature(NamedTuple):
     tokens: torch.Tensor
@@ -173,3 +173,4 @@ class FeatureDistill(MultiTeacherDistill):
     def load_resume_state(self, state): ...
     def arrangement(self) -> dict: ...
     def __getstate__(self): ...
+def equal_pull(learn) -> float: ...

@@ -210,7 +210,7 @@ def _frozen(model):
     return model
 
 # %% ../nbs/03_teachers.ipynb #5d15ca00
-def _only_tensor(out):
+def only_tensor(out):
     "Logits `(B, C)` from what a model returns: a tensor, something with `.logits`, or a tuple or dict with them first."
     if hasattr(out, 'logits'): out = out.logits
     elif isinstance(out, dict): out = out.get('logits', next(iter(out.values()), None))
@@ -365,7 +365,7 @@ def _summed(self:Teacher, z): # (B, C_own) -> (B, C)
 @patch
 def _said(self:Teacher, x):
     "What the model returns for a batch that is ready for it; a sentence where it takes no such batch"
-    try: return _only_tensor(self.model(x))
+    try: return only_tensor(self.model(x))
     except AssertionError as e:                                    # what `torch.export` says
         raise ValueError(f'teacher {self.name} takes no batch {tuple(x.shape)} ({str(e).splitlines()[0]}). '
                          'An exported model takes the batches that it was exported for: export it with '

@@ -7,7 +7,7 @@ import timm
 import torch
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import load_learner
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 from torch import nn
 
 import tiny
@@ -16,7 +16,7 @@ from libkd.distill import MultiTeacherDistill
 from libkd.handover import load_student, save_student
 from libkd.learner import METHODS, cakd_ramp, distill_learner
 from libkd.features import (CAKD, RULES, Align, Discriminator, Feature, FeatureDistill, GroupwiseLinear, LayerTeacher, PairRule, PartiallyCrossAttention, attention_of,
-                            depth_of, feature_layers, find_layer, match_features, multi_view, patch_groups, probe, reading, store_features, to_grid)
+                            depth_of, equal_pull, feature_layers, find_layer, make_rule, match_features, multi_view, patch_groups, probe, reading, store_features, to_grid)
 from libkd.students import create_student
 from libkd.teachers import Teacher, decaying, quick_adam
 
@@ -457,3 +457,39 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
     for n, g in first_gradients(x, y).items(): assert g is None and got[n] is None or torch.allclose(got[n], g, atol=1e-5), n
     whole = judged(real, torch.cat([real[:6].flip(0), real[6:].flip(0)]) - 1)
     for n, v in whole.items(): assert torch.allclose(judge[n], v, atol=1e-4), n
+
+
+# -- how strongly a rule pulls --------------------------------------------------------------------------------------------
+
+def silent(rule='at', label_weight=1., **kw):
+    "A learner whose rule is made and not heard; always the same student and first batch"
+    torch.manual_seed(0)
+    return distill_learner(tiny.loaders(), 'vit_nano', teachers=conv(), seed=0, verbose=False, check=False, student_kw=SMALL, rule=rule, weights=0.,
+                           label_weight=label_weight, layers={'blocks.0': 'a'}, ramp=lambda p: 0., method='at', **kw)
+
+
+def test_an_equal_pull_is_the_ratio_of_two_gradients():
+    "By hand: the gradients of the first batch, of the labels' loss and of the rule's"
+    learn = silent()
+    cb, lengths = callback(learn), []
+    class ByHand(Callback):
+        def before_backward(self):
+            label = nn.functional.cross_entropy(self.pred, self.y)
+            rule = sum(cb.rule(cb.feats, cb.theirs).values())
+            for loss in (label, rule):
+                self.model.zero_grad()
+                loss.backward(retain_graph=True)
+                lengths.append(sum((p.grad**2).sum() for p in self.model.parameters() if p.grad is not None)**.5)
+            raise CancelFitException()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0., cbs=ByHand())
+    assert equal_pull(silent()) == pytest.approx(float(lengths[0]/lengths[1]), rel=1e-4)
+
+
+def test_what_does_not_pull_cannot_be_weighed():
+    assert equal_pull(silent(label_weight=4.)) == pytest.approx(4*equal_pull(silent()), rel=1e-4)
+    with pytest.raises(ValueError, match='all other terms is 0'): equal_pull(silent(label_weight=0.))
+    def mute(student, teacher, x, layers):
+        made = make_rule('at', student, teacher, x, layers)
+        made.forward = lambda s, t: {'at': 0*sum(f.tokens.sum() for f in s.values())}
+        return made
+    with pytest.raises(ValueError, match='the rule is 0'): equal_pull(silent(mute))

@@ -751,7 +751,11 @@ def test_who_reads_layers_is_trained_on_what_the_untaught_student_is_trained_on(
         untaught = arms.train_arm(places, job)
         silent = arms.train_arm(places, replace(job, arm='silent', distill=dict(method='at', control='silent'), teacher=asdict(asked)))
         taught = arms.train_arm(places, replace(job, arm='at', distill=dict(method='at'), teacher=asdict(asked)))
-    for other in ('silent', 'at'):
+        scaled = arms.train_arm(places, replace(job, arm='scaled', distill=dict(method='at', scaled=True), teacher=asdict(asked)))
+    assert 0 < scaled['feature_weight'] != 1000 and scaled['nll'] not in (silent['nll'], taught['nll'])
+    seen['look'], seen['scaled'] = seen['scaled'][:1], seen['scaled'][1:]                           # the first batch is looked at beforehand
+    assert all((a == b).all() for a, b in zip(seen['look'][0][:1], seen['scaled'][0][:1]))
+    for other in ('silent', 'at', 'scaled'):
         assert all((y == z).all() and (y >= 0).all() and a == b for (y, a), (z, b) in zip(seen['untaught'], seen[other], strict=True))
     assert silent['nll'] != taught['nll'] and untaught['files'] != silent['files']
 
@@ -769,13 +773,14 @@ def test_as_many_seconds_are_only_tried_where_they_are_cheap():
 def test_every_published_method_runs_through_papermill(tmp_path):
     data = some_digits(tmp_path/'data', train=12, valid=4, test=6)
     methods = [m for m in METHODS if m != 'deit-soft']
-    words = ['-p', 'steps=3', 'check=no', 'student_args=depth:3', 'seeds=1', 'views=2', 'jobs=2', f"methods={' '.join(methods)}", 'beside=parts mhca views']
+    words = ['-p', 'steps=3', 'check=no', 'student_args=depth:3', 'seeds=1', 'views=2', 'jobs=2', f"methods={' '.join(methods)}", 'beside=scaled parts mhca views']
     done = libkd('run', data, '--notebook', 'methods', '--folder', tmp_path/'run', *words)
     assert done.returncode == 0, done.stderr
     result = runs.read_json(tmp_path/'run'/'result.json')
     ways = {m: dict(method=m) for m in methods}
-    more, _, once = arms.arms_beside(ways, ['parts', 'mhca', 'views'], 'civt_nano', 3)
-    assert {'cakd, PCA only', 'cakd, GL only', 'untaught, MHCA', 'dearkd, MHCA', 'kd, one view'} <= set(more)
+    more, _, once = arms.arms_beside(ways, ['scaled', 'parts', 'mhca', 'views'], 'civt_nano', 3)
+    assert more['kd, as the main run']['T'] == 2 and 'T' not in more['deit, as the main run']         # hard answers have none
+    assert {'at, scaled', 'co-advise, as the main run', 'cakd, PCA only', 'cakd, GL only', 'untaught, MHCA', 'dearkd, MHCA', 'kd, one view'} <= set(more)
     assert {r['arm'] for r in result['table']} == {'untaught', *methods, *more, 'resnet_mini', 'rednet_mini', 'mean of the teachers'}
     rows = {r['arm']: r for p in (tmp_path/'run'/'jobs').glob('*.json') if 'arm' in (r := runs.read_json(p))}
     assert len({rows[a]['cache'] for a in once}) == 1 and rows['kd, one view']['cache'] != rows['kd']['cache']
