@@ -292,7 +292,7 @@ def arms_beside(ways,  # dict: method -> what stands in `Job.distill`
     more = {arm: how for m, h in own.items() for arm, how in controls(m, h.get('code', '')).items()}
     if 'parts' in words and 'cakd' in ways:
         more |= {f'cakd, {t.upper()} only': dict(method='cakd', term=t) for t in ('pca', 'gl')}
-    if 'scaled' in words: more |= scaled_arms(ways)
+    if 'scaled' in words: more |= scaled_arms({m: h for m, h in ways.items() if m not in mine})
     early = mhca_arms(ways, student) if 'mhca' in words else {}
     once = {f'{m}, one view': h for m, h in ways.items() if 'views' in words and not reads_layers(m)}
     return more | early | once, dict.fromkeys(early, dict(conv_attention=max(1, depth//3))), list(once)
@@ -309,12 +309,22 @@ def in_turn(dl, n): # A `ViewDL`; number of views
     if dl.policy.name == 'online': dl.policy = finite(n)
 
 
+# %% ../nbs/15_arms.ipynb #883d9a77
+def arm_teaching(places, job, teacher): # As for `train_arm`; the `Teacher` that is asked while it learns, or None
+    "What `distill_learner` takes to teach; nothing for the untaught"
+    if job.distill is None: return {}
+    teaching = taught_how(places, job, teacher or LogitCache.open(places['cache']))
+    if not job.distill.get('scaled'): return teaching
+    look = labelled(loaders(places, job))                           # of its own: the training's first batch stays first
+    return teaching | dict(feature_weight=equal_pull(arm_learner(look, job, teaching | dict(ramp=silence))))
+
 # %% ../nbs/15_arms.ipynb #28544daa
 def train_arm(places, # dict: data (image folder or ''), out and cache (folders), pictures (folder or None)
               job,    # `Job`
 )->dict:              # its metrics, seconds, history and the name of its files
     "Train one arm with one seed"
-    dls, teaching = loaders(places, job), arm_teaching(places, job)
+    teacher = run_teacher(places, TeacherJob(**job.teacher)) if job.teacher else None
+    dls, teaching = loaders(places, job), arm_teaching(places, job, teacher)
     learn = arm_learner(labelled(dls) if job.teacher else dls, job, teaching)
     start, epochs = time.perf_counter(), epochs_for(job.steps, learn.dls)
     in_turn(learn.dls.train, min(job.fresh, epochs*learn.dls.train.repeats))
@@ -400,16 +410,6 @@ def train_teacher(places, job): # As for `train_arm`; `TeacherJob`
     run_teacher(places, job, looks)
     seen = {k: getattr(looks, k, None) for k in ('curve', 'images')}             # nothing, if it was found
     return dict(seconds=time.perf_counter() - start, **seen)
-
-# %% ../nbs/15_arms.ipynb #883d9a77
-def arm_teaching(places, job): # As for `train_arm`
-    "What `distill_learner` takes to teach; nothing for the untaught. Who reads layers asks a teacher while it learns"
-    if job.distill is None: return {}
-    teacher = run_teacher(places, TeacherJob(**job.teacher)) if job.teacher else None
-    teaching = taught_how(places, job, teacher or LogitCache.open(places['cache']))
-    if not job.distill.get('scaled'): return teaching
-    look = labelled(loaders(places, job))                           # of its own: the training's first batch stays first
-    return teaching | dict(feature_weight=equal_pull(arm_learner(look, job, teaching | dict(ramp=silence))))
 
 # %% ../nbs/15_arms.ipynb #ac7311de
 def do_job(places, threads=1, **said): # As for `train_arm`; of this process; a job's values

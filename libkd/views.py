@@ -1282,7 +1282,7 @@ def _grown(dl, size): # As for `rendered`
 def rendered(
     dl,   # A loader
     size, # (height, width) that a model wants; None: it takes what comes
-): # `dl`, or a `ViewDL` of the same samples and views
+)->TfmdDL: # `dl`, or a `ViewDL` of the same samples and views
     """The loader's views with as many pixels as the model wants and the files have. The loader itself where that is
     less than twice as many along a side (a gain that could not be measured), or where it makes no `LightViews`"""
     if size is None or getattr(dl, 'light', None) is None: return dl
