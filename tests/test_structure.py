@@ -100,10 +100,7 @@ def test_exported_cells_fit_on_a_screen(path):
     assert not long, f'split these cells: {long}'
 
 
-BEING_REWRITTEN = {'runs'}              # folders that still have wider lines
-
-
-@pytest.mark.parametrize('path', [p for p in PAGES if not BEING_REWRITTEN & set(p.relative_to(NBS).parts)], ids=name_of)
+@pytest.mark.parametrize('path', PAGES, ids=name_of)
 def test_no_line_of_code_is_longer_than_120_columns(path):
     long = [line for c in cells(path) for line in text(c).splitlines() if len(line) > 120]
     assert not long, f'break these lines, one thought each: {long}'
