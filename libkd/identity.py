@@ -58,6 +58,7 @@ _HERE = str(Path(__file__).resolve().parent) if '__file__' in globals() else ''
 def _of_library(obj):
     "Whether a function, class or module belongs to an installed package, to Python or to libkd, and not to the user"
     name = getattr(obj, '__module__', None) or 'builtins'
+    if name == '__main__': return False                             # also where `python -m` runs a package
     module = obj if isinstance(obj, types.ModuleType) else sys.modules.get(name)
     file = getattr(module, '__file__', None)
     if file is None: return module is not None and module.__name__ != '__main__'       # built into Python

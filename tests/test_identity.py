@@ -205,3 +205,14 @@ def test_what_an_installer_wrote_down_is_a_library_in_any_folder(tmp_path, monke
     monkeypatch.syspath_prepend(tmp_path)
     it = importlib.import_module
     assert _of_library(it('told_pkg')) and _of_library(it('told_pkg.part').f) and not _of_library(it('told_mine').f)
+
+
+def test_what_is_run_is_the_users_own_also_under_a_package():
+    "`python -m pytest` puts pytest's own file into the place of `__main__`"
+    def reads(number):
+        there = dict(BY=number, __name__='__main__')
+        exec('def f(x): return x*BY', there)
+        return there['f']
+    with pytest.MonkeyPatch.context() as m:
+        m.setitem(sys.modules, '__main__', pytest)
+        assert identity(reads(.3)) != identity(reads(.8)) and identity(reads(.3)) == identity(reads(.3))
