@@ -24,7 +24,7 @@ from .files import Seen, locked, progress, publish, publish_json, sha256, sha256
 from .identity import difference_lines, differences, shortened
 from .losses import TopK, top_k
 from .teachers import Teacher, as_teacher, check_teacher
-from .views import (LightViews, Mix, Policy, SampleCategory, ViewDL, as_policy, online, pixel_versions,
+from .views import (LightViews, Mix, Policy, SampleCategory, ViewDL, as_policy, at_size, online, pixel_versions,
                          rendered, view_digests)
 
 # %% auto #0
@@ -264,7 +264,7 @@ def shown(self:CacheBuilder,
 ) -> Iterator: # Of ({size: views (B, 3, H, W)}, labels (B,)); a size is that of `.sizes`
     "The views of shard `i` in all sizes that teachers are asked about"
     for size in {*self.sizes.values()} - {None, *self.larger}:
-        self.larger[size] = self.dl.new(cls=ViewDL, size=size, pictures=None, keep=None)
+        self.larger[size] = at_size(self.dl, size)
     loaders = self.batches(i), *(self._shard_of(dl, i, ViewDL) for dl in self.larger.values())
     for (x, y), *more in zip(*loaders): yield {None: x} | {s: b[0] for s, b in zip(self.larger, more)}, y
 
@@ -1045,7 +1045,7 @@ def _farthest(self:LogitCache, dl, teachers, n, rng): # As for `spot_check`
 def _shown_to(self:LogitCache, t, dl):
     "The loader of the views that a teacher was asked about"
     size = self.teachers.get(t.name, {}).get('size')
-    return dl.new(cls=ViewDL, size=tuple(size), pictures=None, keep=None) if size else dl
+    return at_size(dl, size) if size else dl
 
 def _stored_batch(dl, rows, views): # (n,) each; what teachers saw, (n, 3, H, W)
     return _as_batch(dl, torch.stack([dl.do_item(int(v*len(dl.dataset) + r))[0] for r, v in zip(rows, views)]))

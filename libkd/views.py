@@ -38,7 +38,7 @@ __all__ = ['STEP', 'RATIOS', 'LIGHT', 'WINDOW', 'MIX', 'ERASE', 'BETA', 'PIXELS'
            'mixed', 'Ride', 'plain_batch', 'each_loss', 'weighted_loss', 'LabelLoss', 'open_sample', 'label_of',
            'item_id', 'SampleCategory', 'TrainTfm', 'light_tfms', 'fitted', 'read_picture', 'free_memory', 'Pictures',
            'ViewSet', 'ViewSampler', 'sample_block', 'image_dls', 'tfm_spec', 'pixel_versions', 'view_digests',
-           'some_shapes', 'rendered']
+           'some_shapes', 'at_size', 'rendered']
 
 # %% ../nbs/01_views.ipynb #692778ad
 class ViewError(UserError):
@@ -1279,6 +1279,13 @@ def _grown(dl, size): # As for `rendered`
     shapes = some_shapes(dl.samples or dl.pictures.sources)
     return min(most, np.median((shapes/dl.size).min(1)))
 
+def at_size(
+    dl,   # A `ViewDL` of `LightViews`
+    size, # (height, width)
+)->ViewDL:
+    "The same samples and views in another size; the pictures are decoded anew, into memory"
+    return dl.new(cls=ViewDL, size=tuple(size), pictures=None, keep=None)
+
 def rendered(
     dl,   # A loader
     size, # (height, width) that a model wants; None: it takes what comes
@@ -1287,4 +1294,4 @@ def rendered(
     less than twice as many along a side (a gain that could not be measured), or where it makes no `LightViews`"""
     if size is None or getattr(dl, 'light', None) is None: return dl
     if (grow := _grown(dl, size)) < 2: return dl
-    return dl.new(cls=ViewDL, size=tuple(round(n*grow) for n in dl.size), pictures=None, keep=None)
+    return at_size(dl, [round(n*grow) for n in dl.size])
