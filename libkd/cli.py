@@ -287,13 +287,14 @@ def kernel():
 def threads():
     "What a step costs on one thread and on all, and what follows"
     import torch
-    from libkd.arms import threads_or_processes, train_step
+    from joblib import cpu_count
+    from libkd.price import most_threads, threads_or_processes, train_step
     from libkd.students import create_student
     x, y = torch.randn(32, 3, 16, 16), torch.randint(0, 10, (32,))
     t = threads_or_processes(train_step(create_student('vit_nano', 10, 16), x, y))
     one, many = (round(1000*t[k]) for k in ('one_thread', 'all_threads'))
     best = f"processes × threads that get most done: {t['jobs']} × {t['threads']}"
-    return f'a step takes {one} ms on one thread, {many} ms on {os.cpu_count()}; {best}'
+    return f'a step takes {one} ms on one thread, {many} ms on {most_threads(cpu_count())}; {best}'
 
 # %% ../nbs/18_cli.ipynb #e84ae8af
 def data_folder():

@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 import timm, torch
 from fastcore.basics import patch
+from joblib import cpu_count
 
 from . import UserError
 from .students import create_student
@@ -48,16 +49,27 @@ def torch_threads(n): # Threads of an operator, for a while
     try: yield
     finally: torch.set_num_threads(was)
 
+
+# %% ../nbs/14a_price.ipynb #e5521949
+def most_threads(cores): # That one process may have
+    "Threads of an operator, at most"
+    said = os.environ.get('OMP_NUM_THREADS', '')
+    return max(1, min(cores, int(said))) if said.isdigit() else cores
+
 def threads_or_processes(step, # One training step, as a function
-                         cores=None, # Of this machine; None: all
+                         cores=None, # Of this machine; None: all that this process may use
+                         jobs=0, # Processes, where they are given; 0: what finishes more steps
 )->dict:                       # jobs, threads: which way finishes more steps a second; one_thread, all_threads: seconds
-    "Several processes with one thread each, or one process with all threads"
-    cores, seconds = cores or os.cpu_count() or 1, {}
-    for n in {1, cores}:
+    "Several processes with one thread each, or fewer with as many threads as the cores allow"
+    cores = cores or cpu_count()
+    many = most_threads(max(1, cores//(jobs or 1)))
+    seconds = {}
+    for n in {1, many}:
         with torch_threads(n): seconds[n] = timed(step)
-    together = cores/seconds[1] >= 1/seconds[cores]
-    return dict(jobs=cores if together else 1, threads=1 if together else cores,
-                one_thread=seconds[1], all_threads=seconds[cores])
+    ways = {(jobs or cores, 1): seconds[1], (jobs or 1, many): seconds[many]}
+    found = min(ways, key=lambda way: ways[way]/way[0])              # seconds of a step of all processes together
+    return dict(jobs=found[0], threads=found[1], one_thread=seconds[1], all_threads=seconds[many])
+
 
 # %% ../nbs/14a_price.ipynb #b7c7e1e4
 BUSY = """import sys, time
@@ -126,8 +138,8 @@ def processes(jobs, # Wanted number, or 0: one on a GPU, else what is measured t
     "How many processes at a time, threads each, and how they crowd each other"
     if str(dls.device).startswith('cuda'): return How(jobs or 1)
     step = student_step(student, len(dls.vocab), tuple(dls.size), args, dls.train.bs)
-    found = threads_or_processes(step)
-    how = How(jobs, max(1, (os.cpu_count() or 1)//jobs)) if jobs else How(found['jobs'], found['threads'])
+    found = threads_or_processes(step, jobs=jobs)
+    how = How(found['jobs'], found['threads'])
     return replace(how, crowding=crowding(step, how.jobs, how.threads)) if how.jobs > 1 else how
 
 # %% ../nbs/14a_price.ipynb #0d0940a7
@@ -264,8 +276,8 @@ def lengths(self:Plan)->str:
 
 @patch
 def __str__(self:Plan):
-    w, m, each = self.work, self.minutes, ', '.join(f'{a} {s:.0f} s' for a, s in self.seconds_a_run.items())
-    models = ', '.join(f'{a} ({model})' for a, (model, _) in w.arms.items())
+    w, m, one = self.work, self.minutes, self.seconds_a_run
+    arms = ', '.join(f'{a} ({model}) {one[a]:.0f} s' for a, (model, _) in w.arms.items())
     images = ', '.join(f'{n:,} {part}' for part, n in w.images.items())
     beside = ' and '.join(w.beside)
     long = f'; {AS_LONG}, × {w.as_long} ({self.from_nothing:.0f} s)' if w.as_long else ''
@@ -276,7 +288,8 @@ def __str__(self:Plan):
         f"teachers  {self.lengths}, and beside them {beside}: "
         f"{m['teachers']:.1f} min",
         f"cache     {w.views} views, {self.cache_bytes/1e6:.1f} MB: {m['cache']:.1f} min; {pays}",
-        f"arms      {models} × {w.seeds} seeds of {w.steps} steps ({each}){long}: {m['arms']:.1f} min",
+        f"arms      {arms} × {w.seeds} seeds of {w.steps} steps{long}: "
+        f"{m['arms']:.1f} min",
         f"in all    about {sum(m.values()):.1f} min"])
 
 # %% ../nbs/14a_price.ipynb #69511a12
