@@ -90,7 +90,7 @@ TAUGHT = dict(T=2., weights=1., label_weight=.25)      # how the main run teache
 NANO  = 'depth:2 embed_dim:64'
 SMALL = dict(student='civt_nano', plain='vit_nano', conv='resnet_mini', inv='rednet_mini')
 LARGE = dict(student='civt_tiny_light', plain='vit_tiny_patch16_224', conv='resnet18', inv='rednet26',
-             args='')                                  # above 64 pixels
+             args='')                                  # above 64 pixels, on a GPU
 
 def follow(n): # Training images
     "How a student follows the teacher with published weights: 64 passes, each image in so many views"
@@ -100,15 +100,17 @@ def follow(n): # Training images
 def run_defaults(samples,      # Samples
                  device='cpu', # 'cpu' or 'cuda'
                  photos=False, # Photographs: a teacher with published weights is taken, where its package is installed
+                 size=0,       # Pixels, where they are given; 0: from the median of the pictures' short sides
 )->dict:                       # size in pixels; student, plain, conv, inv, scratch (a convolution without published
                                # weights): names; args of the first two; how to train
-    "Size and models for these pictures, from the median of their short sides"
-    median = int(np.median(some_shapes(samples).min(1)))
-    size = min(median, 224 if str(device).startswith('cuda') else 32)
-    size = size if size < 16 else size//8*8
+    "Size and models for these pictures and this device"
+    gpu = str(device).startswith('cuda')
+    if not size:
+        size = min(int(np.median(some_shapes(samples).min(1))), 224 if gpu else 32)
+        size = size if size < 16 else size//8*8
     args = f'patch_size:4 {NANO}' if size == 16 else NANO
     found = dict(size=size, views=4, steps=700, lr=.002, label_weight=TAUGHT['label_weight'], args=args, **SMALL)
-    if size > 64: found |= LARGE
+    if size > 64 and gpu: found |= LARGE
     ready = photos and size >= 24 and PACKAGED[READY].there()       # it has not seen smaller ones
     found['scratch'] = found['conv']
     return found | (follow(len(samples.train)) if ready else {})

@@ -3,7 +3,7 @@ import errno, json, math, os, re, shutil, signal, subprocess, sys, textwrap, tim
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
 from PIL import Image
 from hypothesis import Phase, given, settings, strategies as st
@@ -511,6 +511,30 @@ def test_decoded_pictures_may_take_half_of_the_disk(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder/'pictures-1.u8').write_bytes(bytes(60))
     assert [arms.roomy(folder, n) for n in (80, 81)] == [True, False]                       # what lies there is no loss
+
+
+def test_models_follow_a_size_that_is_given(monkeypatch):
+    from libkd.teachers import Packaged
+    monkeypatch.setattr(Packaged, 'there', lambda self: True)
+    samples = arms.run_samples('clothes', labels=10)
+    def chosen(size, device='cpu'):
+        found = arms.run_defaults(samples, device, photos=True, size=size)
+        return tuple(found[k] for k in ('size', 'student', 'args', 'conv'))
+    small = 'patch_size:4 depth:2 embed_dim:64'
+    assert chosen(0) == chosen(32) == (32, 'civt_nano', 'depth:2 embed_dim:64', 'efficientnet_lite0')
+    assert chosen(16) == (16, 'civt_nano', small, 'resnet_mini')                # too small for the published teacher
+    assert chosen(96) == (96, 'civt_nano', 'depth:2 embed_dim:64', 'efficientnet_lite0')
+    assert chosen(96, 'cuda') == (96, 'civt_tiny_light', '', 'efficientnet_lite0')
+
+
+def test_threads_are_measured_also_where_processes_are_given(monkeypatch):
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    def waits(): time.sleep(.01*torch.get_num_threads())                        # threads that only wait for each other
+    def shares(): time.sleep(.04/torch.get_num_threads())
+    ways = [price.threads_or_processes(f, cores=4, jobs=j) for f in (waits, shares) for j in (1, 2, 4)]
+    assert [(w['jobs'], w['threads']) for w in ways] == [(1, 1), (2, 1), (4, 1), (1, 4), (2, 2), (4, 1)]
+    monkeypatch.setenv('OMP_NUM_THREADS', '2')
+    assert price.threads_or_processes(shares, cores=4, jobs=1)['threads'] == 2  # no more than the environment allows
 
 
 def test_photographs_get_a_teacher_with_published_weights_where_it_is_installed(monkeypatch):
