@@ -56,6 +56,12 @@ def most_threads(cores): # That one process may have
     said = os.environ.get('OMP_NUM_THREADS', '')
     return max(1, min(cores, int(said))) if said.isdigit() else cores
 
+def seconds_with(step, counts): # A function; numbers of threads
+    "{threads: seconds of a step}"
+    def once(n):
+        with torch_threads(n): return timed(step)
+    return {n: once(n) for n in counts}
+
 def threads_or_processes(step, # One training step, as a function
                          cores=None, # Of this machine; None: all that this process may use
                          jobs=0, # Processes, where they are given; 0: what finishes more steps
@@ -63,9 +69,7 @@ def threads_or_processes(step, # One training step, as a function
     "Several processes with one thread each, or fewer with as many threads as the cores allow"
     cores = cores or cpu_count()
     many = most_threads(max(1, cores//(jobs or 1)))
-    seconds = {}
-    for n in {1, many}:
-        with torch_threads(n): seconds[n] = timed(step)
+    seconds = seconds_with(step, {1, many})
     ways = {(jobs or cores, 1): seconds[1], (jobs or 1, many): seconds[many]}
     found = min(ways, key=lambda way: ways[way]/way[0])              # seconds of a step of all processes together
     return dict(jobs=found[0], threads=found[1], one_thread=seconds[1], all_threads=seconds[many])
