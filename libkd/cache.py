@@ -29,7 +29,7 @@ from .views import (LightViews, Mix, Policy, SampleCategory, ViewDL, as_policy, 
 
 # %% auto #0
 __all__ = ['CacheError', 'CacheMismatch', 'CacheCorrupt', 'CacheUnfinished', 'CacheLocked', 'make_plan', 'CacheBuilder',
-           'plan_files', 'make_manifest', 'LogitCache', 'LogitBlock']
+           'plan_files', 'LogitCache', 'LogitBlock']
 
 # %% ../nbs/04_cache.ipynb #b7abadcb
 class CacheError(UserError):        "Something about a logit cache is not as it has to be"

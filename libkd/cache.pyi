@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np, pandas as pd, torch
 
 __all__ = ['CacheError', 'CacheMismatch', 'CacheCorrupt', 'CacheUnfinished', 'CacheLocked', 'make_plan', 'CacheBuilder',
-           'plan_files', 'make_manifest', 'LogitCache', 'LogitBlock']
+           'plan_files', 'LogitCache', 'LogitBlock']
 
 class CacheError(UserError): ...
 class CacheMismatch(CacheError): ...

@@ -32,8 +32,8 @@ from .data import PARTS, Sample, Samples, array_id, decoded_digest, digests_of, 
 from .identity import identity
 
 # %% auto #0
-__all__ = ['STEP', 'RATIOS', 'LIGHT', 'WINDOW', 'MIX', 'ERASE', 'BETA', 'PIXELS', 'ViewError', 'scramble', 'view_keys', 'draws',
-           'below', 'chance', 'from_table', 'view_seed', 'rng_scope', 'Policy', 'clean', 'finite', 'replay', 'online',
+__all__ = ['STEP', 'RATIOS', 'LIGHT', 'WINDOW', 'MIX', 'ERASE', 'BETA', 'ViewError', 'scramble', 'view_keys', 'draws', 'below',
+           'chance', 'from_table', 'view_seed', 'rng_scope', 'Policy', 'clean', 'finite', 'replay', 'online',
            'as_policy', 'shifted', 'coloured', 'erase_boxes', 'box_mask', 'LightViews', 'Mix', 'mix_pair', 'lam_table',
            'mixed', 'Ride', 'plain_batch', 'each_loss', 'weighted_loss', 'LabelLoss', 'open_sample', 'label_of',
            'item_id', 'SampleCategory', 'TrainTfm', 'light_tfms', 'fitted', 'read_picture', 'free_memory', 'Pictures',
@@ -606,9 +606,10 @@ def free_memory(
         free.append(rest + int(cached[1] if cached else 0))         # the system gives cached files up when it must
     return max(0, min(free))
 
-# %% ../nbs/01_views.ipynb #7f24b3eb
+# %% ../nbs/01_views.ipynb #3a4bf56c
 PIXELS = 2       # raised by hand when pictures are brought to their size otherwise
 
+# %% ../nbs/01_views.ipynb #7f24b3eb
 class Pictures:
     "Pictures of a data set as uint8 of the final size: decoded once, when first asked for, and held in one place"
     def __init__(self,

@@ -155,10 +155,51 @@ def test_what_would_be_built_wrong_is_named():
                                           'definition of h in 01_a.ipynb: stands twice, in a cell and a cell']
 
 
-def test_no_site_is_built_from_what_is_wrong(tmp_path, monkeypatch):
-    import before, build
-    monkeypatch.setattr(before, 'notebooks', lambda: {'a.ipynb': dict(cells=[cell('1 + 1')])})
-    assert build.main(tmp_path/'html').splitlines()[:2] == ['no site is built:', 'a.ipynb: shows code and no output; execute it'] and not (tmp_path/'html').exists()
+@pytest.mark.parametrize('wrong, said', [
+    ([cell('1 + 1')], 'a.ipynb: shows code and no output; execute it'),
+    ([cell('plot()', picture(**{'image/png': 'A'}))], "a.ipynb: a picture without alt text below 'plot()'"),
+    ([cell('#| export\ndef h(): "x"'), cell('#| export\ndef h(): "y"')], 'definition of h in a.ipynb: stands twice, in a cell and a cell'),
+    ([], 'room.mute: exported without a docstring')])
+def test_no_site_is_built_from_what_is_wrong(tmp_path, monkeypatch, wrong, said):
+    import before, build, words
+    def mute(): pass
+    mute.__module__ = 'room'
+    room = type(sys)('room')
+    room.__all__, room.mute = [] if wrong else ['mute'], mute
+    monkeypatch.setattr(before, 'notebooks', lambda: {'a.ipynb': dict(cells=wrong)})
+    monkeypatch.setattr(words, 'rooms', lambda: [room])
+    assert build.main(tmp_path/'html').splitlines() == ['no site is built:', said] and not (tmp_path/'html').exists()
+
+
+def test_types_lead_to_who_documents_them():
+    from pages import Links
+    links = Links('howto/a', {'Teacher': 'teachers.html#teacher'})
+    text = links('`dict[str, Teacher] | Tensor`{.type}')
+    assert text.count('<a ') == 4 and '<a href="../teachers.html#teacher">Teacher</a>' in text and '#torch.Tensor">Tensor</a>' in text
+    assert links('`list[Odd]`{.type}').endswith('>list</a>[Odd]</code>') and links.lost == {'Odd'}
+
+
+def test_a_type_that_nobody_documents_is_named(tmp_path, monkeypatch):
+    import before, build, pages, words
+    monkeypatch.setattr(before, 'faults', lambda books, modules: [])
+    monkeypatch.setattr(words, 'rooms', lambda: [])
+    monkeypatch.setattr(pages, 'contents', lambda: {'': ['00_files.ipynb']})
+    monkeypatch.setattr(pages, 'ELSEWHERE', {k: v for k, v in pages.ELSEWHERE.items() if k != 'tqdm'})
+    assert build.main(tmp_path/'html').splitlines() == ['no site is built:', 'files: the type tqdm leads nowhere; pages.ELSEWHERE can name its page']
+
+
+def test_a_method_is_shown_where_it_is_told_from_others():
+    import pages
+    box = cell('#| export\nclass Box: "b"\n@patch\ndef pour(self:Box): "x"\n@patch\ndef to(self:Box): "y"')
+    books = {'a': dict(cells=[box, cell('b = Box()\nb.to(1)'), cell('b.pour()'), cell('Box.to(b)')]), 'b': dict(cells=[cell('c.pour()')])}
+    assert pages.examples(books) == {'Box': ('a', 1), 'Box.pour': ('a', 2), 'Box.to': ('a', 3)}
+
+
+def test_every_export_has_an_example():
+    import before, pages, words
+    shown = pages.examples({pages.page_name(p): nb for p, nb in before.notebooks().items()})
+    bare = [n for n, obj in words.exported(words.rooms()) if n.count('.') == 1 and n.partition('.')[2] not in shown]
+    assert not bare, f'show these in a cell that a reader sees: {bare}'
 
 
 def test_the_committed_notebooks_are_right():

@@ -10,7 +10,7 @@ def type_name(kind):
     "An annotation as a reader would write it."
     if kind in (EMPTY, None): return ''
     text = kind if isinstance(kind, str) else inspect.formatannotation(kind)
-    return re.sub(r'\b(?:[a-z_]\w*\.)+(?=\w)', '', text).replace("'", '')
+    return re.sub(r'\b(?:[A-Za-z_]\w*\.)+(?=\w)', '', text).replace("'", '')
 
 
 def default(value):

@@ -28,7 +28,7 @@ def main(site):
         warnings.simplefilter('ignore')
         import after, before, pages, words
         if found := before.faults(before.notebooks(), words.rooms()): return '\n'.join(['no site is built:', *found])
-        pages.main(work/'pages', work/'extra')
+        if found := pages.main(work/'pages', work/'extra'): return '\n'.join(['no site is built:', *found])
         put_playground(work/'extra', work)
     from sphinx.cmd.build import main as sphinx
     quiet = ['-W', '--keep-going', '-q', '-j', '2', '-b', 'html', '-c', str(here), '-d', str(work/'doctrees')]

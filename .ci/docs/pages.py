@@ -3,6 +3,7 @@
 Nothing is executed: outputs are the committed ones, and entries come from the installed modules.
 """
 import ast, html, importlib, inspect, json, re, sys
+from collections import Counter
 from configparser import ConfigParser
 from pathlib import Path, PurePosixPath
 import yaml
@@ -54,6 +55,7 @@ def symbols(pages):
     for name, cells in pages.items():
         for cell in cells:
             for anchor, symbol in re.findall(r'^<a id="([^"]+)"></a>\n\n#+ (\S+)', cell['source']): found[symbol] = f'{name}.html#{anchor}'
+            for anchor, symbol in re.findall(r'^<a id="([^"]+)" data-name="([^"]+)"></a>$', cell['source']): found[symbol] = f'{name}.html#{anchor}'
             if m := re.match(r'`from ([\w.]+) import \*`$', cell['source']): found[m[1]] = f'{name}.html'
     return found
 
@@ -86,22 +88,43 @@ def callouts(text):
     return '\n'.join(out)
 
 
+# where types that are not ours are told of
 ELSEWHERE = {name: f'https://{at}' for at, names in {
-    'docs.pytorch.org/docs/stable/tensors.html#torch.Tensor': 'Tensor', 'docs.pytorch.org/docs/stable/generated/torch.nn.Module.html': 'Module',
-    'docs.pytorch.org/docs/stable/data.html#torch.utils.data.DataLoader': 'DataLoader', 'docs.fast.ai/learner.html#learner': 'Learner',
-    'docs.fast.ai/data.core.html#dataloaders': 'DataLoaders', 'docs.fast.ai/data.core.html#tfmddl': 'TfmdDL',
-    'pandas.pydata.org/docs/reference/api/pandas.DataFrame.html': 'DataFrame', 'pandas.pydata.org/docs/reference/api/pandas.Series.html': 'Series',
-    'numpy.org/doc/stable/reference/generated/numpy.ndarray.html': 'ndarray', 'docs.python.org/3/library/pathlib.html#pathlib.Path': 'Path',
-    'docs.python.org/3/library/typing.html#typing.Callable': 'Callable'}.items() for name in names.split()}
+    'docs.pytorch.org/docs/stable/tensors.html#torch.Tensor': 'Tensor',
+    'docs.pytorch.org/docs/stable/generated/torch.nn.Module.html': 'Module',
+    'docs.pytorch.org/docs/stable/data.html#torch.utils.data.DataLoader': 'DataLoader',
+    'docs.fast.ai/learner.html#learner': 'Learner',
+    'docs.fast.ai/data.core.html#dataloaders': 'DataLoaders',
+    'docs.fast.ai/data.core.html#tfmddl': 'TfmdDL',
+    'docs.fast.ai/data.block.html#transformblock': 'TransformBlock',
+    'docs.fast.ai/data.block.html#datablock': 'DataBlock',
+    'docs.fast.ai/optimizer.html#optimizer': 'Optimizer',
+    'docs.fast.ai/optimizer.html#optimwrapper': 'OptimWrapper',
+    'docs.fast.ai/vision.core.html#pilimage': 'PILImage',
+    'huggingface.co/docs/timm/models/vision-transformer': 'VisionTransformer',
+    'pillow.readthedocs.io/en/stable/reference/Image.html#PIL.Image.Image': 'Image',
+    'pandas.pydata.org/docs/reference/api/pandas.DataFrame.html': 'DataFrame',
+    'pandas.pydata.org/docs/reference/api/pandas.Series.html': 'Series',
+    'numpy.org/doc/stable/reference/generated/numpy.ndarray.html': 'ndarray',
+    'tqdm.github.io/docs/tqdm/': 'tqdm',
+    'docs.python.org/3/library/pathlib.html#pathlib.Path': 'Path',
+    'docs.python.org/3/library/typing.html#typing.Callable': 'Callable',
+    **{f'docs.python.org/3/library/collections.abc.html#collections.abc.{o}': o for o in ('Sequence', 'Iterator')},
+    **{f'docs.python.org/3/library/functions.html#{o}': o for o in ('int', 'float', 'bool', 'object', 'slice', 'type', 'iter')},
+    **{f'docs.python.org/3/library/stdtypes.html#{o}': o for o in ('str', 'bytes', 'list', 'tuple', 'dict')},
+    'docs.python.org/3/library/constants.html#None': 'None'}.items() for name in names.split()}
 
 
 class Links:
     "Rewrites the links of one page: notebooks become pages, names in backticks and in types become links to their entries."
-    def __init__(self, page, known): self.page, self.up, self.known = page, '../' * page.count('/'), known
+    def __init__(self, page, known):
+        self.page, self.up, self.known = page, '../' * page.count('/'), known
+        self.lost = set()                               # names in types that nobody documents
 
     def type(self, m):
         "A type, each name in it a link where somebody documents it."
         known = {**ELSEWHERE, **{name: self.up + at for name, at in self.known.items()}}
+        self.lost |= {*re.findall(r'[A-Za-z_]\w*', m[1])} - known.keys()
         linked = lambda n: f'<a href="{known[n[0]]}">{n[0]}</a>' if n[0] in known else n[0]
         text = re.sub(r'[A-Za-z_]\w*', linked, html.escape(m[1], quote=False))
         return f'<code class="type">{text}</code>'
@@ -146,6 +169,9 @@ def defined(code):
         owners = [o for part in owners for o in re.split(r'\s*\|\s*', part)]
         if owners: yield f'{owners[0]}.{node.name}'
         else: yield node.name
+
+
+def classes(code): return [n.name for n in ast.parse(code).body if isinstance(n, ast.ClassDef) and not n.name.startswith('_')]
 
 
 def look_up(module, name):
@@ -207,22 +233,34 @@ def code_of(cell):
 
 
 def used(code):
-    "Names in a piece of code."
-    try: tree = ast.parse(re.sub(r'(?m)^(\s*)[%!].*$', r'\1pass', code))
+    "Names in a piece of code; `.name` of what it takes from an object, and `Class.name` where it says of which."
+    try: nodes = list(ast.walk(ast.parse(re.sub(r'(?m)^(\s*)[%!].*$', r'\1pass', code))))
     except SyntaxError: return set()
-    names = {n.id if isinstance(n, ast.Name) else n.attr for n in ast.walk(tree) if isinstance(n, (ast.Name, ast.Attribute))}
-    return names | {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str) and n.value.isidentifier()}
+    taken = [n for n in nodes if isinstance(n, ast.Attribute)]
+    said = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str) and n.value.isidentifier()}
+    names = {n.id for n in nodes if isinstance(n, ast.Name)} | {n.attr for n in taken} | said
+    return names | {f'.{n.attr}' for n in taken} | {f'{n.value.id}.{n.attr}' for n in taken if isinstance(n.value, ast.Name)}
+
+
+def telling(entries):
+    "{how code may name it: entry}. Of a method `.name` is enough where no other entry and no ordinary object has one."
+    import numpy as np, pandas as pd, torch
+    ordinary = {o for kind in (torch.Tensor, torch.nn.Module, np.ndarray, pd.DataFrame, Path, str, list, dict) for o in dir(kind)}
+    ends = Counter(o.rpartition('.')[2] for o in entries)
+    short = {f'.{end}': o for o in entries if '.' in o and ends[end := o.rpartition('.')[2]] == 1 and end not in ordinary}
+    return short | {o: o for o in entries}
 
 
 def examples(notebooks):
     "name -> (page, number of a cell) that shows it: the first of its own room, or else of any page."
-    found = {}
+    exports = {name: {o for c in nb['cells'] if (k := code_of(c)) and 'export' in k[0] for o in defined(k[1])} for name, nb in notebooks.items()}
+    called, found = telling(set().union(*exports.values())), {}
     for own in (True, False):
         for name, nb in notebooks.items():
-            exports = {o for c in nb['cells'] if (k := code_of(c)) and 'export' in k[0] for o in defined(k[1])}
             for i, cell in enumerate(nb['cells']):
                 if not (k := code_of(cell)) or 'export' in k[0]: continue
-                for o in used(k[1]) & exports if own else used(k[1]): found.setdefault(o, (name, i))
+                names = {o for o in used(k[1]) & called.keys() if called[o] in exports[name] or not own and o[0] != '.'}
+                for o in names: found.setdefault(called[o], (name, i))
     return found
 
 
@@ -242,6 +280,8 @@ def page(nb, name, shown, pictured=()):
         if 'default_exp' in directives:
             module = importlib.import_module(f'{cfg["lib_name"]}.{directives["default_exp"].split()[0]}')
             cells.append(markdown(f'`from {module.__name__} import *`'))
+        if 'exporti' in directives:          # a class that only other rooms make: types lead to where it is told of
+            cells += [markdown(f'<a id="{o.lower()}" data-name="{o}"></a>') for o in classes(code)]
         if not code_of(cell): continue
         if 'export' in directives:
             for nm in defined(code):
@@ -289,17 +329,19 @@ def to_run(nb, name):
 
 
 def main(dst, extra):
-    "Write all pages, and the pictures that they show, into the folder `dst`; notebooks to run and small pictures into `extra`."
+    """Write all pages, and the pictures that they show, into the folder `dst`; notebooks to run and small pictures into `extra`.
+    Returns what is wrong with them, lines of text."""
     import gallery
     dst, extra, sections = Path(dst), Path(extra), contents()
     notebooks = {page_name(path): json.loads((NBS/path).read_text(encoding='utf-8')) for paths in sections.values() for path in paths}
     tiles, shown = gallery.tiles(notebooks), examples(notebooks)
     pages = {name: page(nb, name, shown, [t.cell for t in tiles if t.page == name]) for name, nb in notebooks.items()}
-    known, kept = symbols(pages), set()                                                 # only what has an entry is linked
+    known, kept, lost = symbols(pages), set(), []                                       # only what has an entry is linked
     for name, cells in pages.items():
         for cell in cells:
             if cell['cell_type'] == 'markdown': cell['source'] = gallery.filled(cell['source'], tiles, sections)
-        cells = linked(cells, Links(name, known)) + [markdown(toctrees(sections))] * (name == 'index')
+        cells = linked(cells, links := Links(name, known)) + [markdown(toctrees(sections))] * (name == 'index')
+        lost += [f'{name}: the type {o} leads nowhere; pages.ELSEWHERE can name its page' for o in sorted(links.lost)]
         write(cells, dst/f'{name}.ipynb')
         written(extra/'notebooks'/f'{name}.ipynb', json.dumps(to_run(notebooks[name], name), indent=1, ensure_ascii=False).encode())
         kept.add(dst/f'{name}.ipynb')
@@ -309,6 +351,7 @@ def main(dst, extra):
     for tile in tiles: written(extra/tile.file, tile.small())
     for path in dst.rglob('*'):
         if path.is_file() and path not in kept: path.unlink()
+    return lost
 
 
 if __name__ == '__main__': main(*sys.argv[1:])
