@@ -46,16 +46,19 @@ class Sample(NamedTuple):
     id: bytes                  # 16 bytes, see `sample_id`
 
 # %% ../nbs/00a_data.ipynb #0b9225b8
+def _white(a, mode):
+    "The value of white in a picture of whole ('I') or decimal ('F') numbers, by the largest that is there"
+    low, high = float(a.min()), float(a.max())
+    if low < 0 or not np.isfinite(a).all() or high > 65535:
+        raise UserError(f'its values go from {low:g} to {high:g}; 0 to 1, 0 to 255 or 0 to 65535 are understood')
+    return 1 if mode == 'F' and high <= 1 else 255 if high <= 255 else 65535
+
 def _eight_bit(im):
     "A picture of 8 bits a channel; 16 bits are scaled, decimal numbers from 0 to 1 too, other ranges are refused"
     if im.mode.startswith('I;16'): return Image.fromarray((np.asarray(im).astype(np.uint32) >> 8).astype(np.uint8))
     if im.mode not in ('I', 'F'): return im
     a = np.asarray(im).astype(np.float64)
-    low, high = float(a.min()), float(a.max())
-    if low < 0 or not np.isfinite(a).all() or high > 65535:
-        raise UserError(f'its values go from {low:g} to {high:g}; 0 to 1, 0 to 255 or 0 to 65535 are understood')
-    top = 1 if im.mode == 'F' and high <= 1 else 255 if high <= 255 else 65535
-    return Image.fromarray((a*(255/top)).round().astype(np.uint8))
+    return Image.fromarray((a*(255/_white(a, im.mode))).round().astype(np.uint8))
 
 def _upright_rgb(im):
     "A picture as a viewer shows it: turned as its EXIF says, 8 bits, transparent parts over white, RGB"
@@ -96,9 +99,9 @@ def open_image(
 ) -> Image.Image: # RGB
     """The picture behind a source, as a viewer shows it. `UserError` with its name where it cannot be read,
     `FileNotFoundError` where it is gone"""
-    if isinstance(source, Row): source = np.asarray(source)
-    if isinstance(source, np.ndarray):
-        return Image.fromarray(source.view()).convert('RGB')    # numpy remembers 88 bytes for whatever Pillow has read
+    if isinstance(source, (Row, np.ndarray)):
+        # numpy remembers 88 bytes for whatever Pillow has read
+        return Image.fromarray(np.asarray(source).view()).convert('RGB')
     try:
         with Image.open(source) as im: return _upright_rgb(im)
     except FileNotFoundError:
@@ -192,6 +195,11 @@ def test(self:Samples): return self.part('test')
 @patch(as_prop=True)
 def labelled(self:Samples): return self[self.labels >= 0]
 
+@patch(as_prop=True)
+def supervised(self:Samples)->np.ndarray: # (n,) bool
+    "Which images labels are learned from: those of the training part that have one"
+    return (self.parts == 'train') & (self.labels >= 0)
+
 # %% ../nbs/00a_data.ipynb #36b32741
 @patch
 def counts(self:Samples) -> pd.DataFrame: # One row a class, one column a part
@@ -253,22 +261,23 @@ class _Stack:
     def take(self, idx): return _Stack(self.array, self.rows[idx])
 
 # %% ../nbs/00a_data.ipynb #b06aab3e
+def _uint8_picture(i, a):
+    "`(H, W)` or `(H, W, 3)` uint8; one sentence for what is none."
+    if a.ndim == 3 and a.shape[-1] == 1: a = a[..., 0]
+    if a.dtype != np.uint8:
+        raise UserError(f'images[{i}] is {a.dtype}: uint8 from 0 to 255 is needed; '
+                        'for values from 0 to 1, (images*255).round().astype("uint8").')
+    if a.ndim == 2 or a.ndim == 3 and a.shape[-1] == 3: return a
+    first = a.ndim == 3 and a.shape[0] in (1, 3)
+    tip = ' These look like channels first: give images.transpose(0, 2, 3, 1).' if first else ''
+    raise UserError(f'images[{i}] has shape {a.shape}: (H, W) or (H, W, 3) is needed.{tip}')
+
 def _image_arrays(images):
-    "`(H, W)` or `(H, W, 3)` uint8 arrays; one sentence for what is none."
+    "All of them; those that lie in one array stay there"
     if isinstance(images, np.ndarray) and images.ndim == 4 and images.shape[-1] == 1: images = images[..., 0]
     if isinstance(images, np.ndarray) and images.dtype == np.uint8:
         if images.ndim == 3 or images.ndim == 4 and images.shape[-1] == 3: return _Stack(images)
-    arrs = [np.asarray(o) for o in images]
-    for i, a in enumerate(arrs):
-        if a.ndim == 3 and a.shape[-1] == 1: arrs[i] = a = a[..., 0]
-        if a.dtype != np.uint8:
-            raise UserError(f'images[{i}] is {a.dtype}: uint8 from 0 to 255 is needed; '
-                            'for values from 0 to 1, (images*255).round().astype("uint8").')
-        if a.ndim == 2 or a.ndim == 3 and a.shape[-1] == 3: continue
-        first = a.ndim == 3 and a.shape[0] in (1, 3)
-        tip = ' These look like channels first: give images.transpose(0, 2, 3, 1).' if first else ''
-        raise UserError(f'images[{i}] has shape {a.shape}: (H, W) or (H, W, 3) is needed.{tip}')
-    return arrs
+    return [_uint8_picture(i, np.asarray(o)) for i, o in enumerate(images)]
 
 @patch(cls_method=True)
 def from_arrays(cls:Samples,
@@ -300,7 +309,7 @@ def _same(rows):
 @patch
 def _unseen(self:Samples):
     "Names of the classes of which no training image has a label"
-    n = np.bincount(self.labels[(self.labels >= 0) & (self.parts == 'train')], minlength=self.n_classes)
+    n = np.bincount(self.labels[self.supervised], minlength=self.n_classes)
     return [self.classes[i] for i in np.flatnonzero(n == 0)]
 
 @patch
@@ -629,7 +638,7 @@ def split(self:Samples,
     """Divide the training part, class by class. With `by`, no group is in two parts. Raises `UserError` for shares that
     are none, and for a part that is there already"""
     self._refuse_shares(valid, test)
-    idx = np.flatnonzero((self.parts == 'train') & (self.labels >= 0))
+    idx = np.flatnonzero(self.supervised)
     if by is not None: return self._split_together(idx, by, valid, test, seed)
     parts = self._split_single(idx, valid, test, seed)
     return self._take(np.arange(len(self)), parts=parts)._whole(self._unseen())
@@ -637,8 +646,7 @@ def split(self:Samples,
 @patch
 def _grouped(self:Samples, by):
     "Itself, if each asked part is there and every class is still trained on."
-    n = np.bincount(self.labels[(self.parts == 'train') & (self.labels >= 0)], minlength=self.n_classes)
-    if (gone := [self.classes[c] for c in np.flatnonzero(n == 0)]) or not (self.has('valid') or self.has('test')):
+    if (gone := self._unseen()) or not (self.has('valid') or self.has('test')):
         why = f'class {gone[0]!r} would have no training image' if gone else 'no group is small enough to be held out'
         raise UserError(f'these groups cannot be split: {why}. Use smaller groups.')
     return self
@@ -696,13 +704,13 @@ def identity(self:Samples) -> dict: # Plain JSON
 @patch
 def _readable(self:Samples):
     "Content digests `(n, 16)` and picture hashes `(n,)`, having decoded every image; one error for all unreadable ones"
-    marks, bad, why = np.zeros(len(self), np.uint64), [], ''
+    marks, bad = np.zeros(len(self), np.uint64), {}
     for i, source in enumerate(self.sources):
         try: marks[i] = picture_hash(open_image(source))
-        except (OSError, ValueError) as e: bad.append(i); why = why or str(e)
+        except (OSError, ValueError) as e: bad[i] = str(e)
     if bad:
-        raise UserError(f'{len(bad)} of {len(self)} images cannot be read: {self._names(bad)} (first: {why}). '
-                        'Remove or replace them.')
+        raise UserError(f'{len(bad)} of {len(self)} images cannot be read: {self._names(list(bad))} '
+                        f'(first: {bad[min(bad)]}). Remove or replace them.')
     return self.content_digests(), marks
 
 def picture_hash(
@@ -772,6 +780,11 @@ def _below_one(files, root): # Paths; the folder that should hold them
     if not all(f.is_relative_to(root) for f in files): root = Path(os.path.commonpath([f.parent for f in files]))
     return [f.relative_to(root).as_posix() for f in files], root
 
+def _label_names(vocab):
+    "Class names; of loaders with a vocabulary for each of several blocks, those of the last one"
+    several = isinstance(vocab[0], (list, tuple)) or hasattr(vocab[0], 'o2i')
+    return list(vocab[-1] if several else vocab)
+
 @patch(cls_method=True)
 def from_dls(cls:Samples,
     dls, # fastai `DataLoaders` with images and one category each
@@ -780,10 +793,9 @@ def from_dls(cls:Samples,
     if isinstance(getattr(dls, 'samples', None), cls): return dls.samples
     cols = [loader_rows(dl, p) for dl, p in zip(dls.loaders, PARTS)]
     src, labels, parts = (sum((c[k] for c in cols), []) for k in range(3))
-    vocab = dls.vocab[-1] if isinstance(dls.vocab[0], (list, tuple)) or hasattr(dls.vocab[0], 'o2i') else dls.vocab
-    if any(isinstance(o, np.ndarray) for o in src): return cls(src, labels, list(vocab), parts)._as_listed()
-    files, root = _below_one(src, dls.path)
-    return cls(files, labels, list(vocab), parts, root=root)._as_listed()
+    root = None
+    if not any(isinstance(o, np.ndarray) for o in src): src, root = _below_one(src, dls.path)
+    return cls(src, labels, _label_names(dls.vocab), parts, root=root)._as_listed()
 
 # %% ../nbs/00a_data.ipynb #293aa1ac
 _PICTURE, _LABEL = ('image', 'img', 'picture', 'pixels'), ('label', 'labels', 'fine_label', 'target', 'class')

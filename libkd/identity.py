@@ -39,16 +39,22 @@ def _number(x):
 def _scalar(obj): # None, a truth value, a number or a text; what enums inherit from these does not count
     return obj is None or isinstance(obj, (bool, int, float, str)) and not isinstance(obj, enum.Enum)
 
+# %% ../nbs/00c_identity.ipynb #75a3c668
+# how values without parts are written, by their types
+_WRITTEN = {
+    torch.Tensor: _tensor,
+    enum.Enum: lambda o: f'{type(o).__qualname__}.{o.name}',
+    (bytes, bytearray, memoryview): lambda o: {'bytes': digest_of(bytes(o).hex())[:32]},
+    Image.Image: lambda o: {'picture': f'{o.mode}{list(o.size)}', **_array(np.asarray(o))},
+    (torch.dtype, torch.device, range, slice, complex, re.Pattern, Path): str}
+
 def _plain_value(obj):
     "(True, JSON) of what has no parts, else (False, None)"
     if isinstance(obj, np.generic): obj = obj.item()
     if _scalar(obj): return True, _number(obj)
     if isinstance(obj, np.ndarray) and not obj.dtype.hasobject: return True, _array(obj)
-    if isinstance(obj, torch.Tensor): return True, _tensor(obj)
-    if isinstance(obj, enum.Enum): return True, f'{type(obj).__qualname__}.{obj.name}'
-    if isinstance(obj, (bytes, bytearray, memoryview)): return True, {'bytes': digest_of(bytes(obj).hex())[:32]}
-    if isinstance(obj, Image.Image): return True, {'picture': f'{obj.mode}{list(obj.size)}', **_array(np.asarray(obj))}
-    if isinstance(obj, (torch.dtype, torch.device, range, slice, complex, re.Pattern, Path)): return True, str(obj)
+    for kind, write in _WRITTEN.items():
+        if isinstance(obj, kind): return True, write(obj)
     return False, None
 
 # %% ../nbs/00c_identity.ipynb #e41edad9
@@ -132,13 +138,15 @@ def _globals(f, seen):
         found[name] = _identity(value, seen)
     return found
 
+def _each(parts, seen): # name -> identity, of parts that are not empty
+    return {k: _identity(v, seen) for k, v in parts.items() if v}
+
 def _around(f, seen):
     "Defaults, closure and globals of a function"
     cells = {n: c for n, c in zip(f.__code__.co_freevars, f.__closure__ or ()) if n != '__class__'}
     parts = {'defaults': f.__defaults__, 'keywords': f.__kwdefaults__,
              'closure': {n: c.cell_contents for n, c in cells.items() if c != types.CellType()}}
-    out = {k: _identity(v, seen) for k, v in parts.items() if v}
-    return out | ({'globals': g} if (g := _globals(f, seen)) else {})
+    return _each(parts, seen) | ({'globals': g} if (g := _globals(f, seen)) else {})
 
 def _of_function(f, seen):
     "Name and, of a user's function, source, defaults, closure and globals"
@@ -202,7 +210,7 @@ def _module(m, seen):
     own = {k: v for k, v in vars(m).items() if k not in _INNER}
     tensors = {k: v for k, v in (*m._parameters.items(), *m._buffers.items()) if v is not None}
     parts = {'settings': own, 'tensors': tensors, 'hooks': _hooks(m), 'modules': dict(m._modules)}
-    return {'module': _class(type(m), seen)} | {k: _identity(v, seen) for k, v in parts.items() if v}
+    return {'module': _class(type(m), seen)} | _each(parts, seen)
 
 # %% ../nbs/00c_identity.ipynb #7b0b95a6
 class IdentityError(UserError):
@@ -228,22 +236,21 @@ def _reduced(obj):
 
 def _object(obj, seen):
     "Class and attributes; of what has none, what it would be pickled as or its text; else a refusal"
-    if state := _attributes(obj): return {'object': _class(type(obj), seen), 'with': _identity(state, seen)}
-    kind = type(obj)
-    if _of_library(kind) and (how := _reduced(obj)): return {'object': _name(kind), 'made': _identity(how, seen)}
-    if ' at 0x' not in (said := repr(obj)): return {'object': _class(type(obj), seen), 'said': said}
+    kind, library = type(obj), _of_library(type(obj))
+    said = {'object': _class(kind, seen)}
+    if state := _attributes(obj): return said | {'with': _identity(state, seen)}
+    if library and (how := _reduced(obj)): return said | {'made': _identity(how, seen)}
+    if ' at 0x' not in (shown := repr(obj)): return said | {'said': shown}
     changes = isinstance(obj, Iterator)                            # what it gives next is not written anywhere
-    if _of_library(type(obj)) and not changes: return {'object': _name(type(obj))}
-    if changes or not hasattr(obj, '__dict__'): raise IdentityError(
-        f"Nothing says what this {type(obj).__name__} is: it has neither attributes nor source, so a result that "
+    if changes or not (library or hasattr(obj, '__dict__')): raise IdentityError(
+        f"Nothing says what this {kind.__name__} is: it has neither attributes nor source, so a result that "
         "depends on it could not be recognised. "
         "Say it yourself: known_as(it, 'a name that you change when it changes').")
-    return {'object': _class(type(obj), seen)}
+    return said
 
 # %% ../nbs/00c_identity.ipynb #b052db0d
 def _partial(obj, seen): # `functools.partial`
-    parts = {'args': obj.args, 'keywords': obj.keywords}
-    return {'partial': _identity(obj.func, seen)} | {k: _identity(v, seen) for k, v in parts.items() if v}
+    return {'partial': _identity(obj.func, seen)} | _each({'args': obj.args, 'keywords': obj.keywords}, seen)
 
 def _callable(obj, seen):
     "Functions, methods, partials and classes; None for what is none of these"
@@ -258,16 +265,20 @@ def _callable(obj, seen):
     return None
 
 # %% ../nbs/00c_identity.ipynb #476cfbb8
+def _container(obj, seen):
+    "Values in a dict, list, set or array of objects; a set has no order, so its values do not know of each other"
+    if isinstance(obj, dict): return {str(k): _identity(obj[k], seen) for k in sorted(obj, key=str)}
+    if isinstance(obj, (list, tuple)): return [_identity(o, seen) for o in obj]
+    if isinstance(obj, np.ndarray): return {'array': f'object{list(obj.shape)}', 'of': _identity(obj.tolist(), seen)}
+    return sorted((_identity(o, _Seen(seen.ids)) for o in obj), key=digest_of)
+
 def _identity(obj, seen):
     "See `identity`"
     plain, value = _plain_value(obj)
     if plain: return value
     if obj in seen: return 'itself'
     seen = seen.inside(obj)
-    if isinstance(obj, np.ndarray): return {'array': f'object{list(obj.shape)}', 'of': _identity(obj.tolist(), seen)}
-    if isinstance(obj, dict): return {str(k): _identity(obj[k], seen) for k in sorted(obj, key=str)}
-    if isinstance(obj, (list, tuple)): return [_identity(o, seen) for o in obj]
-    if isinstance(obj, (set, frozenset)): return sorted((_identity(o, _Seen(seen.ids)) for o in obj), key=digest_of)
+    if isinstance(obj, (dict, list, tuple, set, frozenset, np.ndarray)): return _container(obj, seen)
     if (said := _callable(obj, seen)) is not None: return said
     return _module(obj, seen) if isinstance(obj, nn.Module) else _object(obj, seen)
 

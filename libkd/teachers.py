@@ -704,7 +704,7 @@ class AnswersError(UserError):
 def _asked(samples, n, seed, known=None):
     "Positions of `n` labelled training samples of the classes `known` (positions; None: all), as even as possible."
     known = range(samples.n_classes) if known is None else known
-    lots, pool = draw_lots(samples.ids, seed), (samples.parts == 'train') & (samples.labels >= 0)
+    lots, pool = draw_lots(samples.ids, seed), samples.supervised
     queues = [q[np.argsort(lots[q])] for q in (np.flatnonzero(pool & (samples.labels == c)) for c in known)]
     each = max(1, n//max(1, len(queues)))
     return np.concatenate([np.zeros(0, int), *(q[:each] for q in queues)])[:n]
@@ -861,7 +861,7 @@ TEACHER_RESULT = 2       # raised by hand when the same arguments make another t
 
 def _teacher_identity(name, dls, train, samples, **args):
     "All that a trained teacher depends on, as JSON"
-    mine = samples[(samples.parts == 'train') & (samples.labels >= 0)]
+    mine = samples[samples.supervised]
     make = identity(timm.model_entrypoint(model_name(name))) if timm.is_model(model_name(name).split('.')[0]) else None
     return json.loads(json.dumps(dict(
         kind='teacher', result=TEACHER_RESULT, model=model_name(name), made_by=make, batch=train.bs,
@@ -1029,7 +1029,7 @@ def _before_last(t, x, mean_std): # Pictures (B, 3, H, W), and what they were no
 @torch.inference_mode()
 def _features(t, dls, samples, verbose):
     "What enters the last layer, `(n, D)`, for every labelled training picture, and labels `(n,)`; each is asked once"
-    idx, found = np.flatnonzero((samples.parts == 'train') & (samples.labels >= 0)), []
+    idx, found = np.flatnonzero(samples.supervised), []
     what = f'features of {t.name}'
     with rng_scope(0), full_float32(), progress(len(idx), what, 'img', verbose) as bar:
         for b in rendered(dls.test_dl(_items(dls, samples, idx)), t.size):
@@ -1178,7 +1178,7 @@ def _with_head(name, dls, samples, label, seed, verbose):
     "(identity, what makes it) of a published body with a fitted last layer"
     packaged = PACKAGED.get(name)
     arch = model_name(packaged.arch if packaged else name)
-    mine = samples[(samples.parts == 'train') & (samples.labels >= 0)]
+    mine = samples[samples.supervised]
     asked = json.loads(json.dumps(dict(kind='teacher', result=TEACHER_RESULT, model=arch, tune='head', seed=seed,
                                        pretrained=_weights_of(name), size=packaged.size if packaged else None,
                                        data=mine.identity(), views=_valid_views(dls), **_drawn(dls, name))))

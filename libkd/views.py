@@ -37,8 +37,8 @@ __all__ = ['STEP', 'RATIOS', 'LIGHT', 'WINDOW', 'MIX', 'ERASE', 'BETA', 'ViewErr
            'as_policy', 'shifted', 'coloured', 'erase_boxes', 'box_mask', 'LightViews', 'Mix', 'mix_pair', 'lam_table',
            'mixed', 'Ride', 'plain_batch', 'each_loss', 'weighted_loss', 'LabelLoss', 'open_sample', 'label_of',
            'item_id', 'SampleCategory', 'TrainTfm', 'light_tfms', 'fitted', 'read_picture', 'free_memory', 'Pictures',
-           'ViewSet', 'ViewSampler', 'sample_block', 'image_dls', 'tfm_spec', 'pixel_versions', 'view_digests',
-           'some_shapes', 'at_size', 'rendered']
+           'ViewSet', 'ViewSampler', 'sample_block', 'some_shapes', 'image_dls', 'tfm_spec', 'pixel_versions',
+           'view_digests', 'at_size', 'rendered']
 
 # %% ../nbs/01_views.ipynb #692778ad
 class ViewError(UserError):
@@ -64,7 +64,7 @@ def view_keys(
     "One key for each view"
     halves = np.ascontiguousarray(ids).view('<u8').reshape(-1, 2).astype(np.uint64)
     key = scramble(np.array([seed % 2**64], np.uint64) + STEP)
-    for word in (halves[:, 0], halves[:, 1], np.asarray(views).astype(np.uint64)): key = scramble((key ^ word) + STEP)
+    for word in (*halves.T, np.asarray(views).astype(np.uint64)): key = scramble((key ^ word) + STEP)
     return key
 
 def draws(
@@ -199,11 +199,15 @@ def shifted(
 ORDERS = np.array([(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
 
 # %% ../nbs/01_views.ipynb #15c268f0
-# of brightness, contrast, saturation
-
 def _grey(x):
     "Pillow's grey of colours (B,3,N): (B,N)"
     return (x[:, 0]*19595 + x[:, 1]*38470 + x[:, 2]*7471 + 2**15) >> 16
+
+def _dull(grey, kind, share):
+    "A share (B,1) of the dull picture: black for brightness (0), the mean grey for contrast (1), else all greys (2)"
+    n = grey.shape[1]
+    mean = (2*grey.sum(1, keepdim=True) + n)//(2*n)             # rounded
+    return grey*((kind == 2)*share) + mean.int()*((kind == 1)*share)
 
 def coloured(
     x:torch.Tensor,     # Pictures (B,3,H,W) uint8
@@ -211,13 +215,10 @@ def coloured(
     order:np.ndarray,   # Rows of `ORDERS`, (B,3)
 )->torch.Tensor: # (B,3,H,W) uint8
     "Brightness, contrast and saturation changed in the given order, with Pillow's arithmetic"
-    y, n = x.flatten(2).int(), x.shape[2]*x.shape[3]
+    y, rows = x.flatten(2).int(), np.arange(len(x))
     for step in order.T:
-        f, contrast, saturation = (torch.from_numpy(o).int().to(x.device)[:, None]
-                                   for o in (factors[np.arange(len(step)), step], step == 1, step == 2))
-        grey = _grey(y)
-        mean = (2*grey.sum(1, keepdim=True) + n)//(2*n)         # rounded
-        dull = grey*(saturation*(4096 - f)) + mean.int()*(contrast*(4096 - f))
+        f, kind = (torch.from_numpy(o).int().to(x.device)[:, None] for o in (factors[rows, step], step))
+        dull = _dull(_grey(y), kind, 4096 - f)
         y.mul_(f[:, None]).add_(dull[:, None]).clamp_(0, 255*4096).bitwise_right_shift_(12)
     return y.to(torch.uint8).view(x.shape)
 
@@ -229,6 +230,11 @@ RATIOS = np.array([1229, 1324, 1427, 1539, 1658, 1787, 1926, 2076, 2238, 2412, 2
                    4393, 4734, 5103, 5500, 5928, 6389, 6886, 7422, 8000, 8622, 9293, 10016, 10796, 11636, 12541, 13517])
 _root = np.vectorize(isqrt, otypes=[np.int64])
 
+def _sides(area, ratio, pixels):
+    "Heights and widths of boxes, from draws of their area and ratio, in a picture of so many pixels: rounded roots"
+    area, ratio = (1311 + below(area, 20317))*pixels, from_table(ratio, RATIOS)     # in 65536ths; in 4096ths
+    return (_root(4*area*ratio >> 28) + 1)//2, (_root((area << 14)//(ratio << 16)) + 1)//2
+
 def erase_boxes(
     u:np.ndarray, # Draws, (41,B): whether, then area, ratio, top and left of ten tries
     H:int,        # Height in pixels
@@ -237,8 +243,7 @@ def erase_boxes(
 )->np.ndarray: # (B,4): top, bottom, left, right; all 0 where nothing is erased
     "Boxes to erase, drawn as torchvision's `RandomErasing` draws them"
     area, ratio, top, left = u[1:].reshape(10, 4, -1).swapaxes(0, 1)
-    area, ratio = (1311 + below(area, 20317))*(H*W), from_table(ratio, RATIOS)  # in 65536ths; in 4096ths
-    h, w = (_root(4*area*ratio >> 28) + 1)//2, (_root((area << 14)//(ratio << 16)) + 1)//2      # rounded roots
+    h, w = _sides(area, ratio, H*W)
     fits = (h < H) & (w < W)
     one = fits.argmax(0), np.arange(u.shape[1])                                 # the first try that fits
     h, w = h[one], w[one]
@@ -272,22 +277,27 @@ class LightViews:
             if not 0 <= getattr(self, name) <= high:
                 raise ViewError(f"LightViews({name}={getattr(self, name)!r}): a number from 0 to {high} is needed.")
 
-    def _pad(self, short): # Pixels of the short side
-        "Largest shift in pixels"
-        return min(max(1, int(short*self.shift)), short - 1) if self.shift else 0
+    def _moved(self, x, u): # Draws (3,B): down, right, whether it is mirrored
+        short = min(x.shape[2:])
+        pad = min(max(1, int(short*self.shift)), short - 1) if self.shift else 0        # the largest shift in pixels
+        return shifted(x, *(below(o, 2*pad + 1) - pad for o in u[:2]), chance(u[2], .5*self.flip))
+
+    def _recoloured(self, x, u): # Draws (4,B): three factors, their order
+        n = int(self.colour*4096)
+        return coloured(x, 4096 - n + below(u[:3].T, 2*n + 1), ORDERS[below(u[3], 6)]) if n else x
+
+    def _erased(self, x, keys):
+        gone = box_mask(erase_boxes(draws(keys, ERASE, 41), *x.shape[2:], self.erase), x)
+        return torch.where(gone, x.new_tensor(MEAN_COLOUR)[:, None, None], x)
 
     def __call__(self,
         x:torch.Tensor,  # Pictures (B,3,H,W) uint8, on any device
         keys:np.ndarray, # From `view_keys`, (B,) uint64
     )->torch.Tensor: # (B,3,H,W) uint8, on the same device
         "The view of each picture that belongs to its key"
-        H, W = x.shape[2:]
-        u, pad = draws(keys, LIGHT, 7), self._pad(min(H, W))
-        x = shifted(x, below(u[0], 2*pad + 1) - pad, below(u[1], 2*pad + 1) - pad, chance(u[2], .5*self.flip))
-        if (n := int(self.colour*4096)): x = coloured(x, 4096 - n + below(u[3:6].T, 2*n + 1), ORDERS[below(u[6], 6)])
-        if not self.erase: return x
-        gone = box_mask(erase_boxes(draws(keys, ERASE, 41), H, W, self.erase), x)
-        return torch.where(gone, torch.tensor(MEAN_COLOUR, dtype=torch.uint8, device=x.device)[:, None, None], x)
+        u = draws(keys, LIGHT, 7)
+        x = self._recoloured(self._moved(x, u[:3]), u[3:])
+        return self._erased(x, keys) if self.erase else x
 
 # %% ../nbs/01_views.ipynb #cf36c8f7
 @dataclass(frozen=True)
@@ -327,7 +337,7 @@ def mix_pair(
     if box is None: return a*lam + b*(1-lam), lam
     t, bt, l, r = box
     out = a.clone(); out[:, t:bt, l:r] = b[:, t:bt, l:r]
-    return out, 1 - (bt-t)*(r-l)/(a.shape[-1]*a.shape[-2])
+    return out, 1 - (bt-t)*(r-l)/a[0].numel()
 
 # %% ../nbs/01_views.ipynb #21add46c
 BETA = {.1: '0 0 0 0 0 0 0 0 0 0 1 1 3 7 15 29 55 102 180 308 513 832 1317 2035 3074 4535 6534 9182 12566 16720 '
@@ -355,6 +365,11 @@ def lam_table(
     return np.concatenate([half, [2**15], 2**16 - half[::-1]])
 
 # %% ../nbs/01_views.ipynb #6801c17e
+def _cut_boxes(keep, row, col, H, W):
+    "Boxes (B,4) around centres, cut at the border; `keep` (B,), in 65536ths, is the share of the area outside of them"
+    h, w = (_root((2**16 - keep)*n**2 >> 16) for n in (H, W))
+    return np.stack([row - h//2, row + h//2, col - w//2, col + w//2], 1).clip(0, [H, H, W, W])
+
 @patch
 def lams_boxes(self:Mix,
     u:np.ndarray, # Draws, (5,B): whether, MixUp or CutMix, λ, centre's row, centre's column
@@ -363,12 +378,9 @@ def lams_boxes(self:Mix,
 )->tuple: # λ of MixUp in 65536ths (B,), and boxes of CutMix (B,4): top, bottom, left, right
     "What is drawn for a batch"
     mix, cut = chance(u[0], self.prob), chance(u[1], self.cut_prob)
-    kinds = [from_table(u[2], lam_table(a)) if a > 0 else 0 for a in (self.mixup_alpha, self.cutmix_alpha)]
-    lam, keep = np.where(cut, kinds[1], kinds[0]), np.where(cut, kinds[1], 2**16)
-    h, w = (_root((2**16 - keep)*n**2 >> 16) for n in (H, W))
-    row, col = below(u[3], H), below(u[4], W)
-    boxes = np.stack([row - h//2, row + h//2, col - w//2, col + w//2], 1).clip(0, [H, H, W, W])
-    return np.where(mix & ~cut, lam, 2**16), boxes*mix[:, None]
+    mixup, cutmix = (from_table(u[2], lam_table(a)) if a > 0 else 0 for a in (self.mixup_alpha, self.cutmix_alpha))
+    boxes = _cut_boxes(np.where(cut, cutmix, 2**16), below(u[3], H), below(u[4], W), H, W)
+    return np.where(mix & ~cut, mixup, 2**16), boxes*mix[:, None]
 
 def mixed(
     x:torch.Tensor,     # Pictures (B,3,H,W) uint8
@@ -610,6 +622,20 @@ def free_memory(
 PIXELS = 2       # raised by hand when pictures are brought to their size otherwise
 
 # %% ../nbs/01_views.ipynb #7f24b3eb
+def _all_shapes(sources, size):
+    "Heights and widths (n,2) of pictures, see `fitted`"
+    shapes = np.zeros((len(sources), 2), np.int64)
+    with progress(len(sources), 'looking at pictures', verbose=len(sources) > 10_000) as bar:
+        for i in range(len(sources)):
+            shapes[i] = fitted(*_shape(sources[i]), size)
+            bar.update(1)
+    return shapes
+
+def _borders(shapes):
+    "Where pictures begin and end that lie one behind the other, (n+1,)"
+    return np.r_[0, (3*shapes.prod(1)).cumsum()]
+
+# %% ../nbs/01_views.ipynb #339d2c9a
 class Pictures:
     "Pictures of a data set as uint8 of the final size: decoded once, when first asked for, and held in one place"
     def __init__(self,
@@ -626,43 +652,44 @@ class Pictures:
     def measure(self):
         "Sizes and places of all pictures; of files, only the beginnings are read"
         if self.shapes is not None: return
-        shapes = np.zeros((len(self), 2), np.int64)
-        with progress(len(self), 'looking at pictures', verbose=len(self) > 10_000) as bar:
-            for i in range(len(self)):
-                shapes[i] = fitted(*_shape(self.sources[i]), self.size)
-                bar.update(1)
-        self.shapes = shapes
-        ends = (3*self.shapes.prod(1)).cumsum()
-        self.starts, self.nbytes = np.r_[0, ends][:-1], int(ends[-1]) if len(ends) else 0
+        self.shapes = _all_shapes(self.sources, self.size)
+        borders = _borders(self.shapes)
+        self.starts, self.nbytes = borders[:-1], int(borders[-1])
         self.have = np.zeros(len(self), bool)           # which are decoded
+
+    def _changed(self, i, how):
+        who = self.sources[i] if isinstance(self.sources[i], (str, Path)) else f'Picture {i}'
+        return ViewError(f"{who} {how} than when this loader first saw it. "
+                         "Data must not change while they are used: make the loaders again.")
 
     def read(self, i)->np.ndarray: # (h,w,3) uint8
         "Decode picture `i`; `ViewError` if it is no longer of its size"
         x = read_picture(self.sources[i], self.size)
-        if x.shape[:2] == tuple(self.shapes[i]): return x
-        who = self.sources[i] if isinstance(self.sources[i], (str, Path)) else f'Picture {i}'
-        raise ViewError(f"{who} has another size than when this loader first saw it. "
-                        "Data must not change while they are used: make the loaders again.")
+        if x.shape[:2] != tuple(self.shapes[i]): raise self._changed(i, 'has another size')
+        return x
 
 # %% ../nbs/01_views.ipynb #292a0f3b
+def _is_part(a, whole, size):
+    "Whether `a` is a picture of the right size that lies in the array `whole` as it will be shown"
+    if not isinstance(a, np.ndarray) or a.base is not whole: return False
+    return a.shape == (*size, 3) and a.dtype == np.uint8 and a.flags.c_contiguous
+
 def _one_block(sources, size):
     "(all pixels (N,), places (n,)) if the sources are parts of one array and have the right size; else None"
-    first = sources[0].base if len(sources) and isinstance(sources[0], np.ndarray) else None
-    if not isinstance(first, np.ndarray) or not first.flags.c_contiguous or not first.flags.writeable: return None
-    for i in range(len(sources)):
-        a = sources[i]
-        if not isinstance(a, np.ndarray) or a.base is not first or a.shape != (*size, 3): return None
-        if a.dtype != np.uint8 or not a.flags.c_contiguous: return None
-    places = np.array([sources[i].__array_interface__['data'][0] for i in range(len(sources))])
-    return first.reshape(-1).view(np.uint8), places - first.__array_interface__['data'][0]
+    whole = getattr(sources[0], 'base', None) if len(sources) else None
+    if not isinstance(whole, np.ndarray) or not whole.flags.c_contiguous or not whole.flags.writeable: return None
+    if not all(_is_part(sources[i], whole, size) for i in range(len(sources))): return None
+    places = np.array([sources[i].ctypes.data for i in range(len(sources))])
+    return whole.reshape(-1).view(np.uint8), places - whole.ctypes.data
+
+def _mapped(path): return torch.from_numpy(np.memmap(path, np.uint8, 'c'))
 
 @patch
 def open(self:Pictures):
     "Find a place for the pixels: where they lie, a mapped file, memory; or none, with a warning"
     if self.flat is not None: return
     self.measure()
-    if self.path:                                               # of the process that started this one
-        self.flat = torch.from_numpy(np.memmap(self.path, np.uint8, 'c'))
+    if self.path: self.flat = _mapped(self.path)                # of the process that started this one
     elif (block := _one_block(self.sources, self.size)): self._hold(*block)
     elif self.keep: self.to_file(self.keep)
     elif self.nbytes <= free_memory()/2: self.flat = torch.empty(self.nbytes, dtype=torch.uint8)
@@ -687,6 +714,11 @@ def _stamp(source):
     except OSError: return None                                         # gone: what was decoded is all there is
     return s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino
 
+def _file_name(sources, size):
+    "By what is seen in some of the pictures, not by the decoder's version: most releases change no picture"
+    traits = [PIXELS, size, digests_of(sources).tobytes().hex(), decoded_digest(sources)]
+    return f'pictures-{digest_of(traits)[:24]}.u8'
+
 def _remove(path):
     for f in (path, path.with_name(f'{path.name}.sum'), path.with_name(f'{path.name}.lock')): f.unlink(missing_ok=True)
 
@@ -700,16 +732,11 @@ def to_file(self:Pictures,
     self.measure()
     sources = [self.sources[i] for i in range(len(self))]
     self.stamps = {i: _stamp(o) for i, o in enumerate(sources)}
-    # by what is seen in some of them, not by the decoder's version: most releases change no picture
-    traits = [PIXELS, self.size, digests_of(sources).tobytes().hex(), decoded_digest(sources)]
-    path = Path(folder)/f'pictures-{digest_of(traits)[:24]}.u8'
-    if not self._whole(path):
-        with writing(path): path.parent.mkdir(parents=True, exist_ok=True)
-        with writing(path), FileLock(f'{path}.lock'):
-            if not self._whole(path): self._write(path)
+    path = Path(folder)/_file_name(sources, self.size)
+    if not self._whole(path): self._write_once(path)
     if remove: weakref.finalize(self, _remove, path)
-    self.path, self.flat, self.have[:] = path, torch.from_numpy(np.memmap(path, np.uint8, 'c')), True
-    self.starts = np.r_[0, (3*self.shapes.prod(1)).cumsum()][:-1]       # also where they lay elsewhere before
+    self.path, self.flat, self.have[:] = path, _mapped(path), True
+    self.starts = _borders(self.shapes)[:-1]                            # also where they lay elsewhere before
 
 # %% ../nbs/01_views.ipynb #56009ba2
 @patch
@@ -718,6 +745,12 @@ def _whole(self:Pictures, path):
     beside = path.with_name(f'{path.name}.sum')
     if not (path.is_file() and path.stat().st_size == self.nbytes and beside.is_file()): return False
     return Seen().sha256s([path])[0][0] == beside.read_text().strip()
+
+@patch
+def _write_once(self:Pictures, path):
+    with writing(path): path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path), FileLock(f'{path}.lock'):
+        if not self._whole(path): self._write(path)                 # nobody has, while we waited
 
 @patch
 def _write(self:Pictures, path):
@@ -735,32 +768,45 @@ def _write(self:Pictures, path):
 SYNCED = 1000    # pictures after which the file is flushed to the disk: so many are decoded twice after a kill
 
 # %% ../nbs/01_views.ipynb #cb168338
+def _on_disk(half, borders):
+    "How many pictures of an unfinished file are there for sure: the last ones may not have reached the disk"
+    size = half.stat().st_size if half.exists() else 0
+    whole = int(np.searchsorted(borders, size, 'right')) - 1
+    return max(0, whole - 1)//SYNCED*SYNCED
+
 @patch
 def _append(self:Pictures, half):
     "Decode to a file what is not in it yet"
-    ends = np.r_[0, (3*self.shapes.prod(1)).cumsum()]
-    whole = int(np.searchsorted(ends, half.stat().st_size if half.exists() else 0, 'right')) - 1
-    done = max(0, whole - 1)//SYNCED*SYNCED             # later ones may not have reached the disk
+    borders = _borders(self.shapes)
+    done = _on_disk(half, borders)
     with open(half, 'ab') as f, progress(len(self), 'decoding pictures', done=done) as bar:
-        f.truncate(ends[done])
-        for i in range(done, len(self)):
-            f.write(self.read(i).tobytes())
-            if (i + 1) % SYNCED == 0 or i + 1 == len(self): f.flush(); os.fsync(f.fileno())
-            bar.update(1)
+        f.truncate(borders[done])
+        for first in range(done, len(self), SYNCED):
+            for i in range(first, min(first + SYNCED, len(self))):
+                f.write(self.read(i).tobytes())
+                bar.update(1)
+            f.flush()
+            os.fsync(f.fileno())
 
 # %% ../nbs/01_views.ipynb #e0876bfd
+@patch
+def _decode(self:Pictures, i): return torch.from_numpy(np.array(self.read(i))).flatten()
+
+@patch
+def _held(self:Pictures, i):
+    "The part of all pixels that is picture `i`"
+    return self.flat[self.starts[i]:][:3*self.shapes[i].prod()]
+
 @patch
 def refuse_changed(self:Pictures):
     """Refuse pictures that were exchanged since they were decoded: a pass would show the old ones under their names.
     Raises `ViewError`"""
     if self.flat is None: return
-    now = {i: _stamp(self.sources[i]) for i, s in self.stamps.items() if s is not None}
-    for i in [i for i, s in now.items() if s not in (None, self.stamps[i])]:
-        x = torch.from_numpy(np.array(self.read(i))).flatten()
-        if not torch.equal(x, self.flat[self.starts[i]:self.starts[i] + len(x)].cpu()): raise ViewError(
-            f"{self.sources[i] if isinstance(self.sources[i], (str, Path)) else f'Picture {i}'} is another picture "
-            "than when this loader first saw it. Data must not change while they are used: make the loaders again.")
-        self.stamps[i] = now[i]                                         # touched, and nothing else
+    for i, before in self.stamps.items():
+        now = None if before is None else _stamp(self.sources[i])
+        if now in (None, before): continue
+        if not torch.equal(self._decode(i), self._held(i).cpu()): raise self._changed(i, 'is another picture')
+        self.stamps[i] = now                                            # touched, and nothing else
 
 # %% ../nbs/01_views.ipynb #b44f31ce
 @patch
@@ -775,12 +821,16 @@ def load(self:Pictures,
     with progress(len(rows), 'decoding pictures', verbose=len(rows) > 1000) as bar:
         for i in rows:
             stamp = _stamp(self.sources[i])                             # before it is read
-            x = torch.from_numpy(np.array(self.read(i))).flatten()
-            self.flat[self.starts[i]:self.starts[i] + len(x)] = x
+            self._held(i).copy_(self._decode(i))
             self.have[i], self.stamps[int(i)] = True, stamp
             bar.update(1)
 
 # %% ../nbs/01_views.ipynb #f6812f06
+def _stretches(flat, starts, n):
+    "`n` numbers from each of the places on"
+    every = flat.as_strided((len(flat) - n + 1, n), (1, 1))                         # from any place on, no copy
+    return every.index_select(0, torch.from_numpy(starts).to(flat.device))
+
 @patch
 def take(self:Pictures,
     rows:np.ndarray,    # Positions (B,)
@@ -793,9 +843,7 @@ def take(self:Pictures,
     (H, W), (h, w) = self.size, self.shapes[rows].T
     top, left = ((o//2 if at is None else below(at, o + 1)) for o in (h - H, w - W))
     lines = (starts + 3*(top*w + left))[:, None] + 3*w[:, None]*np.arange(H)        # where each line begins
-    every = flat.as_strided((len(flat) - 3*W + 1, 3*W), (1, 1))                     # a line from any place on, no copy
-    x = every.index_select(0, torch.from_numpy(lines.reshape(-1)).to(flat.device))
-    return x.view(len(rows), H, W, 3).permute(0, 3, 1, 2)
+    return _stretches(flat, lines.reshape(-1), 3*W).view(len(rows), H, W, 3).permute(0, 3, 1, 2)
 
 @patch
 def _decoded(self:Pictures, rows):
@@ -898,7 +946,7 @@ def ids(self:ViewDL)->np.ndarray: # (n,16) uint8
     "Ids of all items"
     if isinstance(self.items, Samples): return self.items.ids
     if self._ids is None or self._ids[0] != self.root:
-        raw = b''.join(self.id_of(i) for i in range(len(self.items)))
+        raw = b''.join(map(self.id_of, range(len(self.items))))
         self._ids = self.root, np.frombuffer(raw, np.uint8).reshape(-1, 16)
     return self._ids[1]
 
@@ -979,8 +1027,12 @@ def _prepare_light(self:ViewDL):
 @patch
 def _light_views(self:ViewDL, rows, views):
     "Views (B,3,H,W) uint8 of positions `rows`, positions of their partners (B,), shares λ (B,)"
-    if not self.seeded: return self.pictures.take(rows), rows, torch.ones(len(rows))
-    if self.mix is None: return self._single(rows, views), rows, torch.ones(len(rows))
+    if self.seeded and self.mix: return self._mixed_views(rows, views)
+    x = self._single(rows, views) if self.seeded else self.pictures.take(rows)
+    return x, rows, torch.ones(len(rows))
+
+@patch
+def _mixed_views(self:ViewDL, rows, views):
     u = draws(view_keys(self.seed, self.ids()[rows], views), MIX, 6)
     partner = self.pool()[below(u[5], len(self.items))]
     both = self._single(np.concatenate([rows, partner]), np.concatenate([views, views]))
@@ -995,6 +1047,14 @@ def _single(self:ViewDL, rows, views):
     return self.light(self.pictures.take(rows, draws(keys, WINDOW)[0]), keys)
 
 @patch
+def _ride(self:ViewDL, rows, views, partner, lam):
+    "What goes with the labels of training views"
+    stored = np.zeros_like(views) if self.policy.name == 'clean' else views
+    row = np.full(len(rows), -1) if self.rows is None else np.asarray(self.rows)[rows]
+    y, other = self.labels()[rows], self.labels()[partner]
+    return Ride.of(*map(torch.from_numpy, (stored, row, other)), lam, torch.from_numpy(y))
+
+@patch
 def make_batch(self:ViewDL,
     idxs:list, # Encoded indices `view·n + i`, (B,)
 )->tuple: # Pictures (B,3,H,W) uint8 and labels (B,); training labels with their `ride`
@@ -1002,13 +1062,8 @@ def make_batch(self:ViewDL,
     views, rows = np.divmod(np.asarray(idxs), max(1, len(self.items)))
     x, partner, lam = self._light_views(rows, views)
     if len(self.dataset.tls) < 2: return (TensorImage(x),)
-    y = torch.from_numpy(self.labels()[rows])
-    if not self.seeded: return TensorImage(x), TensorCategory(y)
-    stored = np.zeros_like(views) if self.policy.name == 'clean' else views
-    row = np.full(len(rows), -1) if self.rows is None else np.asarray(self.rows)[rows]
-    ride = Ride.of(*map(torch.from_numpy, (stored, row, self.labels()[partner])), lam, y)
-    y = TensorCategory(y)
-    y.ride = ride
+    y = TensorCategory(torch.from_numpy(self.labels()[rows]))
+    if self.seeded: y.ride = self._ride(rows, views, partner, lam)
     return TensorImage(x), y
 
 # %% ../nbs/01_views.ipynb #e11fb154
@@ -1073,6 +1128,11 @@ def _item(self:ViewDL, i, label=int):
     return (x if isinstance(x, torch.Tensor) else TensorImage(image2tensor(x))), label(o.label)
 
 # %% ../nbs/01_views.ipynb #266b0bb1
+def _drawn_box(shape, lam, rng):
+    "timm's box for a picture of which the share λ stays"
+    from timm.data.mixup import rand_bbox
+    with rng_scope(int(rng.integers(2**63))): return rand_bbox(shape, lam)
+
 @patch
 def _mixed(self:ViewDL, x, y, i, v):
     "`x` mixed with its partner, the partner's label, λ"
@@ -1080,11 +1140,8 @@ def _mixed(self:ViewDL, x, y, i, v):
     lam, cut = self.mix.draw(rng)
     j = int(self.pool()[rng.integers(len(self.dataset))])
     if lam == 1.: return x, int(y), 1.
-    from timm.data.mixup import rand_bbox
     other, y2 = self._view(j, v)
-    box = None
-    if cut:
-        with rng_scope(int(rng.integers(2**63))): box = rand_bbox(x.shape, lam)
+    box = _drawn_box(x.shape, lam, rng) if cut else None
     mixed, lam = mix_pair(x.float(), other.float(), lam, box)
     return mixed, int(y2), float(lam)
 
@@ -1151,13 +1208,21 @@ def sample_block(
                              TransformBlock(type_tfms=SampleCategory(classes))),
                      dl_type=ViewDL, get_y=label_of, splitter=parts)
 
+# %% ../nbs/01_views.ipynb #3e09c74e
+def some_shapes(
+    pictures, # `Samples`, or a sequence of files, arrays `(H,W[,3])` or PIL images
+)->np.ndarray: # (k,2)
+    "Heights and widths of up to 256 of the pictures; of files, only the beginnings are read"
+    some = np.random.default_rng(0).permutation(len(pictures))[:256].tolist()
+    source = pictures.source if isinstance(pictures, Samples) else pictures.__getitem__
+    return np.array([_shape(source(i)) for i in some])
+
 # %% ../nbs/01_views.ipynb #dc4df799
 LIGHT_PIXELS = 96       # the longest side for which `LightViews` is the default; larger pictures want stronger views
 
-def _typical_size(samples, n=256):
-    "(height, width) and whether up to `n` pictures agree: their own size, or the median short side (at most 224)"
-    idx = np.random.default_rng(0).permutation(len(samples))[:n]
-    sizes = {open_image(samples.source(int(i))).size[::-1] for i in idx}
+def _typical_size(samples):
+    "(height, width) and whether some pictures agree: their own size, or the median short side (at most 224)"
+    sizes = set(map(tuple, some_shapes(samples).tolist()))
     if len(sizes) == 1: return sizes.pop(), True
     short = int(np.median([min(s) for s in sizes]))
     return (max(8, min(224, short//8*8)),)*2, False
@@ -1168,21 +1233,34 @@ def _size(size, samples):
     size = (size, size) if isinstance(size, int) else tuple(size)
     return size, agree and size == own
 
-def _augmentation(tfms, size, agree, flip):
-    "(`LightViews` or None, item transforms)"
-    if tfms is None: tfms = LightViews(flip=flip) if max(size) <= LIGHT_PIXELS else light_tfms(size, flip)
-    if isinstance(tfms, LightViews): return tfms, []
+def _refuse_beside(tfms):
     beside = [type(t).__name__ for t in tfms if not isinstance(t, LightViews)]
     if len(beside) < len(tfms): raise ViewError(
         "LightViews makes a view by itself, shift, mirror, colour and erasing, "
         f"and {', '.join(beside)} stands beside it. "
         "Give tfms=LightViews(…) alone, or tfms=[*light_tfms(size), …] with yours at the end: "
         "these run one picture at a time.")
+
+def _augmentation(tfms, size, agree, flip):
+    "(`LightViews` or None, item transforms)"
+    if tfms is None: tfms = LightViews(flip=flip) if max(size) <= LIGHT_PIXELS else light_tfms(size, flip)
+    if isinstance(tfms, LightViews): return tfms, []
+    _refuse_beside(tfms)
     ours = [t for t in tfms if not isinstance(t, (Transform, type))]    # a `DataBlock` keeps one transform of a class
     fastais = [t for t in tfms if isinstance(t, (Transform, type))]
     return None, ([] if agree else [Resize(size)]) + fastais + [TrainTfm(ours)]*bool(ours)
 
 # %% ../nbs/01_views.ipynb #295611c3
+def _parted(data, valid, seed):
+    "Samples with a validation part"
+    samples = data if isinstance(data, Samples) else Samples.from_folder(data)
+    return samples if samples.has('valid') or not len(samples.labelled) else samples.split(valid=valid, seed=seed)
+
+def _with_defaults(given, samples):
+    "Arguments of the loaders: those that were given, and ours for the others"
+    args = dict(bs=64, num_workers=0, device=default_device(), stats=tuple(map(tuple, imagenet_stats))) | given
+    return dict(val_bs=2*args['bs'], drop_last=len(samples.train) > args['bs']) | args
+
 def image_dls(
     data:str|Path|Samples, # A folder of `<class>/<image>` (or `train|valid|test/<class>/<image>`), or `Samples`
     # Pixels, or (height, width); default: the pictures' own size if they agree, else their median short side,
@@ -1202,14 +1280,12 @@ def image_dls(
     **kwargs,
 )->DataLoaders: # Ordinary fastai loaders that also know `.samples`, `.size`, `.stats`
     "fastai `DataLoaders` whose training samples are views"
-    samples = data if isinstance(data, Samples) else Samples.from_folder(data)
-    if not samples.has('valid') and len(samples.labelled): samples = samples.split(valid=valid, seed=seed)
+    samples = _parted(data, valid, seed)
     if check or (check is None and len(samples) < 100_000): samples.check()
     size, agree = _size(size, samples)
     light, items = _augmentation(tfms, size, agree, flip)
-    kwargs = dict(bs=64, num_workers=0, device=default_device(), stats=tuple(map(tuple, imagenet_stats))) | kwargs
+    kwargs = _with_defaults(kwargs, samples)
     block = sample_block(samples.classes).new(items, [Normalize.from_stats(*kwargs['stats'], cuda=False)])
-    kwargs = dict(val_bs=2*kwargs['bs'], drop_last=len(samples.train) > kwargs['bs']) | kwargs
     return _finish(block.dataloaders(samples, seed=seed, mix=mix, light=light, samples=samples, size=size, **kwargs))
 
 def _finish(dls):
@@ -1242,19 +1318,27 @@ def pixel_versions()->dict: # library -> version, as '2.4.6'
 ALGORITHM = 1               # of `LightViews`: another one, other pixels
 
 @patch
-def describe(self:ViewDL)->dict: # seed, size, light, item_tfms, mix, mix_pool
-    """How this loader's views are made, as JSON can hold it. Raises `ViewError` where a batch transform draws random
-    numbers"""
+def _refuse_random(self:ViewDL):
     odd = [type(t).__name__ for t in self.after_batch.fs if not isinstance(t, (IntToFloatTensor, Normalize))]
     if odd: raise ViewError(
         f"Batch transforms draw random numbers once a batch, so a sample's view cannot be replayed: {', '.join(odd)}. "
         "Give them as item transforms instead: image_dls(…, tfms=[…]).")
-    pool = hashlib.sha256(np.ascontiguousarray(self.ids()[self.pool()]).tobytes()).hexdigest() if self.mix else None
-    last = list(self.dataset.tls[0].tfms.fs)[-1]
-    opener = 'RGB picture' if _function(last) in OPENERS else tfm_spec(last)  # ours and `ImageBlock`'s give the same
+
+@patch
+def _item_specs(self:ViewDL):
+    "What is done to an item, first how it is opened; ours and `ImageBlock`'s openers give the same"
+    opener = self.dataset.tls[0].tfms.fs[-1]
+    opened = 'RGB picture' if _function(opener) in OPENERS else tfm_spec(opener)
+    return [opened] + [tfm_spec(t) for t in self.after_item.fs]
+
+@patch
+def describe(self:ViewDL)->dict: # seed, size, light, item_tfms, mix, mix_pool
+    """How this loader's views are made, as JSON can hold it. Raises `ViewError` where a batch transform draws random
+    numbers"""
+    self._refuse_random()
+    pool = hashlib.sha256(self.ids()[self.pool()].tobytes()).hexdigest() if self.mix else None
     light = self.light and asdict(self.light) | {'algorithm': ALGORITHM}
-    return dict(seed=self.seed, size=list(self.size or ()), light=light,
-                item_tfms=[opener] + [tfm_spec(t) for t in self.after_item.fs],
+    return dict(seed=self.seed, size=list(self.size or ()), light=light, item_tfms=self._item_specs(),
                 mix=asdict(self.mix) if self.mix else None, mix_pool=pool)
 
 # %% ../nbs/01_views.ipynb #3a8829a8
@@ -1266,13 +1350,6 @@ def view_digests(
     return np.frombuffer(b''.join(hashlib.blake2b(o, digest_size=8).digest() for o in raw), np.uint8).reshape(-1, 8)
 
 # %% ../nbs/01_views.ipynb #0420bdde
-def some_shapes(
-    pictures, # `Samples`, or a sequence of files, arrays `(H,W[,3])` or PIL images
-)->np.ndarray: # (k,2)
-    "Heights and widths of up to 256 of the pictures; of files, only the beginnings are read"
-    some = [pictures[int(i)] for i in np.random.default_rng(0).permutation(len(pictures))[:256]]
-    return np.array([_shape(getattr(o, 'source', o)) for o in some])
-
 def _grown(dl, size): # As for `rendered`
     "How many times as many pixels along a side the views can have: the model's, or what the files have"
     most = min(n/m for n, m in zip(size, dl.size))
