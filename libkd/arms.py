@@ -24,6 +24,7 @@ from .sets import cluttered_digits, folder_of
 from .diagnose import accuracy, ece, macro_accuracy, nll, predictions, soften
 from .evidence import advice, choose, compare, interval, paired, say, still_rising, teacher_advice, teachers_below
 from .features import FeatureDistill, equal_pull, make_rule
+from .files import heartbeat, progress
 from .handover import save_student
 from .identity import difference_lines, differences
 from .learner import METHODS, distill_learner, labelled, methods_from
@@ -32,7 +33,7 @@ from .plots import plot_arms
 from .price import AS_LONG
 from .students import student_name
 from .runs import RESULT, job_key, peak_memory, run_jobs
-from .teachers import PACKAGED, fit_teacher, quick_adam
+from .teachers import PACKAGED, Shown, fit_teacher, quick_adam
 from .views import Mix, finite, image_dls, rng_scope, some_shapes
 
 # %% ../nbs/15_arms.ipynb #e6806b11
@@ -321,6 +322,12 @@ def arm_teaching(places, job, teacher): # As for `train_arm`; the `Teacher` that
     return teaching | dict(feature_weight=equal_pull(arm_learner(look, job, teaching | dict(ramp=silence))))
 
 # %% ../nbs/15_arms.ipynb #28544daa
+def _fit(learn, epochs, job): # As `train_arm` has them
+    "One cycle, which shows how it gets on"
+    steps, what = epochs*len(learn.dls.train), f'{job.arm}, seed {job.seed}'
+    with progress(steps, what, 'step') as bar, learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(epochs, job.lr, cbs=[SparseValidation(), Shown(bar)])
+
 def train_arm(places, # dict: data (image folder or ''), out and cache (folders), pictures (folder or None)
               job,    # `Job`
 )->dict:              # its metrics, seconds, history and the name of its files
@@ -330,7 +337,7 @@ def train_arm(places, # dict: data (image folder or ''), out and cache (folders)
     learn = arm_learner(labelled(dls) if job.teacher else dls, job, teaching)
     start, epochs = time.perf_counter(), epochs_for(job.steps, learn.dls)
     in_turn(learn.dls.train, min(job.fresh, epochs*learn.dls.train.repeats))
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, job.lr, cbs=SparseValidation())
+    _fit(learn, epochs, job)
     seconds = time.perf_counter() - start
     if job.keep: save_student(learn, Path(places['out'])/'students'/job.name)
     judged, valid = answered(learn, places, job)
@@ -394,12 +401,12 @@ class Looks(Callback):
         return float(torch.cat(right).float().mean())
 
 # %% ../nbs/15_arms.ipynb #49de46b1
-def run_teacher(places, job, looks=None): # As for `train_arm`; `TeacherJob`; a `Looks` of the caller
+def run_teacher(places, job, looks=None, verbose=False): # As for `train_arm`; `TeacherJob`; a `Looks` of the caller
     "One teacher of a run: trained for at least so many steps, or found"
     dls = loaders(places, job, taught=False, curve=0)
     epochs, kept = -(-job.steps//max(1, len(dls.train))), Path(places['out'])/'teachers'
     trained = dict(epochs=epochs, cbs=[InTurn(job.fresh), looks or Looks()])
-    how = dict(seed=job.seed, check=job.check, folder=kept, verbose=False)
+    how = dict(seed=job.seed, check=job.check, folder=kept, verbose=verbose)
     if job.tuned:
         how |= dict(tune='all', pretrained=True, as_name=f'{job.name}-tuned')
         trained['cbs'] = [InTurn(job.fresh)]               # it sees larger pictures than `Looks` would show it
@@ -409,7 +416,7 @@ def run_teacher(places, job, looks=None): # As for `train_arm`; `TeacherJob`; a 
 def train_teacher(places, job): # As for `train_arm`; `TeacherJob`
     "Train one teacher; its seconds, and how it went"
     start, looks = time.perf_counter(), Looks()
-    run_teacher(places, job, looks)
+    run_teacher(places, job, looks, verbose='bar')
     seen = {k: getattr(looks, k, None) for k in ('curve', 'images')}             # nothing, if it was found
     return dict(seconds=time.perf_counter() - start, **seen)
 
@@ -435,17 +442,22 @@ def _cache_part(places, teachers, job, part, of): # As for `build_cache`; which 
     for i in range(part, len(builder.shards), of): builder.build_shard(i)
     return time.perf_counter() - start
 
+def _stored(builder): # A `CacheBuilder`
+    "How much of a store is there, in one line"
+    n = len(builder.shards)
+    return f'· stored answers: {sum(map(builder.done, range(n)))} of {n} shards'
+
 def build_cache(places, teachers, job, how): # As for `train_arm`; `Teacher`s; `StoreJob`; `price.How`
     "Build the store of a run, or open it; processes share the shards"
     start, spent, dls = time.perf_counter(), 0, loaders(places, job)
     asked = dict(views=job.views, check=job.check)
     if how.jobs > 1:
         from joblib import Parallel, delayed, parallel_config
-        LogitCache.builder(places['cache'], dls, teachers, **asked)       # the plan, before somebody else needs it
+        builder = LogitCache.builder(places['cache'], dls, teachers, **asked)  # the plan, before somebody else needs it
         waited = time.perf_counter()
         with parallel_config('loky', inner_max_num_threads=how.threads):
             calls = (delayed(_cache_part)(places, teachers, job, i, how.jobs) for i in range(how.jobs))
-            parts = Parallel(n_jobs=how.jobs)(calls)
+            with heartbeat(partial(_stored, builder)): parts = Parallel(n_jobs=how.jobs)(calls)
         spent = sum(parts) - (time.perf_counter() - waited)
     cache = LogitCache.build(places['cache'], dls, teachers, **asked)
     return dict(seconds=time.perf_counter() - start + spent, bytes=cache.nbytes)

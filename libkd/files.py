@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['WriteError', 'LockedError', 'writing', 'publish', 'publish_json', 'write_once', 'data_home', 'locked', 'frontend',
-           'is_live', 'progress', 'sha256', 'sha256s', 'digest_of', 'Seen']
+           'is_live', 'progress', 'heartbeat', 'sha256', 'sha256s', 'digest_of', 'Seen']
 
 # %% ../nbs/00_files.ipynb #d283b4b7
 import errno, hashlib, json, os, shutil, sqlite3, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 from typing import Callable
 from uuid import uuid4
 
@@ -159,6 +160,24 @@ def progress(
         return bar(**kw)
     if frontend() != 'headless' and sys.stderr.isatty(): return tqdm(**kw)
     return _Lines(**kw, mininterval=every, delay=every, miniters=1, ncols=0, file=sys.stdout)
+
+# %% ../nbs/00_files.ipynb #d09518a1
+@contextmanager
+def heartbeat(
+    say,       # A function without arguments: one line, or '' for nothing
+    every=30., # Seconds from line to line
+):
+    "Print how something stands, again and again while the block takes its time"
+    end, out = Event(), sys.stdout
+    def beat():
+        while not end.wait(every):
+            if line := say(): print(line, file=out, flush=True)
+    thread = Thread(target=beat, daemon=True)
+    thread.start()
+    try: yield
+    finally:
+        end.set()
+        thread.join()
 
 # %% ../nbs/00_files.ipynb #e5a16d64
 def sha256(

@@ -99,14 +99,51 @@ def _attempt(fn, job, path, made): # A function; its keywords; the file; from `m
         with contextlib.suppress(OSError, files.WriteError): files.publish(note, said)
         return {**job, 'error': f'{type(e).__name__}: {e}'}
 
+# %% ../nbs/13_runs.ipynb #4e4f7e31
+@contextlib.contextmanager
+def _environment(**values): # name -> text, or None to remove it
+    "Environment variables for as long as it takes"
+    old = {k: os.environ.get(k) for k in values}
+    def put(d):
+        for k in d: os.environ.pop(k, None)
+        os.environ.update({k: v for k, v in d.items() if v is not None})
+    put(values)
+    try: yield
+    finally: put(old)
+
+# %% ../nbs/13_runs.ipynb #2ee8872c
+class _LastLine(io.TextIOBase):
+    "Takes what is printed and keeps its last line in a file, for those who wait in another process"
+    def __init__(self, path): self.path, self.rest = path, ''
+    def write(self, text):
+        *lines, self.rest = (self.rest + text).split('\n')
+        if said := [line for line in lines if line.strip()]: self.path.write_text(said[-1], encoding='utf-8')
+        return len(text)
+
+def _underway(path): return path.with_suffix('.underway')          # of the row that will come
+
+def _aside(fn, job, path, made): # As `_attempt`
+    "Do one job in a process that nobody watches"
+    with _environment(LIBKD_WIDGETS='headless'), contextlib.redirect_stdout(_LastLine(_underway(path))):
+        try: return _attempt(fn, job, path, made)
+        finally: _underway(path).unlink(missing_ok=True)
+
+def _standing(paths): # Of rows that will come
+    "How the jobs stand that other processes are doing, in one line"
+    said = []
+    for path in map(_underway, paths):
+        with contextlib.suppress(OSError): said.append(path.read_text(encoding='utf-8').strip())
+    return '· ' + '; '.join(filter(None, said)) if any(said) else ''
+
 # %% ../nbs/13_runs.ipynb #37c099f7
-def _with_path(fn, job, path, made): return path, _attempt(fn, job, path, made)
+def _with_path(do, fn, job, path, made): return path, do(fn, job, path, made)
 
 def _parallel(fn, todo, made, n_jobs, threads): # todo: dict path -> job
     "Yields (path, row) as jobs finish"
     from joblib import Parallel, delayed, parallel_config
     from joblib.parallel import get_active_backend
-    calls = (delayed(_with_path)(fn, j, p, made) for p, j in todo.items())
+    do = _aside if n_jobs > 1 else _attempt
+    calls = (delayed(_with_path)(do, fn, j, p, made) for p, j in todo.items())
     loky = type(get_active_backend()[0]).__name__ == 'LokyBackend'          # and not somebody's Dask cluster
     ours = threads and n_jobs > 1 and loky
     with parallel_config('loky', inner_max_num_threads=threads) if ours else contextlib.nullcontext():
@@ -126,6 +163,14 @@ def _in_processes(fn, todo, made, n_jobs, threads): # As `_parallel`
                 died = 'a process ended before its job was done (out of memory?)'
                 yield path, {**job, 'error': f'{type(e).__name__}: {died}'}
 
+# %% ../nbs/13_runs.ipynb #a94a4363
+def _jobs_and_rows(jobs, folder, made): # As for `run_jobs`; from `made_by`
+    "(file -> job, file -> row of those that are done); what a killed process said of others is removed"
+    with files.writing(folder): folder.mkdir(parents=True, exist_ok=True)
+    jobs = {folder/f'{job_key(j)}.json': j for j in jobs}
+    for path in jobs: _underway(path).unlink(missing_ok=True)
+    return jobs, {p: r for p in jobs if (r := _kept(p, made)) is not None}
+
 # %% ../nbs/13_runs.ipynb #745f12b8
 def run_jobs(fn,            # Takes the values of a job as keywords and returns a dict of plain values
              jobs,          # Dicts of plain values
@@ -137,14 +182,12 @@ def run_jobs(fn,            # Takes the values of a job as keywords and returns 
              about=None,    # What the rows depend on beside `fn` and their jobs: a dict of plain values
 )->pd.DataFrame:            # One row a job, in the order of `jobs`; a failed one has `error`
     "Do the jobs that are not done yet, and return the rows of all"
-    folder, tell = Path(folder), progress or (lambda *a: None)
-    with files.writing(folder): folder.mkdir(parents=True, exist_ok=True)
-    made = made_by(fn, result, about)
-    jobs = {folder/f'{job_key(j)}.json': j for j in jobs}
-    rows = {p: r for p in jobs if (r := _kept(p, made)) is not None}
+    made, tell = made_by(fn, result, about), progress or (lambda *a: None)
+    jobs, rows = _jobs_and_rows(jobs, Path(folder), made)
     for i, r in enumerate(rows.values(), 1): tell(i, len(jobs), r, False)
     todo = {p: j for p, j in jobs.items() if p not in rows}
-    with files.progress(len(jobs), 'jobs', 'job', verbose=progress is None, done=len(rows)) as bar:
+    bar = files.progress(len(jobs), 'jobs', 'job', verbose=progress is None, done=len(rows))
+    with bar, files.heartbeat(partial(_standing, list(todo))):
         for p, r in _in_processes(fn, todo, made, n_jobs, threads) if todo else ():
             rows[p] = r
             bar.update()
@@ -389,26 +432,21 @@ def stopped(out,  # The executed notebook
 
 # %% ../nbs/13_runs.ipynb #2ecc9d02
 class _Printer:
-    "Takes what a notebook prints and shows its lines; details only where somebody is looking"
-    def __init__(self, details): self.details, self.rest = details, ''     # whether lines that begin with · are shown
+    "Takes what a notebook prints and shows its lines; where nobody is looking, details only after a silence"
+    def __init__(self,
+        details,   # Whether all lines that begin with · are shown
+        every=30., # Seconds of silence after which one of them is shown in any case
+    ): self.details, self.every, self.rest, self.last = details, every, '', time.monotonic()
     def flush(self): sys.stdout.flush()
     def write(self, text):
-        from tqdm import tqdm
         *lines, self.rest = (self.rest + text).split('\n')
-        for line in lines:                                                 # `tqdm.write` does not tear a progress bar
-            if self.details or not line.startswith('·'): tqdm.write(line, file=sys.stdout)
-
-# %% ../nbs/13_runs.ipynb #4e4f7e31
-@contextlib.contextmanager
-def _environment(**values): # name -> text, or None to remove it
-    "Environment variables for as long as it takes"
-    old = {k: os.environ.get(k) for k in values}
-    def put(d):
-        for k in d: os.environ.pop(k, None)
-        os.environ.update({k: v for k, v in d.items() if v is not None})
-    put(values)
-    try: yield
-    finally: put(old)
+        for line in filter(self._due, lines): self._show(line)
+    def _due(self, line):
+        return self.details or not line.startswith('·') or time.monotonic() - self.last >= self.every
+    def _show(self, line):
+        from tqdm import tqdm
+        tqdm.write(line, file=sys.stdout)                                  # it does not tear a progress bar
+        self.last = time.monotonic()
 
 # %% ../nbs/13_runs.ipynb #ea89639c
 _QUIET = dict(LIBKD_WIDGETS='headless', JPY_SESSION_NAME=None, PYDEVD_DISABLE_FILE_VALIDATION='1',

@@ -1095,13 +1095,16 @@ def _create_args(name, dls):
     sized = hasattr(model, 'patch_embed') and hasattr(model.patch_embed, 'img_size')
     return model, kw | (dict(img_size=list(size_of(dls))) if sized else {})
 
-class _Shown(Callback):
-    """Epochs without looking at the validation part, which would take longer than training where labels are few;
-    each step moves a bar"""
-    def __init__(self, bar): self.bar = bar
+# %% ../nbs/03_teachers.ipynb #62c5fd3e
+class Shown(Callback):
+    "Each step of a training moves a bar"
+    def __init__(self, bar): self.bar = bar # From `files.progress`
     def after_batch(self):
         if self.training: self.bar.update(1)
     def after_epoch(self): self.bar.set_postfix(loss=f'{float(self.smooth_loss):.3f}', refresh=False)
+
+class _Unlooked(Callback):
+    "Epochs without the validation part, which would take longer than training where labels are few"
     def before_validate(self): raise CancelValidException
 
 def _trained(model, dls, train, epochs, lr, wd, seed, verbose, cbs):
@@ -1109,7 +1112,8 @@ def _trained(model, dls, train, epochs, lr, wd, seed, verbose, cbs):
     learn = Learner(DataLoaders(train, dls.valid, device=dls.device), model, cbs=cbs, **quick_adam(wd))
     what = f'training {type(model).__name__}'
     with rng_scope(seed), progress(epochs*len(train), what, 'step', verbose) as bar:
-        with learn.no_bar(), learn.no_logging(), learn.added_cbs(_Shown(bar)): learn.fit_one_cycle(epochs, lr)
+        with learn.no_bar(), learn.no_logging(), learn.added_cbs([Shown(bar), _Unlooked()]):
+            learn.fit_one_cycle(epochs, lr)
     return learn.model.cpu()
 
 # %% ../nbs/03_teachers.ipynb #a4965343
@@ -1220,7 +1224,7 @@ def _once(folder, label, asked, make, dls, check, verbose):
     began, valid, kept = time.time(), Samples.from_dls(dls).valid.identity(), _kept_teachers(folder)
     place = folder/f'{label}-{digest_of(asked)[:12]}'
     if (path := _found_again(place, kept, asked)): return 'loaded', _loaded_again(path, label, dls, valid, check), path
-    if verbose and (near := _nearest(kept, asked)): print(near)
+    if verbose is True and (near := _nearest(kept, asked)): print(near)
     t, info = make()
     t.accuracy = _valid_accuracy(t, dls)
     if check: check_teacher(t, dls)
@@ -1249,7 +1253,8 @@ def fit_teacher(
     folder='teachers',       # Where teachers are kept
     as_name: str | None=None,# Another name in caches and tables, for instance for a second seed
     check: bool=True,        # Refuse a teacher at chance
-    verbose: bool=True,      # A bar where somebody watches, a line now and then in a log, and one line at the end
+    # A bar where somebody watches, a line now and then in a log, and one line at the end; 'bar': the first two
+    verbose: bool | str=True,
     cbs: list | tuple=(),    # Further fastai callbacks; they and their arguments are a part of the identity
 ) -> Teacher:
     "A teacher for these data: trained and saved, or loaded if it was made before."
@@ -1260,7 +1265,7 @@ def fit_teacher(
     if tune == 'head': job = _with_head(name, dls, samples, label, seed, verbose)
     else: job = _training(name, dls, samples, label, epochs, lr, wd, seed, pretrained, list(cbs), verbose)
     did, t, path = _once(Path(folder), label, *job, dls, check, verbose)
-    if verbose: print(f'{t} · {did} in {time.time() - began:.1f} s · {path}')
+    if verbose is True: print(f'{t} · {did} in {time.time() - began:.1f} s · {path}')
     return t.to(dls.device)
 
 def _check_tune(tune, pretrained, **given):

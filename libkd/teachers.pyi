@@ -3,6 +3,7 @@
 from . import UserError
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fastai.callback.core import Callback
 from fastai.data.core import TfmdDL
 from pathlib import Path
 from timm.models.resnet import ResNet
@@ -107,6 +108,11 @@ PACKAGED: dict
 HEAD_C: tuple
 HEAD_ROWS: int
 def fit_head(t: Teacher, dls, seed: int = 0, verbose: bool = False) -> Teacher: ...
+class Shown(Callback):
+    bar: Any
+    def __init__(self, bar): ...
+    def after_batch(self): ...
+    def after_epoch(self): ...
 def fit_teacher(
     name: str,
     dls,
@@ -119,7 +125,7 @@ def fit_teacher(
     folder='teachers',
     as_name: str | None = None,
     check: bool = True,
-    verbose: bool = True,
+    verbose: bool | str = True,
     cbs: list | tuple = (),
 ) -> Teacher: ...
 def warn_if_uneven(teachers, points: float = 10.0): ...

@@ -431,6 +431,27 @@ def test_logs_show_phases_and_no_details(tmp_path, capsys):
     assert 'work: 0 s' in out and 'detail' not in out
 
 
+def test_after_half_a_minute_of_silence_a_log_shows_a_detail(capsys):
+    said = runs._Printer(details=False, every=.2)
+    for text in ('· a\n', 'work …\n'): said.write(text)
+    time.sleep(.3)
+    for text in ('· b', ' and more\n', '· c\n'): said.write(text)
+    assert capsys.readouterr().out.splitlines() == ['work …', '· b and more']
+
+
+def test_jobs_in_other_processes_say_how_they_stand(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(files, 'heartbeat', lambda say, own=files.heartbeat: own(say, every=.1))
+    (tmp_path/f'{runs.job_key(dict(name="a"))}.underway').write_text('left by a process that was killed')
+    def slow(name):
+        print(f'{name}: 50%')
+        time.sleep(1)
+        return {}
+    runs.run_jobs(slow, [dict(name='a'), dict(name='b')], tmp_path, n_jobs=2, progress=lambda *a: None)
+    said = capsys.readouterr().out.splitlines()
+    assert '· a: 50%; b: 50%' in said and 'killed' not in str(said)
+    assert not list(tmp_path.glob('*.underway'))
+
+
 def test_runs_are_headless_whatever_surrounds_them(tmp_path, monkeypatch):
     monkeypatch.setenv('JPY_SESSION_NAME', 'lab'); monkeypatch.setenv('LIBKD_WIDGETS', 'live')
     nb = notebook(tmp_path/'nb.ipynb', BODY[0], "import os\nrecord.done(metrics={k: os.environ.get(k, '') for k in ('LIBKD_WIDGETS', 'JPY_SESSION_NAME')});")
@@ -848,10 +869,13 @@ def test_several_processes_build_the_store_of_one(tmp_path):
     assert files[1] == files[2] and len(files[1]) == 2 + 3 + 3
 
 
-def test_many_short_epochs_are_validated_now_and_then(tmp_path):
+def test_many_short_epochs_are_validated_now_and_then(tmp_path, monkeypatch, capsys):
     "A few labelled images and no others: an epoch is two batches"
     data = some_digits(tmp_path/'data', train=4, valid=2, test=2)
-    row = arms.train_arm(dict(data=str(data), out=str(tmp_path)), jobs_on(data, steps=50, fresh=2)[0])
+    monkeypatch.setattr(arms, 'progress', lambda *a: files.progress(*a, every=0.))
+    job = jobs_on(data, steps=50, fresh=2)[0]
+    row = arms.train_arm(dict(data=str(data), out=str(tmp_path)), job)
+    assert re.search(f'{job.arm}, seed 0: .* 50/50', capsys.readouterr().out)                  # and it says how it gets on
     assert [round(25*h['done']) for h in row['history']] == [*range(2, 26, 2), 25] and all(np.isfinite(h['accuracy']) for h in row['history'])
 
 def test_a_teacher_takes_at_least_as_many_steps_as_were_asked_for(tmp_path):
