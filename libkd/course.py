@@ -219,11 +219,12 @@ def version_of(
 
 def closed(
     source, # Of the cell of prose below one that is tagged `predict`
+    says='Run the cell above, then open this.', # What stands there instead
 ) -> str:
     "What it tells of the output, closed; what comes with the next heading or question stays as it is"
     told, *rest = re.split(r'(?m)^(?=#+ |\*\*Exercise|\*\*Predict)', source, maxsplit=1)
     if not told.strip(): return source
-    shut = '<details><summary>Run the cell above, then open this.</summary>'
+    shut = f'<details><summary>{says}</summary>'
     return '\n\n'.join([shut, told.strip(), '</details>', *rest])
 
 def _students_cell(cell, lesson, seed, told=False): # told: it stands below a cell tagged `predict`

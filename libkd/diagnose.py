@@ -9,14 +9,14 @@ __all__ = ['accuracy', 'macro_accuracy', 'reliability', 'ece', 'nll', 'brier', '
            'unfused', 'attention_maps', 'token_layout', 'rollout', 'uniform_distance', 'mean_attention_distance',
            'prefix_mass', 'attention_entropy', 'grad_cam', 'involution_energy', 'per_uniform', 'token_maps',
            'saliency_kind', 'saliency', 'on_grid', 'edges', 'map_fit', 'map_percentile', 'shuffled', 'TokenMaps',
-           'read_maps', 'last_features', 'plane', 'ground', 'shift_images', 'shift_consistency', 'shuffle_patches',
-           'silhouettes', 'changed_accuracy', 'patch_shuffle_drop', 'tells_apart', 'macs', 'ms_per_image', 'Scoreboard',
-           'scoreboard']
+           'read_maps', 'among_shown', 'last_features', 'plane', 'ground', 'shift_images', 'shift_consistency',
+           'shuffle_patches', 'silhouettes', 'changed_accuracy', 'patch_shuffle_drop', 'tells_apart', 'macs',
+           'ms_per_image', 'Scoreboard', 'scoreboard']
 
 # %% ../nbs/10_diagnose.ipynb #1515b1e1
 import copy
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import combinations
 from time import perf_counter
@@ -869,6 +869,17 @@ def read_maps(model, # A `Learner`, a student, any timm ViT; of a model without 
     guides = _advised_by(model, teachers, tokens)
     goals = _targets(tokens or ('patches',), guides, seen, imgs, grid)
     return TokenMaps(guides=guides, **known, **_attention(model, x, n, len(tokens), grid, goals, shuffles))
+
+# %% ../nbs/10_diagnose.ipynb #620b6cd6
+def among_shown(maps, # `TokenMaps`
+                least=20, # Pictures that are needed: among fewer rivals a percentile says little
+                )->TokenMaps:
+    "Maps that came without percentiles, with those among the other pictures shown; as they are where these are few"
+    if maps.percentiles is not None or maps.attn is None or len(maps.imgs) < least: return maps
+    goals = _targets(maps.tokens or ('patches',), maps.guides, maps.saliency, maps.imgs, maps.grid)
+    first = _among(maps.maps, [goal for _, goal in goals.values()], len(maps.imgs))
+    return replace(maps, percentiles=np.stack([first, np.full_like(first, np.nan)]),
+                   targets=tuple(what for what, _ in goals.values()), rivals=(len(maps.imgs) - 1, 0))
 
 # %% ../nbs/10_diagnose.ipynb #6a687798
 @contextmanager

@@ -653,14 +653,15 @@ LOOKS = dict(conv='A convolution looks at small neighbourhoods, everywhere with 
              attn='Attention lets every patch of the picture read from every other one, near or far.',
              mlp='Dense layers weigh every pixel by its place.')
 READING = ('The bars say how sure each network is of each class; under a change, trust in the right class falls. A '
-           'network with several heads is a student: it was taught by others, and each head listened to one of them.')
+           'network with several heads is a student: where it was taught, each head listened to a teacher of its own or to '
+           'the labels; an untaught one had the labels only.')
 
 @patch
 def _presets(self:BiasPlayground):
     "What the page says, about each preset and above all"
     presets = [dict(key=k, short=short, title=title, text=text, says=self.evidence.says(k))
                for k, (short, title, text) in PRESETS.items()]
-    hint = 'Try Shift first: for us nothing changes.'
+    hint = 'Try Shift first: to our eyes nothing changes.'
     return dict(presets=presets, about=self.evidence.about, hint=hint) | self._told()
 
 @patch

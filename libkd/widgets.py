@@ -23,7 +23,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from PIL import Image
 from .cache import LogitCache, plan_files
-from .diagnose import TokenMaps, as_array, clean_images, ece, head_predictions, last_features
+from .diagnose import TokenMaps, among_shown, as_array, clean_images, ece, head_predictions, last_features
 from .diagnose import mean_attention_distance, per_uniform, plane, predictions, read_maps, roles_of
 from .diagnose import sample_disagreement, scoreboard, to_pixels, uniform_distance
 from .distill import MultiTeacherDistill
@@ -547,7 +547,7 @@ def explore_attention(source, # A `Learner`, a student, any timm ViT; a `TokenMa
     and where the two do not fit each other"""
     if attn is not None:
         source = TokenMaps(as_rgb(source), grid or _square(attn, tokens), attn, tuple(tokens), **kwargs)
-    if isinstance(source, TokenMaps): return AttentionView(source)
+    if isinstance(source, TokenMaps): return AttentionView(among_shown(source))
     if isinstance(source, (np.ndarray, torch.Tensor, list)):
         raise ValueError('pictures alone have no attention: give it too, attn=(n, layers, heads, N, N), '
                          'or give a model')
@@ -667,11 +667,11 @@ def _thin(xs, ys, n=200):
 
 _DASHES = {'-': '', '--': '6 3', '-.': '6 2 2 2', ':': '2 2'}
 
-def _scales(points, left, width, height): # (x, y) of all curves; where the plot is, in pixels
+def _scales(points, width, height): # (x, y) of all curves; where the plot is, in pixels
     "The lowest and the highest value, and a function that gives a point's place as SVG writes it"
     x1, lo, hi = max(p[0] for p in points) or 1, min(0, *(p[1] for p in points)), max(p[1] for p in points)
-    across, low = width - 184, height - 16
-    return lo, hi, lambda x, y: f'{left + 34 + across*x/x1:.1f},{low - (low - 26)*(y - lo)/((hi - lo) or 1):.1f}'
+    across, low = width - 190, height - 16
+    return lo, hi, lambda x, y: f'{40 + across*x/x1:.1f},{low - (low - 26)*(y - lo)/((hi - lo) or 1):.1f}'
 
 def _curve_svg(points, name, look, place, right, y): # Where the points are, as `_scales` says; of the name: left, top
     colour, _, _, dash = look
@@ -681,31 +681,36 @@ def _curve_svg(points, name, look, place, right, y): # Where the points are, as 
             f'<line x1="{right}" x2="{right + 16}" y1="{y - 4}" y2="{y - 4}" {pen}/>'
             f'<text x="{right + 20}" y="{y}">{escape(name)} {points[-1][1]:.3g}</text>')
 
-def _panel(curves, left, width, height, title):
+def _panel(curves, width, height, title):
     "One small plot as SVG: a line with colour and dash for each curve, its name and last value beside it"
-    lo, hi, place = _scales([p for c in curves.values() for p in c] or [(0, 0)], left, width, height)
-    tick = lambda y, v: f'<text x="{left + 30}" y="{y}" text-anchor="end">{v:.2g}</text>'
-    head = f'<text x="{left}" y="14" font-weight="bold">{escape(title)}</text>'
+    lo, hi, place = _scales([p for c in curves.values() for p in c] or [(0, 0)], width, height)
+    tick = lambda y, v: f'<text x="36" y="{y}" text-anchor="end">{v:.2g}</text>'
+    head = f'<text x="0" y="14" font-weight="bold">{escape(title)}</text>'
     named = zip(curves.values(), short_names(curves, 14), looks(curves).values())
-    lines = [_curve_svg(points, name, look, place, left + width - 146, 30 + 15*k)
+    lines = [_curve_svg(points, name, look, place, width - 146, 30 + 15*k)
              for k, (points, name, look) in enumerate(named)]
     return ''.join([head, tick(height - 16, lo), tick(30, hi), *lines])
 
 # %% ../nbs/12_widgets.ipynb #6f0cd2c9
 _ON_DARK = '@media(prefers-color-scheme:dark){rect{fill:#1c1c1c}text{fill:#e8e8e8}}'
 
+_PANEL = 350, 180                                                # pixels: two fit beside each other, one on a phone
+
+def _svg(body, width, height): # SVG; pixels
+    "A picture of its own, as an address"
+    paper = f'<style>{_ON_DARK}</style><rect width="100%" height="100%" fill="#fff"/>'
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11">{paper}{body}</svg>'
+    return 'data:image/svg+xml;base64,' + base64.b64encode(svg.encode()).decode()
+
 def training_html(table, # `TrainingMonitor.table`
                   alt, # The same in a sentence
                   )->str:
-    "Training curves as a small picture: `<img>` with SVG inside, and its text"
-    width, height = 350, 180
-    panels = [p for p in training_parts(table).items() if p[1]]
+    "Training curves: how far it is, and a small `<img>` with SVG for each kind of number; on a narrow page they wrap"
     curves = lambda names: {n: _thin(table['step'], table[n]) for n in names}
-    body = ''.join(_panel(curves(names), k*width, width, height, title) for k, (title, names) in enumerate(panels))
-    box = f'viewBox="0 0 {width*max(len(panels), 1)} {height}" font-family="sans-serif" font-size="11"'
-    paper = f'<style>{_ON_DARK}</style><rect width="100%" height="100%" fill="#fff"/>'
-    svg = f'<svg xmlns="http://www.w3.org/2000/svg" {box}>{paper}{body}</svg>'
-    return picture_html('data:image/svg+xml;base64,' + base64.b64encode(svg.encode()).decode(), alt)
+    pieces = [_svg(_panel(curves(names), *_PANEL, title), *_PANEL) for title, names in training_parts(table).items()
+              if names]
+    return f'<p style="margin:0 0 4px">{escape(alt.partition(": ")[0])}</p>{picture_html(pieces, alt)}'
 
 # %% ../nbs/12_widgets.ipynb #4a05ebef
 class TrainingMonitor(Callback):
@@ -818,9 +823,8 @@ def _end(self:TrainingMonitor):
     "The figure that stays"
     if frontend() in ('terminal', 'python') or not self.rows: return
     from IPython.display import HTML, display
-    fig = plot_training(self.table, self.said())
-    if self.handle is None: display(fig)
-    else: self.handle.update(HTML(fig._repr_mimebundle_()['text/html']))
+    if self.handle is None: display(plot_training(self.table, self.said()))
+    else: self.handle.update(HTML(training_html(self.table, self.said())))
 
 # %% ../nbs/12_widgets.ipynb #7efee9b3
 @patch

@@ -312,6 +312,26 @@ def test_axe_finds_nothing_and_nothing_overflows(show, playground, context):
         assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')
 
 
+@pytest.mark.parametrize('width', [800, 1120, 1600])
+def test_a_wide_page_has_no_empty_corner(show, playground, width):
+    page = show(playground, viewport=dict(width=width, height=900))
+    box = lambda kind: page.locator(f'.kd-p-{kind}').bounding_box()
+    foot = lambda kind: box(kind)['y'] + box(kind)['height']
+    assert foot('picture') == pytest.approx(foot('answers'), abs=1) and foot('knobs') == pytest.approx(foot('curve'), abs=1)
+    cards = page.eval_on_selector_all('.kd-net', 'all => all.map(o => o.getBoundingClientRect().right)')
+    assert max(cards) == pytest.approx(cards[-1], abs=1), 'the last row is full'
+
+
+def test_on_a_phone_the_answers_stand_at_the_picture_too(show, playground):
+    page = show(playground, viewport=dict(width=390, height=844)); words = lambda: page.eval_on_selector_all('.kd-brief span', 'all => all.map(o => o.textContent)')
+    says = page.eval_on_selector_all('.kd-says', 'all => all.map(o => o.textContent)')
+    page.locator('.kd-tries').scroll_into_view_if_needed()
+    box = page.locator('.kd-brief').bounding_box()
+    assert words() == says and 0 < box['y'] < box['y'] + box['height'] <= 844 and box['width'] <= 390
+    page.click('.kd-main'); assert set(words()) == {'?'}
+    page.set_viewport_size(dict(width=1120, height=900)); assert not page.locator('.kd-brief').is_visible()
+
+
 def test_names_are_text_never_markup(show, nets):
     evil = '<img src=x onerror="window.hacked=1"></script><script>window.hacked=1</script>'
     x, y = pictures(2, 9)

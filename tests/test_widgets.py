@@ -280,6 +280,18 @@ def test_attention_page_shows_the_maps_of_python(show):
             assert f'better than {TELLS[1, i, layer, t, c]:.0f} % of the maps of 8 networks' in label
 
 
+def test_attention_from_anywhere_is_compared_with_the_other_pictures(show):
+    made, n = np.random.default_rng(3), 24
+    attn, seen = made.dirichlet(np.ones(18), (n, 1, 2, 18)).astype('f4'), made.random((n, 4, 4))
+    view = W.explore_attention(IMGS[:n], attn, tokens=('cls', 'conv'), saliency=dict(t_conv=seen), guides=dict(conv='t_conv'))
+    mine = token_maps(attn, 2, (4, 4))[:, 0, 1, 0].reshape(n, -1)                      # layer 1, conv token, head 1
+    fits = np.corrcoef(mine, seen.reshape(n, -1))[:n, n:]                              # map of picture j, target of i
+    by_hand = 100*(fits[:, 0] < fits[0, 0]).sum()/(n - 1)
+    assert f'the saliency of t_conv better than {by_hand:.0f} % of this head’s maps on 23 other pictures; chance' in maps_of(show(view))[1][1]
+    few = W.explore_attention(IMGS[:5], attn[:5], tokens=('cls', 'conv'))
+    assert few.maps.percentiles is None and 'chance' not in maps_of(show(few))[1][1]
+
+
 def test_a_patch_asks(show):
     page = show(viewer())
     page.focus('.kd-stage'); page.keyboard.press('ArrowRight')                     # starts in the middle: row 3, column 3
@@ -421,6 +433,18 @@ def test_monitor_sees_what_the_recorder_sees(stored, tmp_path):
     assert first['conv as conv'].between(0, 1).all() and (first.lr > 0).all() and 'done: ' in monitor.said()
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path/'c.csv'), t, check_dtype=False, atol=1e-9)
     html = W.training_html(t, '<b>"'); assert '&lt;b&gt;' in html and '<b>' not in html and len(html) < 20_000
+
+
+def test_a_monitor_fits_a_phone(browser, tmp_path):
+    import pandas as pd
+    steps = np.arange(20)
+    table = pd.DataFrame(dict(step=steps, loss=.9**steps, accuracy=1 - .9**steps, lr=1e-3*np.ones(20)))
+    (tmp_path/'m.html').write_text('<body>' + W.training_html(table, 'Training, about 12 s left: loss 0.1'), encoding='utf-8')
+    page = browser.new_page(viewport=dict(width=390, height=800)); page.goto((tmp_path/'m.html').as_uri())
+    boxes = page.eval_on_selector_all('img', 'all => all.map(i => [i.getBoundingClientRect().top, i.getBoundingClientRect().width])')
+    assert [round(w) for _, w in boxes] == [350]*3 and len({top for top, _ in boxes}) == 3         # whole, below each other
+    assert page.text_content('p') == 'Training, about 12 s left' and page.get_attribute('img', 'alt').endswith('loss 0.1')
+    page.close()
 
 
 def test_an_interrupt_ends_the_training_in_order_and_is_given_back(stored):

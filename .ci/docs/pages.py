@@ -8,6 +8,7 @@ from configparser import ConfigParser
 from pathlib import Path, PurePosixPath
 import yaml
 from api import document
+from libkd.course import closed
 
 ROOT = Path(__file__).resolve().parents[2]
 NBS = ROOT/'nbs'
@@ -18,7 +19,8 @@ SITE = '/'.join(cfg[k].strip('/') for k in ('doc_host', 'doc_baseurl', 'doc_vers
 
 DIRECTIVE = re.compile(r'^\s*#\|\s*([\w-]+)\s*:?\s*(.*)$')
 HIDDEN = {'hide', 'default_exp', 'exporti'}
-FOLDED = {'predict': 'hide-output', 'solution': 'hide-input', 'check': 'hide-input'}
+FOLDED = {'predict': 'hide-output', 'solution': 'hide-cell', 'check': 'hide-cell'}
+PROMPTS = {'predict': 'Guess first, then look', 'solution': 'A solution', 'check': 'Its check, and what it says'}
 
 
 def page_name(path):
@@ -217,7 +219,9 @@ def code_cell(cell, directives, code):
     if directives.get('code-fold') in ('true', 'show'): tags.append('hide-input')
     tags += [FOLDED[t] for t in tags if t in FOLDED]      # lessons: look after you have thought
     meta = {'tags': tags} if tags else {}
-    if 'fig-alt' in directives: meta['mystnb'] = {'image': {'alt': directives['fig-alt'].strip('"\'')}}
+    for says in [PROMPTS[t] for t in tags if t in PROMPTS]:
+        meta['mystnb'] = dict(code_prompt_show=says, code_prompt_hide=says)
+    if 'fig-alt' in directives: meta.setdefault('mystnb', {})['image'] = {'alt': directives['fig-alt'].strip('"\'')}
     return dict(cell_type='code', metadata=meta, source=code, execution_count=None, outputs=outputs)
 
 
@@ -274,7 +278,8 @@ def page(nb, name, shown, pictured=()):
         if cell['cell_type'] == 'raw' and not titled and (title := front_matter(text)): cells.append(markdown(title))
         if cell['cell_type'] == 'markdown':
             if found := re.findall(r'(?m)^(#{1,6}) ', re.sub(r'```.*?```', '', text, flags=re.S)): level = len(found[-1])
-            cells.append(markdown(callouts(text)))
+            tells = i and 'predict' in nb['cells'][i-1]['metadata'].get('tags', [])     # what comes out above
+            cells.append(markdown(callouts(closed(text, PROMPTS['predict']) if tells else text)))
         if cell['cell_type'] != 'code': continue
         directives, code = split_directives(text)
         if 'default_exp' in directives:

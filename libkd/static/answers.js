@@ -13,11 +13,11 @@ function sample(colour, dash) {                      // a piece of the line that
 }
 
 function columns(colour, n) {                        // bars with names below them, to be set
-  const step = 200 / n, svg = make('svg', { viewBox: '0 0 200 62', class: 'kd-columns', role: 'img' })
-  svg.append(make('line', { x1: 0, x2: 200, y1: 47.5, y2: 47.5, class: 'kd-axis' }))
+  const step = 200 / n, svg = make('svg', { viewBox: '0 0 200 84', class: 'kd-columns', role: 'img' })
+  svg.append(make('line', { x1: 0, x2: 200, y1: 69.5, y2: 69.5, class: 'kd-axis' }))
   const all = Array.from({ length: n }, (_, j) => {
     const bar = make('rect', { x: (j + .14) * step, width: step * .72, rx: 1, fill: colour })
-    const name = make('text', { x: (j + .5) * step, y: 60, 'text-anchor': 'middle' })
+    const name = make('text', { x: (j + .5) * step, y: 82, 'text-anchor': 'middle' })
     svg.append(bar, name)
     return { bar, name }
   })
@@ -33,27 +33,29 @@ export function card(about, classes, short) {
   const top = make('div', { class: 'kd-net-top' }, make('div', {}, title, kind), says)
   const numbers = make('p', { class: 'kd-numbers' }, trust, change)
   const root = make('li', { class: 'kd-net', 'data-model': about.name }, top, numbers, svg, heads)
+  const word = make('span', {}, '?'), brief = make('li', {}, sample(about.colour, about.dash), word)
 
-  return { root,
+  return { root, brief,
     cover(target, before) {                          // nothing of the answer is left in the page
       root.classList.add('kd-covered'); root.classList.remove('kd-other')
-      says.textContent = '?'; change.textContent = ''; heads.textContent = about.heads.length ? '\u00a0' : ''
+      says.textContent = word.textContent = '?'; word.className = ''; change.textContent = ''; heads.textContent = about.heads.length ? '\u00a0' : ''
       trust.textContent = `before: ${percent(before)} for ${middle(short[target], 9)}`
       svg.setAttribute('aria-label', `${about.name}: covered until you have guessed`)
-      for (const { bar } of all) { set(bar, { y: 3, height: 44.5, class: '' }); delete bar.dataset.p }
+      for (const { bar } of all) { set(bar, { y: 3, height: 66.5, class: '' }); delete bar.dataset.p }
     },
     show({ p, said, heads: each }, shown, target, before) {
       const up = Math.round(100 * p[target]) - Math.round(100 * before)
       root.classList.remove('kd-covered'); root.classList.toggle('kd-other', said !== target)
-      says.textContent = middle(short[said], 9)
+      says.textContent = word.textContent = middle(short[said], 9)
+      word.className = said === target ? '' : 'kd-other'
       trust.textContent = `${percent(p[target])} for ${middle(short[target], 9)}`
       change.textContent = up ? ` ${up > 0 ? '▲' : '▼'} ${Math.abs(up)}` : ''
       heads.textContent = about.heads.map(h => `${h} ${middle(short[each[h]], 6)}`).join(' · ')
       const trusts = `${percent(p[target])} for ${classes[target]}`
       svg.setAttribute('aria-label', `${about.name} says ${classes[said]}; ${trusts}`)
       shown.forEach((c, j) => {
-        const { bar, name } = all[j], height = Math.max(.8, 44 * p[c])
-        set(bar, { y: 47 - height, height, class: c === said ? 'kd-said' : '', 'data-p': p[c].toFixed(6) })
+        const { bar, name } = all[j], height = Math.max(.8, 66 * p[c])
+        set(bar, { y: 69 - height, height, class: c === said ? 'kd-said' : '', 'data-p': p[c].toFixed(6) })
         name.textContent = middle(short[c], letters); name.setAttribute('class', c === target ? 'kd-bold' : '')
       })
     },

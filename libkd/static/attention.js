@@ -169,7 +169,7 @@ function draw(model, host) {
     const b = make('button', { type: 'button', class: 'kd-map' + (cell.map ? '' : ' kd-empty'), 'aria-pressed': String(on), tabindex: on ? 0 : -1, title: words, disabled: cell.map ? null : '',
       'aria-label': words + tellingOf(cell), 'data-row': r, 'data-column': c }, small)
     if (row.named) b.append(make('span', { class: 'kd-caption' }, cell.label))
-    else b.append(make('span', { class: 'kd-caption' + (others >= 95 && (noise === null || noise >= 95) ? ' kd-bold' : '') }, others === null ? '\u00a0' : percent(others)))
+    else b.append(make('span', { class: 'kd-caption' + (others >= 95 && (noise === null || noise >= 95) ? ' kd-bold' : '') }, others === null ? '\u200b' : percent(others)))
     b.addEventListener('click', () => focus(r, c))
     return b
   }

@@ -129,13 +129,14 @@ function answersOf({ meta, classes, short }, model) {
   const T = () => model.get('T'), soft = s => softmax(s.z, 0, classes.length, T())
   const cards = meta.nets.map(n => card(n, classes, short)), line = curve(meta.nets), title = make('h2')
   const verdict = make('p', { class: 'kd-verdict' }), level = make('span')
-  const apart = make('p', { class: 'kd-quiet kd-apart' })
+  const apart = make('p', { class: 'kd-quiet kd-apart' }), n = cards.length, across = n === 4 ? 2 : Math.min(n, 3)
   const [warm, heat, tellHeat] = slider('Soften, T', { min: .5, max: 8, step: .5, value: T(), say: v => fixed(v, 1) },
     v => { model.set('T', v); model.save_changes() })
   const top = make('div', { class: 'kd-net-top' }, make('h2', {}, 'What they say'), warm)
   const root = box('kd-p-answers', top, make('div', { class: 'kd-sum' }, verdict, apart),
-    make('div', { class: 'kd-meter' }, level), make('ul', { class: 'kd-nets' }, ...cards.map(c => c.root)))
+    make('div', { class: 'kd-meter' }, level), make('ul', { class: 'kd-nets', style: `--across: ${across}` }, ...cards.map(c => c.root)))
   const history = box('kd-p-curve', title, line.root)
+  const brief = make('ul', { class: 'kd-brief', 'aria-hidden': 'true' }, ...cards.map(c => c.brief))
 
   function counts(said, truth) {                     // how many agree, and how far apart all are
     const lead = majority(said), n = said.filter(s => s.said === lead).length, all = n === said.length ? 'All ' : ''
@@ -148,7 +149,7 @@ function answersOf({ meta, classes, short }, model) {
     cards.forEach((c, k) => c.cover(target, before[k]))
     verdict.textContent = 'Covered. Guess first, then look.'; apart.textContent = '\u00a0'; level.style.width = 0
   }
-  return { root, history, verdict, soft,
+  return { root, brief, history, verdict, soft,
     sentence: () => `${verdict.textContent} ${apart.textContent}`,
     heat() { heat.value = T(); tellHeat() },
     update({ said, moves, target, truth }, cover) {
@@ -335,7 +336,7 @@ function draw(model, el) {
     make('div', { class: 'kd-row kd-work' }, stand.root, side), tools.paints, ...presetsOf(data, picture, calm),
     row(button('Undo', picture.undo), button('Start again', () => picture.begin(now.first, now.truth)),
       button('Your own picture…', () => file.click()))), tools.knobs)
-  const right = make('div', { class: 'kd-col kd-wide' }, answers.root, answers.history)
+  const right = make('div', { class: 'kd-col kd-wide' }, answers.brief, answers.root, answers.history)
   const reading = make('details', { class: 'kd-reading' }, make('summary', {}, 'How each of them looks at a picture'),
     ...meta.reading.map(text => make('p', {}, text)))
   const root = make('div', { class: 'kd kd-play' }, make('p', { class: 'kd-lead' }, meta.lead), reading, game.root,
