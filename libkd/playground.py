@@ -653,8 +653,8 @@ LOOKS = dict(conv='A convolution looks at small neighbourhoods, everywhere with 
              attn='Attention lets every patch of the picture read from every other one, near or far.',
              mlp='Dense layers weigh every pixel by its place.')
 READING = ('The bars say how sure each network is of each class; under a change, trust in the right class falls. A '
-           'network with several heads is a student: where it was taught, each head listened to a teacher of its own or to '
-           'the labels; an untaught one had the labels only.')
+           'network with several heads is a student: where it was taught, each head listened to a teacher of its own '
+           'or to the labels; an untaught one had the labels only.')
 
 @patch
 def _presets(self:BiasPlayground):

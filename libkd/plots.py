@@ -90,17 +90,15 @@ def follows_dark(png, # Bytes that `LibkdFigure.png` or `.save` made, or of any 
 _THEMES = ''.join(f'[data-jp-theme-light={light}] .kd-paper{{color-scheme:{how}}}'           # JupyterLab has its own
                   for light, how in (('true', 'light'), ('false', 'dark')))
 
-def picture_html(src, # `data:` address of a picture, whose colours may ask for `prefers-color-scheme`; a list: its pieces
-                 alt, # Its description
+def picture_html(src, # `data:` address whose colours may ask for `prefers-color-scheme`; a list: pieces of a picture
+                 alt, # Its description; a list: of each piece
                  cls='', # CSS class of the `<figure>`
                  )->str:
     "A picture with its description; dark where the page is dark, or JupyterLab's theme. Pieces wrap on a narrow page"
-    pieces = [src] if isinstance(src, str) else src
-    texts = [escape(alt), *['']*(len(pieces) - 1)]                                     # the first speaks for all
+    srcs, alts = ([src], [alt]) if isinstance(src, str) else (src, alt)
     img = '<img class="kd-paper" style="max-width:100%;height:auto" '
-    return (f'<figure class="{escape(cls)}" style="margin:0">'
-            + ''.join(f'{img}alt="{text}" src="{piece}">' for piece, text in zip(pieces, texts))
-            + f'<style>{_THEMES}</style></figure>')
+    imgs = ''.join(f'{img}alt="{escape(text)}" src="{piece}">' for piece, text in zip(srcs, alts))
+    return f'<figure class="{escape(cls)}" style="margin:0">{imgs}<style>{_THEMES}</style></figure>'
 
 # %% ../nbs/11_plots.ipynb #d8ccf838
 def figure_html(png, # PNG bytes

@@ -159,14 +159,11 @@ def _model_class(module, sheets, names):
     return type('LibkdView', (anywidget.AnyWidget,), dict(_esm=bundle(module), _css=_style(sheets), **traits))
 
 @patch
-def _new_model(self:View, state):
-    return _model_class(self.module, self.sheets, tuple((k, type(v)) for k, v in state.items()))(**state)
-
-@patch
 def _open(self:View, model=None):
     "Become live, in a model of our own or in that of a view that is gone"
     state = self.state()
-    if model is None: model = self._new_model(state)
+    traits = tuple((k, type(v)) for k, v in state.items())
+    if model is None: model = _model_class(self.module, self.sheets, traits)(**state)
     else:
         with model.hold_sync():                                # one message: the page draws once
             for k, v in state.items(): setattr(model, k, v)
@@ -681,36 +678,33 @@ def _curve_svg(points, name, look, place, right, y): # Where the points are, as 
             f'<line x1="{right}" x2="{right + 16}" y1="{y - 4}" y2="{y - 4}" {pen}/>'
             f'<text x="{right + 20}" y="{y}">{escape(name)} {points[-1][1]:.3g}</text>')
 
-def _panel(curves, width, height, title):
-    "One small plot as SVG: a line with colour and dash for each curve, its name and last value beside it"
+# %% ../nbs/12_widgets.ipynb #ea77e6bb
+_ON_DARK = '@media(prefers-color-scheme:dark){rect{fill:#1c1c1c}text{fill:#e8e8e8}}'
+
+def _panel(curves, title, width=350, height=180): # Pixels: two stand beside each other, one on a phone
+    "A small plot, the address of an SVG: a line with colour and dash a curve, its name and last value beside it"
     lo, hi, place = _scales([p for c in curves.values() for p in c] or [(0, 0)], width, height)
     tick = lambda y, v: f'<text x="36" y="{y}" text-anchor="end">{v:.2g}</text>'
     head = f'<text x="0" y="14" font-weight="bold">{escape(title)}</text>'
     named = zip(curves.values(), short_names(curves, 14), looks(curves).values())
     lines = [_curve_svg(points, name, look, place, width - 146, 30 + 15*k)
              for k, (points, name, look) in enumerate(named)]
-    return ''.join([head, tick(height - 16, lo), tick(30, hi), *lines])
-
-# %% ../nbs/12_widgets.ipynb #6f0cd2c9
-_ON_DARK = '@media(prefers-color-scheme:dark){rect{fill:#1c1c1c}text{fill:#e8e8e8}}'
-
-_PANEL = 350, 180                                                # pixels: two fit beside each other, one on a phone
-
-def _svg(body, width, height): # SVG; pixels
-    "A picture of its own, as an address"
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11"'
     paper = f'<style>{_ON_DARK}</style><rect width="100%" height="100%" fill="#fff"/>'
-    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
-    svg = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11">{paper}{body}</svg>'
+    body = ''.join([paper, head, tick(height - 16, lo), tick(30, hi), *lines])
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{body}</svg>'
     return 'data:image/svg+xml;base64,' + base64.b64encode(svg.encode()).decode()
 
+# %% ../nbs/12_widgets.ipynb #6f0cd2c9
 def training_html(table, # `TrainingMonitor.table`
                   alt, # The same in a sentence
                   )->str:
     "Training curves: how far it is, and a small `<img>` with SVG for each kind of number; on a narrow page they wrap"
-    curves = lambda names: {n: _thin(table['step'], table[n]) for n in names}
-    pieces = [_svg(_panel(curves(names), *_PANEL, title), *_PANEL) for title, names in training_parts(table).items()
-              if names]
-    return f'<p style="margin:0 0 4px">{escape(alt.partition(": ")[0])}</p>{picture_html(pieces, alt)}'
+    parts = {title: {n: _thin(table['step'], table[n]) for n in names}
+             for title, names in training_parts(table).items() if names}
+    pieces = [_panel(curves, title) for title, curves in parts.items()]
+    pictures = picture_html(pieces, [alt, *list(parts)[1:]])                  # the first speaks for all
+    return f'<p style="margin:0 0 4px">{escape(alt.partition(": ")[0])}</p>{pictures}'
 
 # %% ../nbs/12_widgets.ipynb #4a05ebef
 class TrainingMonitor(Callback):
