@@ -511,7 +511,7 @@ class LogitCache:
         self._open = OrderedDict()
 
     @property
-    def nbytes(self): return sum(f['bytes'] for f in self.manifest['files'].values())
+    def nbytes(self)->int: return sum(f['bytes'] for f in self.manifest['files'].values())
     def __len__(self): return self.n
     def __repr__(self):
         who = ', '.join(f"{t['name']} ({t['bias']})" for t in self.teachers.values())
@@ -722,7 +722,7 @@ def build(cls:LogitCache,
 def builder(cls:LogitCache, path, dls, teachers, views=4, dtype='float16', check=True, shard_rows=65536,
             top_k=None, T=1.)->CacheBuilder:
     """Write the plan, and return what builds its `.shards` by `.build_shard(i)` and ends with `.finish()`;
-    arguments as for `build`"""
+    `path`, `dls`, `teachers`, `views`, `dtype`, `check`, `shard_rows`, `top_k` and `T` as for `build`"""
     builder = _prepared(path, dls, teachers, views, dtype, check, shard_rows, top_k, T)
     _finish_change(builder.path)
     builder.begin()
@@ -1247,7 +1247,7 @@ def _titled(self:LogitDL, its, rows, views, axs):
 
 @patch
 def show_batch(self:LogitDL, b=None, max_n=9, ctxs=None, show=True, unique=False, **kwargs):
-    "Show a batch with each teacher's top answer"
+    "Show a batch with each teacher's top answer; `kwargs` as for fastai's"
     b = self.one_batch() if b is None else b
     ride = getattr(b[-1], 'ride', None) if isinstance(b, (tuple, list)) else None
     if not show or ride is None or self.cache is None:

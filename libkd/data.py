@@ -150,7 +150,7 @@ def source(self:Samples,
     return o if isinstance(o, (np.ndarray, Row)) else Path(self.root or '', o)
 
 @patch(as_prop=True)
-def sources(self:Samples) -> list:
+def sources(self:Samples) -> list[Path | np.ndarray]: # Arrays (H, W[, 3]) uint8
     "All files or arrays, in order."
     return [self.source(i) for i in range(len(self))]
 
@@ -187,13 +187,13 @@ def has(self:Samples,
     return bool((self.parts == name).any())
 
 @patch(as_prop=True)
-def train(self:Samples): return self.part('train')
+def train(self:Samples) -> Samples: return self.part('train')
 @patch(as_prop=True)
-def valid(self:Samples): return self.part('valid')
+def valid(self:Samples) -> Samples: return self.part('valid')
 @patch(as_prop=True)
-def test(self:Samples): return self.part('test')
+def test(self:Samples) -> Samples: return self.part('test')
 @patch(as_prop=True)
-def labelled(self:Samples): return self[self.labels >= 0]
+def labelled(self:Samples) -> Samples: return self[self.labels >= 0]
 
 @patch(as_prop=True)
 def supervised(self:Samples)->np.ndarray: # (n,) bool
@@ -285,7 +285,7 @@ def from_arrays(cls:Samples,
     labels,       # `(n,)` class numbers or names; −1 or None: no label
     classes=None, # Ordered class names; None: the sorted labels that occur
     parts=None,   # `(n,)` of 'train', 'valid', 'test'; None: all 'train', to be split
-):
+) -> Samples:
     "Samples from pixels in memory. Their ids are hashes of their content."
     y, names = _class_labels(labels, classes)
     self = cls(_image_arrays(images), y, names, parts)
@@ -466,7 +466,7 @@ def from_folder(cls:Samples,
     path: str | Path, # Folder with `<class>/<image>`, or with `train|valid|test/<class>/<image>`
     classes=None,     # Ordered class names; others are left out. None: the sorted names of the training folders
     unlabelled=None,  # Folder of images without labels; None: `path/unlabelled` where there is one; False: none of them
-):
+) -> Samples:
     "Samples from image files. Their ids are hashes of their paths below `path`. Prints what is left out"
     root = _root(path)
     layout, free = _layout(root), _free_folder(root, unlabelled)
@@ -788,7 +788,7 @@ def _label_names(vocab):
 @patch(cls_method=True)
 def from_dls(cls:Samples,
     dls, # fastai `DataLoaders` with images and one category each
-):
+) -> Samples:
     "Samples, classes and split of a fastai DataLoaders."
     if isinstance(getattr(dls, 'samples', None), cls): return dls.samples
     cols = [loader_rows(dl, p) for dl, p in zip(dls.loaders, PARTS)]
@@ -838,8 +838,9 @@ def _read_rows(dataset, part, items, labels, parts):
 def from_dataset(cls:Samples,
     dataset,      # Map-style, with rows `(picture, label)` or dicts; or `{'train': …, 'valid': …, 'test': …}` of such
     classes=None, # Ordered class names; None: those that the data set knows, else the sorted labels that occur
-):
-    "Samples of any map-style data set. Rows are read once now, for labels and ids, and again when they are needed"
+) -> Samples:
+    """Samples of any map-style data set. Rows are read once now, for labels and ids, and again when they are needed.
+    Raises `UserError` for names of parts that mean none"""
     sets, items, labels, parts = dataset if isinstance(dataset, dict) else {'train': dataset}, [], [], []
     if (odd := [p for p in sets if p.lower() not in PART_NAMES]):
         raise UserError(f'{odd} are no parts; known are {", ".join(sorted(PART_NAMES))}.')

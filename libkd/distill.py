@@ -108,7 +108,7 @@ class Stored:
         self.biases = {n: t['bias'] for n, t in cache.teachers.items()}
 
     @property
-    def teachers(self): return list(self.cache.live.values())        # that built the cache in this process
+    def teachers(self)->list[Teacher]: return list(self.cache.live.values())     # that built the cache in this process
 
     def __call__(self, learn): # Whose `yb` carries rows and views; -> teacher name -> logits (B, C)
         ride = getattr(learn.yb[0], 'ride', None)
@@ -522,12 +522,12 @@ def note(self:MultiTeacherDistill)->str:
     return ''
 
 @patch(as_prop=True)
-def teachers(self:MultiTeacherDistill)->list:
+def teachers(self:MultiTeacherDistill)->list[Teacher]:
     "The `Teacher` objects of this process: live ones, and those that built the caches"
     return [t for source in self.sources for t in source.teachers]
 
 @patch(as_prop=True)
-def cache(self:MultiTeacherDistill):
+def cache(self:MultiTeacherDistill)->LogitCache | None:
     "The first `LogitCache`, or None"
     return next((source.cache for source in self.sources if isinstance(source, Stored)), None)
 

@@ -41,7 +41,8 @@ class Feature(NamedTuple):
     grid: tuple          # (rows, columns); N = rows · columns
 
     @property
-    def map(self): return self.tokens.transpose(1, 2).unflatten(2, self.grid)      # (B, D, rows, columns)
+    def map(self)->torch.Tensor: # (B, D, rows, columns)
+        return self.tokens.transpose(1, 2).unflatten(2, self.grid)
 
     @classmethod
     def of_map(cls,
@@ -233,7 +234,7 @@ class PairRule(nn.Module):
         self.each = nn.ModuleList(make(p.s, p.t) for p in pairs)
 
     @property
-    def layers(self): return tuple(zip(*self.pairs))          # of the student, of the teacher
+    def layers(self)->tuple[tuple, tuple]: return tuple(zip(*self.pairs))          # of the student, of the teacher
 
     def forward(self, s, t): # dicts layer -> Feature
         _in_training(self)
@@ -425,7 +426,8 @@ class CAKD(nn.Module):
         self.gl, self.judge, self.seen = GroupwiseLinear(dim, width, pair.t.grid), Discriminator(width), None
 
     @property
-    def layers(self): return self.pair[:1], (self.pair[1], *(self.attn or ())[:1])
+    def layers(self)->tuple[tuple, tuple]: # Of the student, of the teacher
+        return self.pair[:1], (self.pair[1], *(self.attn or ())[:1])
 
     def forward(self, s, t):
         _in_training(self)

@@ -35,7 +35,7 @@ from .handover import Resume
 from .losses import hard_kd_loss, kd_loss
 from .students import create_student, heads_of, student_name
 from .teachers import Teacher, as_teacher, check_teacher, size_of
-from .views import LabelLoss, Mix, ViewDL, replay, rng_scope
+from .views import LabelLoss, Mix, Policy, ViewDL, replay, rng_scope
 
 # %% auto #0
 __all__ = ['METHODS', 'Method', 'Methods', 'cakd_ramp', 'find_method', 'cite', 'WarmCosine', 'Recipe', 'recipe', 'DistillLearner',
@@ -229,20 +229,20 @@ class Recipe:
     ours: dict    # What is not the paper's, and why
 
     @property
-    def loaders(self):
+    def loaders(self)->dict: # Arguments of `image_dls`
         n = self.numbers
         mixed = dict(bs=n['batch'], mix=Mix(n['mixup'], n['cutmix'], 1., n['switch']))
         return mixed | (dict(size=n['size'], tfms=_strong_tfms(n)) if n['size'] else {})
     @property
-    def views(self): return replay(self.numbers['epochs'])      # the authors ask teachers about every epoch's views
+    def views(self)->Policy: return replay(self.numbers['epochs'])  # the authors ask teachers about every epoch's views
     @property
-    def learner(self):
+    def learner(self)->dict: # Arguments of `distill_learner`
         n = self.numbers
         opt = partial(Adam, mom=n['beta1'], sqr_mom=n['beta2'], eps=n['eps'], decouple_wd=True)
         loss = CrossEntropyLossFlat(label_smoothing=n['label_smoothing'])
         return dict(method=self.method, opt_func=opt, wd=n['weight_decay'], loss_func=loss)
     @property
-    def fit(self):
+    def fit(self)->dict: # Arguments of `Learner.fit`
         n = self.numbers
         rate = WarmCosine(n['lr_start'], n['lr'], n['lr_end'], n['warmup']/n['epochs'], n['through'])
         return dict(n_epoch=n['epochs'], lr=n['lr'], cbs=[ParamScheduler({'lr': rate}), GradientClip(n['clip'])])
@@ -320,7 +320,7 @@ class DistillLearner(Learner):
                 f"with bs={max(1, b//2)}, and keep the effective batch with cbs=GradientAccumulation({b}).") from e
 
     @property
-    def teachers(self):
+    def teachers(self)->list[Teacher]:
         "The `Teacher` objects of this process that advise this student"
         return [t for cb in self.cbs if isinstance(cb, MultiTeacherDistill) for t in cb.teachers]
 

@@ -218,20 +218,21 @@ class Plan:
     part: str = 'test' # of the verdict
 
     @property
-    def batches(self): return -(-self.work.images['train']//self.work.bs)      # of an epoch
+    def batches(self)->int: return -(-self.work.images['train']//self.work.bs)      # of an epoch
     @property
-    def seconds_a_run(self): # arm -> seconds of one training
+    def seconds_a_run(self)->dict[str, float]: # arm -> seconds of one training
         c = self.costs.times(self.how.crowding)
         return {a: self.work.steps*(c.load + c.step[model]) for a, (model, _) in self.work.arms.items()}
     @property
-    def build(self): # seconds of the store, by one process alone
+    def build(self)->float: # Seconds of the store, by one process alone
         return self.work.views*self.batches*(self.costs.load + sum(self.costs.answer.values()))
     @property
-    def break_even(self): return self.build/(self.batches*sum(self.costs.answer.values()))     # epoch
+    def break_even(self)->float: # Epoch
+        return self.build/(self.batches*sum(self.costs.answer.values()))
     @property
-    def epochs(self): return self.work.steps/self.batches                      # of the taught arm
+    def epochs(self)->float: return self.work.steps/self.batches                      # of the taught arm
     @property
-    def cache_bytes(self): # half precision
+    def cache_bytes(self)->int: # Half precision
         return 2*self.work.views*self.work.images['train']*self.work.classes*len(self.work.teachers)
 
 # %% ../nbs/14a_price.ipynb #b57d9f43
@@ -255,7 +256,7 @@ def from_nothing(self:Plan)->float:
     return self.seconds_a_run['taught'] + sum(self.teacher_seconds) + self.build
 
 @patch(as_prop=True)
-def minutes(self:Plan)->dict:
+def minutes(self:Plan)->dict[str, float]:
     "Of each phase"
     w, n, one = self.work, self.how.jobs, self.seconds_a_run
     shards = min(n, w.views)                                                    # of one view each

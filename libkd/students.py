@@ -410,12 +410,12 @@ def forward_heads(self:TokenViT,
 
 # %% ../nbs/05_students.ipynb #0c02078d
 @patch(as_prop=True)
-def n_prefix(self:TokenViT):
+def n_prefix(self:TokenViT)->int:
     "Tokens before the patches, one a head"
     return self.num_prefix_tokens
 
 @patch(as_prop=True)
-def grid(self:TokenViT):
+def grid(self:TokenViT)->tuple[int, int]:
     "Rows and columns of patches"
     return self.patch_embed.grid_size
 

@@ -316,7 +316,7 @@ def to(self:Teacher, device):
     return self
 
 @patch(as_prop=True)
-def device(self:Teacher): return next((p.device for p in self.model.parameters()), torch.device('cpu'))
+def device(self:Teacher) -> torch.device: return next((p.device for p in self.model.parameters()), torch.device('cpu'))
 
 # %% ../nbs/03_teachers.ipynb #081066f6
 def _channels(v, like): # Three numbers as a tensor (1, 3, 1, 1) of the type and device of `like`

@@ -478,7 +478,7 @@ class LabelLoss:
         self.base = CrossEntropyLossFlat() if base is None else base
         self.y_int = getattr(self.base, 'y_int', True)      # fastai's MixUp asks whether targets are class numbers
     @property
-    def reduction(self): return self.base.reduction
+    def reduction(self)->str: return self.base.reduction
     @reduction.setter
     def reduction(self, v): self.base.reduction = v
     def activation(self,
@@ -1188,7 +1188,7 @@ class ViewSampler(torch.utils.data.Sampler):
 
 # %% ../nbs/01_views.ipynb #fe8e3581
 @patch(as_prop=True)
-def iloc(self:Samples):
+def iloc(self:Samples)->Samples:
     "Itself: fastai's lists ask tables for rows, and so leave the samples as they are"
     return self
 

@@ -192,7 +192,7 @@ def close(self:View):
     if self._model: self._release().close()
 
 @patch(as_prop=True)
-def widget(self:View):
+def widget(self:View)->'AnyWidget':
     "The live anywidget, made on first use"
     if self._model is None: self._open()
     return self._model
@@ -453,10 +453,11 @@ class AttentionView(View):
         self.alt = attention_alt(maps, 0, self.layer)
 
     @property
-    def shape(self): return (0, 0) if self.maps.attn is None else self.maps.attn.shape[1:3]         # layers, heads
+    def shape(self)->tuple[int, int]: # Layers, heads
+        return (0, 0) if self.maps.attn is None else self.maps.attn.shape[1:3]
 
     @property
-    def names(self): return list(self.maps.tokens) or ['all patches'] if self.shape[0] else []
+    def names(self)->list[str]: return list(self.maps.tokens) or ['all patches'] if self.shape[0] else []
 
     def snapshot(self):
         "The chosen picture and layer as a figure"
@@ -741,8 +742,8 @@ class TrainingMonitor(Callback):
 
 # %% ../nbs/12_widgets.ipynb #b4fe2456
 @patch(as_prop=True)
-def table(self:TrainingMonitor)->pd.DataFrame:
-    "What was seen: one row a look, with `step`, `epoch`, `lr`, loss terms, agreement; validation where it was measured"
+def table(self:TrainingMonitor)->pd.DataFrame: # One row a look
+    "What was seen: `step`, `epoch`, `lr`, loss terms, agreement; validation where it was measured"
     return pd.DataFrame(self.rows)
 
 @patch

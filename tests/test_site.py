@@ -233,6 +233,84 @@ def test_what_is_not_told_is_counted():
     assert words.unsaid('k', k)[1] == ['k: returns dict']
 
 
+def test_properties_and_class_methods_are_counted():
+    import words
+    from fastcore.basics import patch
+    class Room:
+        "Has them"
+        @property
+        def size(self): "Of it"; return {}
+        @classmethod
+        def open(cls, a): "One"
+    @patch(cls_method=True)
+    def close(cls:Room, b): "It"
+    room = type(sys)('room')
+    room.__all__, room.Room = ['Room'], Room
+    for o in (Room, Room.size.fget, Room.open.__func__, close.__func__ if hasattr(close, '__func__') else vars(Room)['close'].f): o.__module__ = 'libkd.room'
+    assert words.wordless([room]) == (['room.Room.open: a', 'room.Room.close: b'], ['room.Room.size: returns something'], [])
+
+
+def test_what_is_said_above_is_said_there():
+    import before, pages
+    bare, seen = [], 0
+    for path, nb in before.notebooks().items():
+        for entry in (c['source'] for c in pages.page(nb, pages.page_name(path), {}) if c['source'].startswith('<a id=')):
+            for m in re.finditer(r'^(.*)\n: as said above$', entry, re.M):
+                told = [n for n in re.findall(r'\*\*`(\w+)`\*\*', m[1]) if not re.search(rf'`\*{{0,2}}{n}\b', entry[:m.start()])]
+                seen += 1
+                if told: bare.append((path, entry.split('\n')[2], told))
+            assert '&nbsp;' not in entry
+    assert seen > 50 and not bare
+
+
+def test_what_a_class_takes_as_its_base_does_is_told_there():
+    import api
+    class Base:
+        def __init__(self, a, b=1): pass
+    class Own(Base):
+        "Ours"
+    Own.__init__.__module__ = 'elsewhere'
+    class Named(Base):
+        "Ours, too"
+        def __init__(self, c: int, # How many
+                     ): pass
+    assert api.signature('Own', Own) == 'Own(Base)' and api.parameters(Own) == ''
+    assert api.signature('Named', Named) == 'Named(c)' and api.parameters(Named) == '**`c`** `int`{.type}\n: How many'
+
+
+def test_sentences_break_and_columns_do_not():
+    import polish
+    output = '<div class="output stream highlight"><pre>%s</pre></div>'
+    assert polish.broken(output % 'short\nlines') == output % 'short\nlines'
+    assert 'class="output stream long highlight"' in polish.broken(output % f'short\n<span>{"words " * 20}</span>')
+
+
+def test_a_fold_says_what_the_notebook_calls_it():
+    import pages
+    made = lambda **directives: pages.code_cell(dict(metadata={}, outputs=[]), directives, '1')['metadata']
+    summary = {'code-fold': 'true', 'code-summary': '"Solution to 2"'}
+    assert made(**summary) == dict(tags=['hide-input'], mystnb=dict(code_prompt_show='Solution to 2', code_prompt_hide='Solution to 2'))
+    assert made() == {}
+
+
+def test_tiles_have_a_dark_side():
+    import gallery, io
+    from libkd.plots import LibkdFigure
+    from PIL import Image, PngImagePlugin
+    im, said, data = Image.new('RGB', (8, 8), 'white'), PngImagePlugin.PngInfo(), io.BytesIO()
+    dark = gallery.turned(im, [[0, 0, 2, 3]])
+    assert [dark.getpixel(o) for o in ((0, 0), (1, 2), (2, 0), (0, 3))] == [(255,)*3, (255,)*3, (20,)*3, (20,)*3]
+    said.add_text('Staying', '[[0, 0, 2, 3]]')
+    im.save(data, 'png', pnginfo=said)
+    tile = gallery.Tile('a', 1, 't', 'alt', data.getvalue(), 'plot_it')
+    assert list(tile.files()) == [tile.file, tile.dark_file] and all(f'class="only-{o}" src="{f}"' in tile.html() for o, f in zip(('light', 'dark'), tile.files()))
+    assert '<code>plot_it</code>' in tile.html()
+    im.save(data := io.BytesIO(), 'png')
+    plain = gallery.Tile('a', 1, 't', 'alt', data.getvalue())
+    assert list(plain.files()) == [plain.file] and 'class="chart"' in plain.html()
+    assert 'Staying' in Image.open(io.BytesIO(LibkdFigure(1, 1).png())).info
+
+
 def test_what_screen_readers_and_previews_get():
     import polish
     assert polish.spoken('<th></th><th class="blank" >&nbsp;</th><th>a</th>') == '<td></td><td class="blank" >&nbsp;</td><th>a</th>'

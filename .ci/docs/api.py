@@ -1,9 +1,10 @@
 """A public name of libkd as markdown: heading, signature, docstring, a list of parameters from its docments."""
 import ast, inspect, re, textwrap
 from fastcore.docments import docments
-from words import GLOSSARY
+from words import GLOSSARY, THEIRS, called
 
 EMPTY = inspect.Parameter.empty
+ABOVE = 'as said above'
 
 
 def type_name(kind):
@@ -20,10 +21,16 @@ def default(value):
     return text if len(text) <= 40 else '…'
 
 
+def made_as_its_base(obj):
+    "Whether a class takes what the one that it is made of takes: that is told there."
+    return inspect.isclass(obj) and called(obj) is None and not hasattr(obj, '_fields')
+
+
 def signature(name, obj, width=90):
     "`name(a, b=1, *, c)`, on several lines where it is long; types stand in the list below it."
     try: sig = inspect.signature(obj)
     except (ValueError, TypeError): return name
+    if made_as_its_base(obj): return f'{name}({obj.__base__.__name__})'
     parts, star = [], False
     for p in sig.parameters.values():
         if p.name in ('self', 'cls'): continue
@@ -40,22 +47,27 @@ def signature(name, obj, width=90):
 
 
 def parameters(obj):
-    "A definition list: name, type and default, then the docment, or what the glossary says. Types are links where `pages` knows them."
+    """A definition list: name, type and default, then the docment, or what the glossary says; those of which only the docstring
+    tells stand together. Types are links where `pages` knows them."""
+    if made_as_its_base(obj): return ''
     try: docs, sig = docments(obj, full=True, returns=True, args_kwargs=True), inspect.signature(obj)
     except Exception: return ''      # builtins and objects without source have none
-    kinds, rows = {k: v.annotation for k, v in sig.parameters.items()}, []
-    if not inspect.isclass(obj): kinds['return'] = sig.return_annotation
+    kinds, rows, above = {k: v.annotation for k, v in sig.parameters.items()}, [], []
     for name, p in docs.items():
-        if name in ('self', 'cls') or name == 'return' and name not in kinds: continue
-        kind, text = type_name(kinds.get(name)), ' '.join((p.get('docment') or '').split())
-        kind = kind and f'`{kind}`{{.type}}'
-        if name == 'return':
-            if kind or text: rows.append(f'*returns*{" " + kind if kind else ""}\n: {text or "&nbsp;"}')
-            continue
-        value = p.get('default', EMPTY)
-        extra = ', '.join(filter(None, [kind, '' if value is EMPTY else f'default `{default(value)}`']))
-        rows.append(f'**`{name}`**{" " + extra if extra else ""}\n: {text or GLOSSARY.get(name) or "&nbsp;"}')
-    return '\n\n'.join(rows)
+        if name in ('self', 'cls') or name not in kinds: continue
+        value, kind = p.get('default', EMPTY), type_name(kinds[name])
+        extra = ', '.join(filter(None, [kind and f'`{kind}`{{.type}}', '' if value is EMPTY else f'default `{default(value)}`']))
+        term = f'**`{name}`**{" " + extra if extra else ""}'
+        if text := p.get('docment') or GLOSSARY.get(name) or THEIRS.get(name): rows.append(f'{term}\n: {" ".join(text.split())}')
+        else: above.append(term)
+    if above: rows.append(f'{" · ".join(above)}\n: {ABOVE}')
+    return '\n\n'.join(rows + ([] if inspect.isclass(obj) else returns(sig, docs.get('return'))))
+
+
+def returns(sig, doc):
+    "The entry for what comes back: a list of one, or of none."
+    kind, text = type_name(sig.return_annotation), ' '.join(((doc or {}).get('docment') or '').split())
+    return [f'*returns*{kind and f" `{kind}`{{.type}}"}\n: {text or ABOVE}'] if kind or text else []
 
 
 def methods(name, cls):

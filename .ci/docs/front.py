@@ -15,6 +15,7 @@ FIT = ('<script>new ResizeObserver(() => parent.postMessage({height: document.do
 
 # What html-validate would rather see: the figure that stands there until the page runs gets its looks from a rule.
 STRICT = {'<!doctype html>': '<!DOCTYPE html>', ' style="margin:0"': '', ' style="max-width:100%;height:auto"': '',
+          ' style="max-width:100%;height:auto;background:#fff"': '',
           '</head>': '<style>figure { margin: 0 } .kd-paper { max-width: 100%; height: auto }</style></head>'}
 
 

@@ -108,6 +108,8 @@ ELSEWHERE = {name: f'https://{at}' for at, names in {
     'pandas.pydata.org/docs/reference/api/pandas.DataFrame.html': 'DataFrame',
     'pandas.pydata.org/docs/reference/api/pandas.Series.html': 'Series',
     'numpy.org/doc/stable/reference/generated/numpy.ndarray.html': 'ndarray',
+    'docs.pytorch.org/docs/stable/tensor_attributes.html#torch.device': 'device',
+    'anywidget.dev': 'AnyWidget',
     'tqdm.github.io/docs/tqdm/': 'tqdm',
     'docs.python.org/3/library/pathlib.html#pathlib.Path': 'Path',
     'docs.python.org/3/library/typing.html#typing.Callable': 'Callable',
@@ -218,10 +220,11 @@ def code_cell(cell, directives, code):
     if off('output') or 'hide_output' in directives: outputs = []
     if directives.get('code-fold') in ('true', 'show'): tags.append('hide-input')
     tags += [FOLDED[t] for t in tags if t in FOLDED]      # lessons: look after you have thought
-    meta = {'tags': tags} if tags else {}
-    for says in [PROMPTS[t] for t in tags if t in PROMPTS]:
-        meta['mystnb'] = dict(code_prompt_show=says, code_prompt_hide=says)
-    if 'fig-alt' in directives: meta.setdefault('mystnb', {})['image'] = {'alt': directives['fig-alt'].strip('"\'')}
+    prompts, shown = [PROMPTS[t] for t in tags if t in PROMPTS], {}
+    if 'code-summary' in directives: prompts.append(directives['code-summary'].strip('"\''))
+    if prompts: shown |= dict(code_prompt_show=prompts[-1], code_prompt_hide=prompts[-1])
+    if 'fig-alt' in directives: shown['image'] = {'alt': directives['fig-alt'].strip('"\'')}
+    meta = ({'tags': tags} if tags else {}) | ({'mystnb': shown} if shown else {})
     return dict(cell_type='code', metadata=meta, source=code, execution_count=None, outputs=outputs)
 
 
@@ -295,7 +298,8 @@ def page(nb, name, shown, pictured=()):
                 entry = document(nm, obj, min(max(level + 1, 3), 4), source_url(module, obj))
                 if entry and example: entry = entry.replace('{.source}', f'{{.source}} <a class="source" href="{example}">example</a>', 1)
                 if entry: cells.append(markdown(entry))
-            if cell.get('outputs'): cells.append(code_cell(cell, {'echo': 'false'}, code))
+            pictured_here = [o for o in cell.get('outputs', []) if {'text/html', 'image/png', 'text/markdown'} & o.get('data', {}).keys()]
+            if pictured_here: cells.append(code_cell({**cell, 'outputs': pictured_here}, {'echo': 'false'}, code))
         elif code.strip() or cell.get('outputs'):
             if i in anchors: cells.append(markdown(f'<a id="cell-{i}"></a>'))
             cells.append(code_cell(cell, directives, code))
@@ -353,7 +357,8 @@ def main(dst, extra):
     for path in NBS.rglob('images/*'):
         written(dst/path.relative_to(NBS), path.read_bytes())
         kept.add(dst/path.relative_to(NBS))
-    for tile in tiles: written(extra/tile.file, tile.small())
+    for tile in tiles:
+        for file, data in tile.files().items(): written(extra/file, data)
     for path in dst.rglob('*'):
         if path.is_file() and path not in kept: path.unlink()
     return lost

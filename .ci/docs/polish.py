@@ -14,6 +14,16 @@ def spoken(text):
     return text
 
 
+LONG = 100                # characters: lines as long as that are sentences, which break; in shorter ones columns may stand
+OUTPUT = re.compile(r'(<div class="output text_plain|<div class="output stream|<div class="output stderr)(.*?</pre>)', re.S)
+
+
+def broken(text):
+    "Outputs in long lines get the class `long`."
+    def one(m): return m[1] + ' long' * any(len(plain(line)) > LONG for line in m[2].split('\n')) + m[2]
+    return OUTPUT.sub(one, text)
+
+
 def plain(text):
     "Words without tags, on one line."
     return ' '.join(html.unescape(re.sub(r'<[^>]+>', '', text)).replace('¶', '').split())
@@ -75,6 +85,7 @@ def on_page(app, name, template, context, doctree):
     context['placeholders'] = cfg['doc_published'] == 'no' and PLACEHOLDERS.format(**cfg)
     if (source := cfg['sources'].get(name)) and source.endswith('.ipynb'):
         context['body'] = with_links(body, links_of(cfg, name, source))
+    if context.get('body'): context['body'] = broken(context['body'])
     for key in ('body', 'furo_navigation_tree'):
         if context.get(key): context[key] = spoken(context[key])
 

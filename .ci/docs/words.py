@@ -7,6 +7,17 @@ GLOSSARY = dict(
     dl='fastai `DataLoader`', dls='fastai `DataLoaders`', learn='fastai `Learner`', model='A network, `nn.Module`',
     x='Pictures `(B, 3, H, W)`, normalised', y='Labels `(B,)`', xb='Pictures of a batch', yb='Labels of a batch',
     path='A file', folder='A folder')
+# What a method that timm, fastai or torch asks for is called with, as they say it.
+THEIRS = dict(
+    num_classes='Classes of the new head; 0 for none', global_pool="How tokens or places become one vector; `None`: as it is",
+    enable='Compute activations again in the backward pass, for less memory', coarse='Fewer, larger groups',
+    output_fmt="`'NCHW'`; nothing else is possible", intermediates_only='Leave the final map out',
+    indices='Which stages: positions, or how many from the end', prune_norm='Drop the last norm', prune_head='Drop the head',
+    img_size='(height, width) in pixels, or one number; `None`: as it is',
+    patch_size='(height, width) of a patch in pixels; `None`: as it is', mode="As timm's; not looked at",
+    needs_reset="As timm's; not looked at", device='Where to: `torch.device` or its name',
+    b='A batch; `None`: the next one', max_n='Most pictures', ctxs='matplotlib axes; `None`: new ones',
+    show='Show it, or return it', unique='One sample, in as many views')
 # Types that say too little by themselves: what is in them has to be said in words.
 VAGUE = re.compile(r'\b(dict|list|tuple|set|Tensor|ndarray|DataFrame|Series|Callable|object|Iterator|Iterable)\b(?!\[)')
 
@@ -26,6 +37,11 @@ def known_elsewhere(cls, key):
     return any(key in vars(base) for base in cls.__mro__[1:]) or hasattr(event, key) or hasattr(VisionTransformer, key)
 
 
+def function_of(raw):
+    "The function in what a class holds: of a property, a class method, a class method that was patched in."
+    return raw.fget if isinstance(raw, property) else getattr(raw, '__func__', getattr(raw, 'f', raw))
+
+
 def exported(modules):
     "(name as 'room.name' or 'room.Class.method', what is called) of all public functions, classes and methods."
     for m in modules:
@@ -35,7 +51,7 @@ def exported(modules):
             if inspect.isfunction(obj) or inspect.isclass(obj): yield f'{room}.{name}', obj
             if not inspect.isclass(obj): continue
             for key, raw in vars(obj).items():
-                raw = getattr(raw, '__func__', raw)
+                raw = function_of(raw)
                 ours = inspect.isfunction(raw) and raw.__module__.startswith('libkd')
                 if ours and not key.startswith('_') and not known_elsewhere(obj, key): yield f'{room}.{name}.{key}', raw
 
