@@ -322,11 +322,20 @@ def arm_teaching(places, job, teacher): # As for `train_arm`; the `Teacher` that
     return teaching | dict(feature_weight=equal_pull(arm_learner(look, job, teaching | dict(ramp=silence))))
 
 # %% ../nbs/15_arms.ipynb #28544daa
-def _fit(learn, epochs, job): # As `train_arm` has them
-    "One cycle, which shows how it gets on"
+def _fit(learn, job): # As `train_arm` has them
+    "Seconds of one cycle, in which views come in turn and which shows how it gets on"
+    start, epochs = time.perf_counter(), epochs_for(job.steps, learn.dls)
+    in_turn(learn.dls.train, min(job.fresh, epochs*learn.dls.train.repeats))
     steps, what = epochs*len(learn.dls.train), f'{job.arm}, seed {job.seed}'
     with progress(steps, what, 'step') as bar, learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(epochs, job.lr, cbs=[SparseValidation(), Shown(bar)])
+    return time.perf_counter() - start
+
+def _reached(learn, places, job, **said): # What is known already
+    "What a trained arm is worth, how it went and what it took"
+    judged, valid = answered(learn, places, job)
+    return dict(**scores(*judged), valid_accuracy=accuracy(*valid), **said,
+                memory_mb=peak_memory().get('process'), history=curve_of(learn))
 
 def train_arm(places, # dict: data (image folder or ''), out and cache (folders), pictures (folder or None)
               job,    # `Job`
@@ -335,23 +344,18 @@ def train_arm(places, # dict: data (image folder or ''), out and cache (folders)
     teacher = run_teacher(places, TeacherJob(**job.teacher)) if job.teacher else None
     dls, teaching = loaders(places, job), arm_teaching(places, job, teacher)
     learn = arm_learner(labelled(dls) if job.teacher else dls, job, teaching)
-    start, epochs = time.perf_counter(), epochs_for(job.steps, learn.dls)
-    in_turn(learn.dls.train, min(job.fresh, epochs*learn.dls.train.repeats))
-    _fit(learn, epochs, job)
-    seconds = time.perf_counter() - start
+    seconds = _fit(learn, job)
     if job.keep: save_student(learn, Path(places['out'])/'students'/job.name)
-    judged, valid = answered(learn, places, job)
-    weighed = {k: teaching[k] for k in ('feature_weight',) if k in teaching}
-    return dict(**scores(*judged), valid_accuracy=accuracy(*valid), seconds=seconds, files=job.name, **weighed,
-                memory_mb=peak_memory().get('process'), history=curve_of(learn))
+    weighed = {k: v for k, v in teaching.items() if k == 'feature_weight'}
+    return _reached(learn, places, job, seconds=seconds, files=job.name, **weighed)
 
 # %% ../nbs/15_arms.ipynb #f48ba276
 def answered(learn, places, job): # A trained learner; as for `train_arm`
     "(answers, labels) of the images of the verdict and of all validation images; both are also written down"
     dls = loaders(places, job, curve=0)
-    said = {p: predictions({'it': learn}, dls, p) for p in {verdict_part(dls.samples), 'valid'}}
-    said = {p: (z['it'].astype(np.float32), y) for p, (z, y) in said.items()}
-    (z, y), (valid, valid_y) = said[verdict_part(dls.samples)], said['valid']
+    part = verdict_part(dls.samples)
+    said = {p: predictions({'it': learn}, dls, p) for p in {part, 'valid'}}
+    (z, y), (valid, valid_y) = ((said[p][0]['it'].astype(np.float32), said[p][1]) for p in (part, 'valid'))
     path = Path(places['out'])/'answers'/f'{job.name}.npz'
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, logits=z, y=y, valid=valid, valid_y=valid_y)
@@ -447,18 +451,22 @@ def _stored(builder): # A `CacheBuilder`
     n = len(builder.shards)
     return f'· stored answers: {sum(map(builder.done, range(n)))} of {n} shards'
 
+def _cache_parts(places, teachers, job, how, builder): # As for `build_cache`; `CacheBuilder`
+    "All shards, shared among processes; seconds of their work beyond those that we waited"
+    from joblib import Parallel, delayed, parallel_config
+    start = time.perf_counter()
+    with parallel_config('loky', inner_max_num_threads=how.threads):
+        calls = (delayed(_cache_part)(places, teachers, job, i, how.jobs) for i in range(how.jobs))
+        with heartbeat(partial(_stored, builder)): parts = Parallel(n_jobs=how.jobs)(calls)
+    return sum(parts) - (time.perf_counter() - start)
+
 def build_cache(places, teachers, job, how): # As for `train_arm`; `Teacher`s; `StoreJob`; `price.How`
     "Build the store of a run, or open it; processes share the shards"
     start, spent, dls = time.perf_counter(), 0, loaders(places, job)
     asked = dict(views=job.views, check=job.check)
     if how.jobs > 1:
-        from joblib import Parallel, delayed, parallel_config
         builder = LogitCache.builder(places['cache'], dls, teachers, **asked)  # the plan, before somebody else needs it
-        waited = time.perf_counter()
-        with parallel_config('loky', inner_max_num_threads=how.threads):
-            calls = (delayed(_cache_part)(places, teachers, job, i, how.jobs) for i in range(how.jobs))
-            with heartbeat(partial(_stored, builder)): parts = Parallel(n_jobs=how.jobs)(calls)
-        spent = sum(parts) - (time.perf_counter() - waited)
+        spent = _cache_parts(places, teachers, job, how, builder)
     cache = LogitCache.build(places['cache'], dls, teachers, **asked)
     return dict(seconds=time.perf_counter() - start + spent, bytes=cache.nbytes)
 
@@ -632,6 +640,14 @@ def say_as_long(results, # As for `compare`
             f"{said}")
 
 # %% ../nbs/15_arms.ipynb #5f8a3d82
+def _means_of(rows, once): # Of one arm, a row a seed; what `scoreboard` says, for what has no seeds
+    "Means of accuracies and ECE, and a standard deviation"
+    named = {'macro accuracy': 'macro_accuracy', 'ECE': 'ece'}
+    if not len(rows): rows = pd.DataFrame([dict(once)]).rename(columns=named)
+    accuracy, macro, ece = 100*rows[['accuracy', 'macro_accuracy', 'ece']].mean()
+    sd = 100*rows['accuracy'].std() if len(rows) > 1 else np.nan
+    return {'accuracy': accuracy, '± sd': sd, 'macro accuracy': macro, 'ECE': ece}
+
 def run_table(results,  # From `run_jobs`: arm, seed, accuracy, macro_accuracy, ece, seconds
               board,    # From `scoreboard`, its index the arms' and the teachers' names
               arms,     # dict: name -> (model, taught)
@@ -643,14 +659,9 @@ def run_table(results,  # From `run_jobs`: arm, seed, accuracy, macro_accuracy, 
     done, rows = results[results['accuracy'].notna()], []
     for name, b in board.iterrows():
         r = done[done['arm'] == name]
-        once = dict(accuracy=b['accuracy'], macro_accuracy=b['macro accuracy'], ece=b['ECE'])
-        mean = 100*(r if len(r) else pd.DataFrame([once]))[['accuracy', 'macro_accuracy', 'ece']].mean()
-        sd = 100*r['accuracy'].std() if len(r) > 1 else np.nan
         seconds = _seconds(name, r, arms, _heard(name, teachers, hears), cache_seconds)
-        rows.append({'arm': name, 'accuracy': mean['accuracy'], '± sd': sd,
-                     'macro accuracy': mean['macro_accuracy'], 'ECE': mean['ece'],
-                     'parameters': b['params'], 'MACs': b['MACs'], 'ms an image': b['ms/image'],
-                     'seconds': seconds, 'seeds': len(r) or pd.NA})
+        rows.append({'arm': name, **_means_of(r, b), 'parameters': b['params'], 'MACs': b['MACs'],
+                     'ms an image': b['ms/image'], 'seconds': seconds, 'seeds': len(r) or pd.NA})
     return pd.DataFrame(rows).astype({'parameters': 'Int64', 'MACs': 'Int64', 'seeds': 'Int64'})
 
 def _heard(name, teachers, hears): # As for `run_table`
@@ -695,23 +706,28 @@ def _answered_row(z, y, kind, **about): # Answers, labels (validation, then verd
     hits = [right(*zy) for zy in zip(z, y)]
     return dict(about, kind=kind, right=hits[0], accuracy=float(hits[1].mean()), answers=tuple(zip(z, y)))
 
+def _student_row(places, arm, seed, files): # As for `candidates`; of a row of `runs`
+    z = np.load(Path(places['out'])/'answers'/f'{files}.npz')
+    kind = KINDS.get(arm, f'a student of the arm {arm}')
+    answers, labels = (z['valid'], z['logits']), (z['valid_y'], z['y'])
+    return _answered_row(answers, labels, kind, arm=arm, seed=int(seed), files=files)
+
+def _teacher_rows(teachers, dls, part): # As for `candidates`
+    said, rows = {p: predictions({t.name: t for t in teachers}, dls, p) for p in {part, 'valid'}}, {}
+    for t in teachers:
+        z, y = zip(*((said[p][0][t.name], said[p][1]) for p in ('valid', part)))
+        rows[t.name] = _answered_row(z, y, 'a teacher', arm=t.name, seed=None, files='')
+    return rows
+
 def candidates(places, # As for `train_arm`
                runs,   # From `do_jobs`
                teachers, # `Teacher`s
                dls, part, # Loaders with all validation images; the verdict's part
 )->dict:               # name -> arm, seed, kind, right (validation images), accuracy (on `part`), files, answers
     "All that could be taken; `answers` are logits and labels of the validation images, then those of `part`"
-    found = {}
-    for arm, seed, files in runs.loc[runs['accuracy'].notna(), ['arm', 'seed', 'files']].itertuples(index=False):
-        z = np.load(Path(places['out'])/'answers'/f'{files}.npz')
-        kind = KINDS.get(arm, f'a student of the arm {arm}')
-        found[f'{arm}, seed {seed}'] = _answered_row((z['valid'], z['logits']), (z['valid_y'], z['y']), kind, arm=arm,
-                                                     seed=int(seed), files=files)
-    said = {p: predictions({t.name: t for t in teachers}, dls, p) for p in {part, 'valid'}}
-    for t in teachers:
-        z, y = zip(*((said[p][0][t.name], said[p][1]) for p in ('valid', part)))
-        found[t.name] = _answered_row(z, y, 'a teacher', arm=t.name, seed=None, files='')
-    return found
+    done = runs.loc[runs['accuracy'].notna(), ['arm', 'seed', 'files']].itertuples(index=False)
+    students = {f'{arm}, seed {seed}': _student_row(places, arm, seed, files) for arm, seed, files in done}
+    return students | _teacher_rows(teachers, dls, part)
 
 # %% ../nbs/15_arms.ipynb #3863d0b9
 def best_model(found,  # From `candidates`

@@ -22,14 +22,14 @@ from . import UserError, __version__, did_you_mean
 from .data import Sample, content_digest, sample_id
 from .files import Seen, locked, progress, publish, publish_json, sha256, sha256s
 from .identity import difference_lines, differences, shortened
-from .losses import TopK, top_k
+from .losses import TopK, dense_logits, top_k
 from .teachers import Teacher, as_teacher, check_teacher
 from .views import (LightViews, Mix, Policy, SampleCategory, ViewDL, as_policy, at_size, online, pixel_versions,
                          rendered, view_digests)
 
 # %% auto #0
 __all__ = ['CacheError', 'CacheMismatch', 'CacheCorrupt', 'CacheUnfinished', 'CacheLocked', 'make_plan', 'CacheBuilder',
-           'plan_files', 'LogitCache', 'LogitBlock']
+           'plan_files', 'LogitCache', 'with_train', 'LogitBlock']
 
 # %% ../nbs/04_cache.ipynb #b7abadcb
 class CacheError(UserError):        "Something about a logit cache is not as it has to be"
@@ -682,11 +682,15 @@ def checked_teachers(teachers):
 
 def as_list(o): return list(o) if isinstance(o, (list, tuple)) else [o]
 
+def teachers_for(dls, teachers): # The student's loaders; what `as_teacher` takes, or a list of these
+    "`Teacher`s for these data in the order of their names, no two of one name"
+    return checked_teachers([as_teacher(t, dls) for t in as_list(teachers)])
+
 # %% ../nbs/04_cache.ipynb #b1fa2382
 def _prepared(path, dls, teachers, views, dtype, check, shard_rows, top_k, T):
     "A builder whose teachers and plan are sound; nothing is written yet"
     path, policy = Path(path), as_policy(views)
-    dl, teachers = stored_dl(dls, policy, dtype), checked_teachers([as_teacher(t, dls) for t in as_list(teachers)])
+    dl, teachers = stored_dl(dls, policy, dtype), teachers_for(dls, teachers)
     plan = make_plan(dl, teachers, policy, dtype, shard_rows, top_k, T)
     if check and not (path/'manifest.json').is_file():
         for t in teachers: check_teacher(t, dls)
@@ -1191,6 +1195,14 @@ def reference_gap(self:LogitCache,
     return float((now - ref['pixels'][known]).abs().max()/255), len(known)
 
 # %% ../nbs/04_cache.ipynb #19761b04
+def with_train(dls:DataLoaders,
+    train, # Another training loader
+) -> DataLoaders:
+    "`dls` with another training loader"
+    res = DataLoaders(train, *dls.loaders[1:], path=dls.path, device=dls.device)
+    if len(dls.loaders) > 2: res.test = dls[2]
+    return res
+
 @patch
 def bind(self:LogitCache,
     dls:DataLoaders, # From `image_dls`, or a `DataBlock` with `LogitBlock`
@@ -1201,9 +1213,7 @@ def bind(self:LogitCache,
     stored_dl(dls, self.policy, self.plan['dtype'])
     train = dls.train.new(cls=LogitDL, cache=self, rows=None)
     self.prove(train)
-    res = DataLoaders(train, *dls.loaders[1:], path=dls.path, device=dls.device)
-    if len(dls.loaders) > 2: res.test = dls[2]
-    return res
+    return with_train(dls, train)
 
 @patch
 def _refuse_unlike(self:LogitCache, dls):
@@ -1239,7 +1249,7 @@ def _top(logits, classes, k=1):
 @patch
 def _titled(self:LogitDL, its, rows, views, axs):
     "Show pictures, each below its label and what the teachers say of it"
-    said = {n: z.dense() if isinstance(z, TopK) else z for n, z in self.cache.gather(rows, views).items()}
+    said = {n: dense_logits(z) for n, z in self.cache.gather(rows, views).items()}
     for i, ax in enumerate(axs):
         its[i][0].show(ctx=ax)
         lines = [f"{n}: {_top(z[i], self.cache.teachers[n]['classes'])}" for n, z in said.items()]

@@ -235,10 +235,17 @@ def _int8(saved, a, file): # `Saved`; words of `libkd export`; what is written
     return export_int8(saved, file, seen, judged, [saved.classes.index(c) for c in names])
 
 # %% ../nbs/18_cli.ipynb #90923d1c
+def _write_exports(a, saved, pictures, out): # Words of `libkd export`; `Saved`; to try it on, or None; a folder
+    "The files that were asked for, each with what its export says"
+    from libkd.handover import export_onnx, export_pt2
+    if a.onnx: print(f"{out/'pictures.onnx'}: {export_onnx(saved, out/'pictures.onnx', pictures)}")
+    if a.int8: print(f"{out/'pictures-int8.onnx'}: {_int8(saved, a, out/'pictures-int8.onnx')}")
+    if a.pt2: print(f"{out/'model.pt2'}: {export_pt2(saved, out/'model.pt2')}")
+
 def cmd_export(a):
     if not (a.onnx or a.pt2 or a.int8): raise UserError(
         'What shall be written? libkd export MODEL --onnx, --int8 or --pt2, or some of them.')
-    from libkd.handover import export_onnx, export_pt2, load_saved
+    from libkd.handover import load_saved
     saved, pictures = load_saved(a.model, a.size), _some_pictures(a.images)
     out = Path(a.out or saved.folder)
     out.mkdir(parents=True, exist_ok=True)
@@ -247,9 +254,7 @@ def cmd_export(a):
     print(f'{saved.folder}: {kind}, {classes} classes, sees {h}×{w} pixels', flush=True)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')                      # of the exporters, about their own future
-        if a.onnx: print(f"{out/'pictures.onnx'}: {export_onnx(saved, out/'pictures.onnx', pictures)}")
-        if a.int8: print(f"{out/'pictures-int8.onnx'}: {_int8(saved, a, out/'pictures-int8.onnx')}")
-        if a.pt2: print(f"{out/'model.pt2'}: {export_pt2(saved, out/'model.pt2')}")
+        _write_exports(a, saved, pictures, out)
 
 # %% ../nbs/18_cli.ipynb #40b9164d
 def extras():
@@ -363,6 +368,14 @@ def _parser_cache(sub):
     _add(p, 'build', cmd_cache_build, 'train or load teachers and store their answers', where, size, *_BUILD)
 
 # %% ../nbs/18_cli.ipynb #ff1ec22b
+_EXPORT = (('--onnx', dict(action='store_true', help='pictures.onnx: uint8 pictures of any size in, logits out')),
+           ('--int8', dict(action='store_true', help='pictures-int8.onnx: the same with weights of eight bits, '
+                                                     'and what that costs on validation pictures')),
+           ('--data', dict(metavar='FOLDER', help='for --int8: what the model learned from; default: that of the run')),
+           ('--pt2', dict(action='store_true', help='model.pt2: normalised images in, for torch.export.load')),
+           ('--images', dict(nargs='+', metavar='PATH', help='pictures to try it on; default: made-up ones')),
+           ('--out -o', dict(help="folder; default: the model's own")))
+
 def _parser_models(sub):
     model = ('model', dict(help='folder of a student, of a teacher, or of a run, of which the best model is taken'))
     size = ('--size', dict(type=int, metavar='PIXELS', help='for a teacher whose folder does not say it'))
@@ -370,16 +383,15 @@ def _parser_models(sub):
          ('images', dict(nargs='+', help='image files or folders')),
          ('--out -o', dict(help='file; default: the terminal')),
          ('--bs', dict(type=int, default=64, help='images at a time')))
-    _add(sub, 'export', cmd_export, 'a model for programs without libkd', model, size,
-         ('--onnx', dict(action='store_true', help='pictures.onnx: uint8 pictures of any size in, logits out')),
-         ('--int8', dict(action='store_true', help='pictures-int8.onnx: the same with weights of eight bits, and what '
-                                                   'that costs on validation pictures')),
-         ('--data', dict(metavar='FOLDER', help='for --int8: what the model learned from; default: that of the run')),
-         ('--pt2', dict(action='store_true', help='model.pt2: normalised images in, for torch.export.load')),
-         ('--images', dict(nargs='+', metavar='PATH', help='pictures to try it on; default: made-up ones')),
-         ('--out -o', dict(help="folder; default: the model's own")))
+    _add(sub, 'export', cmd_export, 'a model for programs without libkd', model, size, *_EXPORT)
 
 # %% ../nbs/18_cli.ipynb #2526bd68
+def _parser_demo(sub):
+    _add(sub, 'demo', cmd_demo, 'one page in which the networks of a run answer while you change a picture',
+         ('folder', dict(help='of a run')),
+         ('--out -o', dict(help='file (default: demo.html in the folder)')),
+         ('--pictures', dict(type=int, default=8, help='pictures in the page (default: %(default)s)')))
+
 def parser():
     "The words of the command line"
     about = 'Several small teachers with different inductive biases advise one small vision student.'
@@ -391,10 +403,7 @@ def parser():
     _parser_course(sub)
     _parser_cache(sub)
     _parser_models(sub)
-    _add(sub, 'demo', cmd_demo, 'one page in which the networks of a run answer while you change a picture',
-         ('folder', dict(help='of a run')),
-         ('--out -o', dict(help='file (default: demo.html in the folder)')),
-         ('--pictures', dict(type=int, default=8, help='pictures in the page (default: %(default)s)')))
+    _parser_demo(sub)
     _add(sub, 'doctor', cmd_doctor, 'versions, devices, and what is missing for what',
          ('--time', dict(action='store_true', help='also measure one thread against all')))
     return top

@@ -244,6 +244,14 @@ def _checked_teachers(teachers):
     return sorted(teachers, key=lambda t: t.fingerprint)       # their order changes nothing
 
 # %% ../nbs/09_datafree.ipynb #5601c8d5
+def _check_student(student, compete): # A student or None; the coefficient of the term that asks it
+    if compete and student is None:
+        raise ValueError('terms: compete asks where a student still errs: give student=…, a module or a Learner; or '
+                         'compete=0.')
+    if student is not None and not compete:
+        raise ValueError('student= is for the term compete, whose coefficient is 0: give terms=dict(compete=1.), or '
+                         'no student.')
+
 def _checked_terms(terms, student):
     "`TERMS`, with what was given in its place"
     for k in terms or {}:
@@ -251,12 +259,7 @@ def _checked_terms(terms, student):
     out = {k: float(v) for k, v in (TERMS | (terms or {})).items()}
     if (bad := {k: v for k, v in out.items() if not 0 <= v < math.inf}):
         raise ValueError(f'terms: {bad}: a coefficient is a number from 0 up; 0 leaves the term out.')
-    if out['compete'] and student is None:
-        raise ValueError('terms: compete asks where a student still errs: give student=…, a module or a Learner; or '
-                         'compete=0.')
-    if student is not None and not out['compete']:
-        raise ValueError('student= is for the term compete, whose coefficient is 0: give terms=dict(compete=1.), or '
-                         'no student.')
+    _check_student(student, out['compete'])
     return out
 
 # %% ../nbs/09_datafree.ipynb #d93305dc
@@ -283,16 +286,20 @@ def _flat_plan(d, at=''):
     return {n: o for k, v in d.items()
             for n, o in (_flat_plan(v, f'{at}{k}.').items() if isinstance(v, dict) else [(at + k, v)])}
 
+def _plan_of(folder):
+    "What the card of a folder of synthetic images says; `FileExistsError` for another folder"
+    try:
+        card = json.loads((folder/'card.json').read_text(encoding='utf-8'))
+        return _flat_plan(card['plan'] if card['about'].startswith('Synthetic images') else None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise FileExistsError(f'{folder} exists and is not a folder of synthetic images (no readable card.json). '
+                              f'Give another folder; this one is not touched.') from None
+
 def _found(folder, plan):
     "Is this folder's card there, and does it say the same? `ValueError` where it says something else"
     if not folder.exists(): return False
     if folder.is_dir() and all(p.name in ('.lock', '.card.json') for p in folder.iterdir()): return False
-    try:
-        card = json.loads((folder/'card.json').read_text(encoding='utf-8'))
-        old = _flat_plan(card['plan'] if card['about'].startswith('Synthetic images') else None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise FileExistsError(f'{folder} exists and is not a folder of synthetic images (no readable card.json). '
-                              f'Give another folder; this one is not touched.') from None
+    old = _plan_of(folder)
     for k, new in _flat_plan(plan).items():
         if old.get(k) != new:
             raise ValueError(f'{folder} was made with {k} = {old.get(k)}; asked for is {k} = {new}. Give the same '

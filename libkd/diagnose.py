@@ -571,13 +571,10 @@ def _map_and_gradient(net, layer, x, target): # A network; a module of it; (B, 3
     def keep(m, args, out):
         kept.append(out.detach().requires_grad_())
         return kept[-1].clone()                                         # a later in-place ReLU changes the copy
-    hook = layer.register_forward_hook(keep)
-    try:
-        with evaluating(net), torch.enable_grad():
-            z = net(_at_home(net, x))
-            c = z.argmax(1) if target is None else torch.as_tensor(target, device=z.device)
-            return kept[-1].detach(), *torch.autograd.grad(z.gather(1, c[:, None]).sum(), kept[-1])
-    finally: hook.remove()
+    with layer.register_forward_hook(keep), evaluating(net), torch.enable_grad():
+        z = net(_at_home(net, x))
+        c = z.argmax(1) if target is None else torch.as_tensor(target, device=z.device)
+        return kept[-1].detach(), *torch.autograd.grad(z.gather(1, c[:, None]).sum(), kept[-1])
 
 # %% ../nbs/10_diagnose.ipynb #2e267c8d
 def _last_map(net, mods): # A network; name -> module
@@ -620,10 +617,8 @@ def involution_energy(model, # A network with `Involution2d` layers, or the `Tea
     layers = [m for m in net.modules() if isinstance(m, Involution2d)]
     if not layers:
         raise TypeError(f'{type(net).__name__} has no Involution2d layer; for a convolution network take grad_cam')
-    hook = layers[layer].register_forward_pre_hook(lambda m, args: kept.append(m.kernels(args[0]).detach()))
-    try:
-        with evaluating(net), torch.no_grad(): net(_at_home(net, x))
-    finally: hook.remove()
+    keep = lambda m, args: kept.append(m.kernels(args[0]).detach())
+    with layers[layer].register_forward_pre_hook(keep), evaluating(net), torch.no_grad(): net(_at_home(net, x))
     return _unit(kept[-1].abs().sum((1, 2)))                                       # (B, G, K*K, h, w) -> (B, h, w)
 
 # %% ../nbs/10_diagnose.ipynb #216b9af8

@@ -19,7 +19,7 @@ from torch import nn
 from . import did_you_mean, moved
 from .cache import CacheMismatch, LogitCache
 from .identity import identity, loss_identity, schedule_identity
-from .losses import LOSSES, NEEDS_TARGET, TopK, get_loss, kd_loss
+from .losses import LOSSES, NEEDS_TARGET, dense_logits, get_loss, kd_loss
 from .students import heads_of
 from .teachers import Teacher, stats_of
 
@@ -346,7 +346,7 @@ def sample_weights(weigh:Callable, # (answers (K, B, C), labels (B,)) -> (K, B),
                    target, # Labels (B,); None where pictures are mixed or unlabelled
                   )->dict: # teacher -> (B,)
     "How much each teacher counts for each sample; `ValueError` where `weigh` needs labels that are not there"
-    dense = torch.stack([z.dense() if isinstance(z, TopK) else z for z in answers.values()]).detach()
+    dense = torch.stack(list(map(dense_logits, answers.values()))).detach()
     try: w = weigh(dense, target)
     except Exception as e:
         if target is not None: raise

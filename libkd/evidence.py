@@ -335,9 +335,7 @@ class Protocol:
 def _settle(p, folder):
     "Write the protocol of a folder, or find the same one there"
     path = Path(folder)/'protocol.json'
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return write_json(path, {**asdict(p), 'key': p.key})
+    if not path.exists(): return write_json(path, {**asdict(p), 'key': p.key})
     there = read_json(path)
     if there.get('key') == p.key: return
     mine = json.loads(json.dumps(asdict(p)))                              # tuples are lists in a file
@@ -375,15 +373,18 @@ def _told(done, of, row, fresh):
 def _job_of(p, row): # Of the protocol; None if it is not
     return next((j for j in p.jobs if j['arm'] == row.get('arm') and j['seed'] == row.get('seed')), None)
 
+def _refuse_rows(p, rows, folder): # As for `study_rows`
+    seen = [(r.get('arm'), r.get('seed')) for r in rows]
+    for r, name in zip(rows, seen):
+        if _job_of(p, r) is None: raise UserError(f'{folder}: a row is of {name}, which the protocol does not ask for.')
+        if seen.count(name) > 1: raise UserError(f'{folder}: two rows are of {name}. Delete one of them.')
+
 def study_rows(p,      # `Protocol`
                folder, # Of the study
 )->pd.DataFrame:       # One row a finished job
     "The rows of a study; `UserError` for one that is altered, doubled, or of another protocol"
     rows = read_rows(Path(folder)/'rows', dict(protocol=p.key))
-    seen = [(r.get('arm'), r.get('seed')) for r in rows]
-    for r, name in zip(rows, seen):
-        if _job_of(p, r) is None: raise UserError(f'{folder}: a row is of {name}, which the protocol does not ask for.')
-        if seen.count(name) > 1: raise UserError(f'{folder}: two rows are of {name}. Delete one of them.')
+    _refuse_rows(p, rows, folder)
     order = [(j['arm'], j['seed']) for j in p.jobs]
     rows.sort(key=lambda r: order.index((r['arm'], r['seed'])))
     return pd.DataFrame(rows, columns=None if rows else ['arm', 'seed', p.metric])

@@ -479,6 +479,13 @@ def _widths(teacher, size, layers, grid): # (height, width) of the images; as fo
     said = probe(teacher.model, teacher.adapt(torch.zeros(1, 3, *size)), layers)
     return {n: (tuple(grid or f.grid), f.tokens.shape[-1]) for n, f in said.items()}
 
+def _say_size(many, n, policy, dtype): # From `_widths`; number of images; views; type of the numbers
+    "Bytes that features will take, also printed"
+    nbytes = DTYPES[dtype].itemsize*n*policy.n*sum(h*w*d for (h, w), d in many.values())
+    said = ', '.join(f'{name} {h}×{w}×{d}' for name, ((h, w), d) in many.items())
+    print(f"{n:,} images × {policy}: {nbytes/1e6:,.1f} MB for {said}")
+    return nbytes
+
 def store_features(path, # Folder of the cache
                    dls, # From `image_dls`
                    teacher:Teacher, # Whose layers
@@ -489,12 +496,8 @@ def store_features(path, # Folder of the cache
                   )->LogitCache: # One 'teacher' a layer
     """Store what layers say about every view of every training image, for `features=`, said first how big;
     `kw` as `build`"""
-    policy, many, n = as_policy(views), _widths(teacher, size_of(dls), layers, grid), len(dls.train.items)
-    numbers = sum(h*w*d for (h, w), d in many.values())
-    nbytes = DTYPES[kw.get('dtype', 'float16')].itemsize*n*policy.n*numbers
-    said = ', '.join(f'{name} {h}×{w}×{d}' for name, ((h, w), d) in many.items())
-    print(f"{n:,} images × {policy}: {nbytes/1e6:,.1f} MB for {said}")
-    _refuse_full(path, nbytes)
+    policy, many = as_policy(views), _widths(teacher, size_of(dls), layers, grid)
+    _refuse_full(path, _say_size(many, len(dls.train.items), policy, kw.get('dtype', 'float16')))
     teachers = [LayerTeacher(teacher, name, g) for name, (g, _) in many.items()]
     return LogitCache.build(path, dls, teachers, views=policy, check=False, **kw)
 

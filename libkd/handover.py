@@ -50,16 +50,19 @@ def pictures_identity(dl, # A loader
     return digest_of([digests_of(sources).tobytes().hex(), labels, decoded_digest(sources)])[:32]
 
 # %% ../nbs/08a_handover.ipynb #36b712f2
+def _views_identity(train): # A training loader
+    "How views are made; of our loaders what is drawn depends on the ids"
+    if not hasattr(train, 'describe'):
+        return identity([train.dataset.tls[0].tfms, train.after_item, train.after_batch])
+    return train.describe() | dict(ids=digest_of(train.ids().tobytes().hex())[:32])
+
 def data_identity(dls, # fastai `DataLoaders`
                  )->dict: # part -> checksum of pictures and labels; views, batch size
     "What a learner sees: pictures, labels, and how views are made of them"
     train = dls.train
-    if hasattr(train, 'describe'):                                   # ours: what is drawn depends on ids
-        views = train.describe() | dict(ids=digest_of(train.ids().tobytes().hex())[:32])
-    else: views = identity([train.dataset.tls[0].tfms, train.after_item, train.after_batch])
-    said = dict(views=views, policy=str(getattr(train, 'policy', '')), classes=list(map(str, dls.vocab)))
-    lengths = dict(bs=train.bs, drop_last=bool(train.drop_last), batches=len(train))
-    return dict(train=pictures_identity(train), valid=pictures_identity(dls.valid), **said, **lengths)
+    return dict(train=pictures_identity(train), valid=pictures_identity(dls.valid), views=_views_identity(train),
+                policy=str(getattr(train, 'policy', '')), classes=list(map(str, dls.vocab)),
+                bs=train.bs, drop_last=bool(train.drop_last), batches=len(train))
 
 # %% ../nbs/08a_handover.ipynb #67456fb8
 _CHANGES_STEPS = MixHandler, GradientAccumulation, GradientClip, ShortEpochCallback, MixedPrecision       # of fastai
@@ -266,18 +269,26 @@ def _go_on(self:Resume): # Only now: skipping epochs draws random numbers too
     self.recorder.smooth_loss.count, self.recorder.smooth_loss.val = s['smooth'][0], torch.tensor(s['smooth'][1])
 
 # %% ../nbs/08a_handover.ipynb #17aaf3a8
+def _mask(state, module, at): # A state dict; a module, and how its names in it begin
+    "Pruned weights in place of the whole ones and their masks"
+    masked = [k.removesuffix('_mask') for k, _ in module.named_buffers(recurse=False) if k.endswith('_mask')]
+    for k in masked:
+        if f'{at}{k}_orig' in state: state[at+k] = state.pop(f'{at}{k}_orig') * state.pop(f'{at}{k}_mask')
+
+def _work_out(state, module, at): # As for `_mask`
+    "Weights in place of the parameters that they are computed from"
+    if not nn.utils.parametrize.is_parametrized(module): return
+    for k in module.parametrizations:
+        for part in [p for p in state if p.startswith(f'{at}parametrizations.{k}.')]: del state[part]
+        state[at+k] = getattr(module, k).detach()
+
 def effective_state(model:nn.Module)->dict: # name -> tensor
     "The weights with which a model computes: pruned ones masked, parametrised ones worked out"
     state = model.state_dict()
     for name, module in model.named_modules():
         at = f'{name}.' if name else ''
-        masked = [k.removesuffix('_mask') for k, _ in module.named_buffers(recurse=False) if k.endswith('_mask')]
-        for k in masked:
-            if f'{at}{k}_orig' in state: state[at+k] = state.pop(f'{at}{k}_orig') * state.pop(f'{at}{k}_mask')
-        if not nn.utils.parametrize.is_parametrized(module): continue
-        for k in module.parametrizations:
-            for part in [p for p in state if p.startswith(f'{at}parametrizations.{k}.')]: del state[part]
-            state[at+k] = getattr(module, k).detach()
+        _mask(state, module, at)
+        _work_out(state, module, at)
     return state
 
 # %% ../nbs/08a_handover.ipynb #dee9d56f
@@ -345,15 +356,18 @@ def _save_onnx(model, size, file):
     torch.onnx.export(model, x, file, dynamo=True, dynamic_shapes=free, external_data=False, verbose=False, **names)
 
 # %% ../nbs/08a_handover.ipynb #c9f3fa5e
+def _last_metrics(learn): # name -> text
+    "What the last epoch said; nothing before the first fit"
+    values = vars(learn.recorder).get('values')
+    last = dict(zip(learn.recorder.metric_names[1:], values[-1])) if values else {}
+    return {k: f'{v:.4f}' for k, v in last.items() if isinstance(v, float)}
+
 def _card(learn, name, notes): # A learner; the student's name; lines by the user
     "The model card, as text"
     cb = next((c for c in learn.cbs if isinstance(c, MultiTeacherDistill)), None)
     by = ', '.join(f'{n} ({b})' for n, b in cb.biases.items()) if cb else ''
     taught = f"Taught by {by}." if by else "Trained without teachers."
-    values = vars(learn.recorder).get('values')        # absent before the first fit
-    last = dict(zip(learn.recorder.metric_names[1:], values[-1])) if values else {}
-    rows = {**notes, **{k: f'{v:.4f}' for k, v in last.items() if isinstance(v, float)}}
-    lines = '\n'.join(f'- {k}: {v}' for k, v in rows.items())
+    lines = '\n'.join(f'- {k}: {v}' for k, v in (notes | _last_metrics(learn)).items())
     versions = f"Versions: torch {torch.__version__}, timm {timm.__version__}."
     return f"# {name}\n\n{taught} Classes: {', '.join(map(str, learn.dls.vocab))}.\n\n{lines}\n\n{versions}\n"
 

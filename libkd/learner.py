@@ -26,7 +26,7 @@ from fastcore.meta import delegates
 from torch import nn
 
 from . import UserError, did_you_mean
-from .cache import LogitCache
+from .cache import LogitCache, as_list, with_train
 from .distill import (KeepViews, MultiTeacherDistill, Stored, checked_route, refuse_no_batches, sources_of,
                            unwrap, value_at)
 from .features import FeatureDistill
@@ -39,8 +39,8 @@ from .views import LabelLoss, Mix, Policy, ViewDL, replay, rng_scope
 
 # %% auto #0
 __all__ = ['METHODS', 'Method', 'Methods', 'cakd_ramp', 'find_method', 'cite', 'WarmCosine', 'Recipe', 'recipe', 'DistillLearner',
-           'advisors', 'student_heads', 'make_student', 'default_method', 'with_train', 'labelled', 'learner_dls',
-           'sorted_arguments', 'distill_learner', 'first_terms', 'methods_from']
+           'advisors', 'student_heads', 'make_student', 'default_method', 'labelled', 'learner_dls', 'sorted_arguments',
+           'distill_learner', 'first_terms', 'methods_from']
 
 # %% ../nbs/08b_learner.ipynb #6ff11483
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Method:
         names = [n for s in sources_of(teachers) for n in s.biases]
         own = self.scaled(len(names))
         kw = {k: dict.fromkeys(names, own[k]) | v if isinstance(v, dict) and k in own else v for k, v in kw.items()}
-        return student, [self.callback(teachers, **{**own, **kw})]
+        return student, [self.callback(teachers, **(own | kw))]
 
     def scaled(self,
         n, # Number of teachers
@@ -330,8 +330,7 @@ def advisors(teachers, # `LogitCache`, `Teacher`s, timm names, modules, Learners
              check:bool=True, # Refuse live teachers that answer at chance level
             )->list: # of `Stored` and `Live`
     "Where answers come from, whatever was given; everything that is no cache becomes a checked `Teacher`"
-    given = list(teachers) if isinstance(teachers, (list, tuple)) else [teachers]
-    out = [t if isinstance(t, LogitCache) else as_teacher(t, dls) for t in given]
+    out = [t if isinstance(t, LogitCache) else as_teacher(t, dls) for t in as_list(teachers)]
     for t in out:
         if check and isinstance(t, Teacher): check_teacher(t, dls)
     return sources_of(out)
@@ -343,11 +342,12 @@ def student_heads(student, # Name or module
                  )->dict: # head -> token ('conv', 'inv' or 'learned'); None for what is no CivT
     "Heads of a CivT for these teachers"
     if 'civt' not in student_name(student): return None
-    if route: checked_route(route, list(dict.fromkeys(('cls', 'conv', 'inv', *biases.values()))), list(biases))
-    wanted = list(route) if route else list(dict.fromkeys(biases.values()))
+    kinds = list(dict.fromkeys(biases.values()))
+    if route: checked_route(route, list(dict.fromkeys(('cls', 'conv', 'inv', *kinds))), list(biases))
+    wanted = list(route) if route else kinds
     known = [h for h in ('conv', 'inv') if h in wanted]
-    others = [b for b in dict.fromkeys(biases.values()) if b in wanted and b not in known]   # no stem: learned tokens
-    return {'cls': 'learned', **{h: h for h in known}, **{h: 'learned' for h in others}}
+    others = [b for b in kinds if b in wanted and b not in known]               # no stem: learned tokens
+    return {'cls': 'learned', **{h: h for h in known}, **dict.fromkeys(others, 'learned')}
 
 def make_student(student, # Name of a student or timm model, or an `nn.Module`
                  dls:DataLoaders, # Whose sizes and classes
@@ -370,14 +370,6 @@ def default_method(student, # Name or module
     return 'co-advise' if len(heads) > 1 else 'lib-kd' if n > 1 else 'kd'
 
 # %% ../nbs/08b_learner.ipynb #5c8ac366
-def with_train(dls:DataLoaders,
-    train, # Another training loader
-) -> DataLoaders:
-    "`dls` with another training loader"
-    res = DataLoaders(train, *dls.loaders[1:], path=dls.path, device=dls.device)
-    if len(dls.loaders) > 2: res.test = dls[2]
-    return res
-
 def _part_of(ds, keep): # fastai `Datasets`; positions of the samples that stay
     return Datasets(tls=[tl._new([tl.items[i] for i in keep], split_idx=0) for tl in ds.tls], n_inp=ds.n_inp)
 

@@ -15,14 +15,14 @@ from fastai.data.core import DataLoaders, test_set
 from fastcore.basics import patch
 
 from .cache import (NEXT, CacheBuilder, CacheCorrupt, CacheError, CacheMismatch, LogitCache, LogitDL, adopt_change,
-                         alone_in, as_list, check_manifest, check_plan, checked_teachers, drawn_for, forget_change,
-                         ids_labels, load_tensors, make_manifest,
-                         make_plan, plan_files, read_plan, store_bytes, store_json, stored_dl, teacher_entry)
+                         alone_in, check_manifest, check_plan, checked_teachers, drawn_for, forget_change,
+                         ids_labels, load_tensors, make_manifest, make_plan, plan_files, read_plan,
+                         store_bytes, store_json, stored_dl, teacher_entry, teachers_for)
 from .data import Samples
 from .files import sha256, write_once
 from .identity import differences, shortened
-from .losses import TopK
-from .teachers import as_teacher, check_teacher
+from .losses import dense_logits
+from .teachers import check_teacher
 from .views import as_policy, finite, image_dls
 
 # %% auto #0
@@ -145,7 +145,7 @@ def add(self:LogitCache,
         check:bool=True, # Refuse teachers that answer at chance level
        )->LogitCache: # The changed one
     "Ask further teachers about the views of this cache; `CacheMismatch` where another one has a name already"
-    dl, teachers = self._same_views(dls), checked_teachers([as_teacher(t, dls) for t in as_list(teachers)])
+    dl, teachers = self._same_views(dls), teachers_for(dls, teachers)
     new = self._unknown(teachers, replace)
     for t in new if check else (): check_teacher(t, dls)
     builder = CacheBuilder(self.path/NEXT, dl, new, self._plan_with(new, dl))
@@ -262,7 +262,7 @@ def extend(self:LogitCache,
            views, # More views than before, of the same policy: a number, finite(V), replay(E)
           )->LogitCache: # The changed one
     "Ask all teachers about further views; `CacheError` for fewer views, or another policy"
-    dl, teachers = self._same_views(dls), checked_teachers([as_teacher(t, dls) for t in as_list(teachers)])
+    dl, teachers = self._same_views(dls), teachers_for(dls, teachers)
     plan = self.plan | dict(n_views=self._more_views(as_policy(views)))
     self._refuse_others(teachers)
     builder = CacheBuilder(self.path/NEXT, dl, teachers, plan)
@@ -283,7 +283,7 @@ def to_frame(self:LogitCache,
             )->pd.DataFrame: # A row for each sample; columns `label` and `<teacher>/<class>`
     "The answers about one view as a table; `.to_parquet(file)` and all that pandas writes"
     answers = self.gather(torch.arange(self.n), view)
-    dense = {n: (z.dense() if isinstance(z, TopK) else z).numpy() for n, z in answers.items()}
+    dense = {n: dense_logits(z).numpy() for n, z in answers.items()}
     columns = {f"{n}/{c}": z[:,i] for n, z in dense.items() for i, c in enumerate(self.teachers[n]['classes'])}
     ids = pd.Index([i.tobytes().hex() for i in self.ids], name='id')
     return pd.DataFrame({'label': self.labels} | columns, index=ids)

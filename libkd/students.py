@@ -12,6 +12,7 @@ __all__ = ['STUDENTS', 'PatchProj', 'Stem', 'patch_for', 'StemEmbed', 'token_sou
 # %% ../nbs/05_students.ipynb #d9c00043
 import math, re
 from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import timm, torch
@@ -230,7 +231,7 @@ def unit_offsets(
 ) -> torch.Tensor: # (n, 2), rows and columns
     "The `n` grid points nearest to the origin"
     side = range(-math.isqrt(n) - 1, math.isqrt(n) + 2)
-    near = sorted(((y, x) for y in side for x in side), key=lambda p: (p[0]**2 + p[1]**2, abs(p[0]), p))
+    near = sorted(product(side, side), key=lambda p: (p[0]**2 + p[1]**2, abs(p[0]), p))
     return torch.tensor(near[:n], dtype=torch.float)
 
 def _relative(grid, like):

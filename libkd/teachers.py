@@ -564,6 +564,12 @@ def _weights_file(cfg, full): # timm's configuration of the weights, or None; th
     tag = f'{cfg.architecture}.{cfg.tag}' if cfg and cfg.tag else full
     return tag, data_home()/'weights'/f'{tag}.safetensors'
 
+def _not_had(cfg, tag, file, why): # As in `_pretrained`; kind of the error
+    "The sentence where there is no network"
+    where = f' (https://huggingface.co/{cfg.hf_hub_id}, model.safetensors)' if cfg.hf_hub_id else ''
+    return (f'the weights of {tag} could not be had ({why}: is there a network?). '
+            f'Put the file{where} at {file}, or train without: pretrained=False.')
+
 def _pretrained(name, **kw):
     "`timm.create_model(…, pretrained=True)`, from our folder of weights, or one sentence about where to put them."
     if name in PACKAGED: return PACKAGED[name].model(**kw)
@@ -576,10 +582,7 @@ def _pretrained(name, **kw):
         raise ValueError(f'there are no published weights for {full}: '
                          f'train it on your data, fit_teacher({name!r}, dls).')
     try: return timm.create_model(full, pretrained=True, **kw)
-    except Exception as e:
-        where = f' (https://huggingface.co/{cfg.hf_hub_id}, model.safetensors)' if cfg.hf_hub_id else ''
-        raise ConnectionError(f'the weights of {tag} could not be had ({type(e).__name__}: is there a network?). '
-                              f'Put the file{where} at {file}, or train without: pretrained=False.') from e
+    except Exception as e: raise ConnectionError(_not_had(cfg, tag, file, type(e).__name__)) from e
 
 def _from_weights(file, full, kw): # A file in our folder; the model's name; arguments of its maker
     try: return timm.create_model(full, pretrained=True, pretrained_cfg_overlay=dict(file=str(file)), **kw)
@@ -609,6 +612,14 @@ def _made_of(arch, dls, n): # timm name or module; loaders or None; number of cl
     if dls is not None: return model_for(arch, dls, num_classes=n)
     return timm.create_model(model_name(arch), num_classes=n)
 
+def _refuse_other_tensors(sd, model, said, n): # A state dict; where it is from, in words; number of classes
+    "Nothing may be missing, left over or of another shape"
+    have, want = ({k: tuple(v.shape) for k, v in o.items()} for o in (sd, model.state_dict()))
+    odd = sorted(k for k in want.keys() | have.keys() if want.get(k) != have.get(k))
+    if odd: raise UserError(f'{said} does not fit {type(model).__name__}: '
+                            f'{len(odd)} of {len(want)} tensors differ, such as {odd[:3]}. '
+                            f'Another arch, or another number of classes ({n})?')
+
 # %% ../nbs/03_teachers.ipynb #737e4508
 def _is_file(s):
     "Is this string meant as a file or folder, not as a timm name?"
@@ -624,18 +635,14 @@ _NOT_WEIGHTS = {
              'and store what it says of {!r} with LogitCache.from_arrays.'}
 
 def _with_weights(source, arch, classes, dls):
-    "The model `arch` with weights from a file or from memory; nothing may be missing or left over"
+    "The model `arch` with weights from a file or from memory"
     n = len(classes) if classes is not None else len(classes_of(dls)) if dls is not None else 1000
     said = source if isinstance(source, Path) else 'this checkpoint'
     if arch is None: raise ValueError(f'{said} holds weights but not what they are the weights of: '
                                       'give arch=, a timm name or a module.')
     model = _made_of(arch, dls, n)
     sd = read_checkpoint(source, model)
-    have, want = ({k: tuple(v.shape) for k, v in o.items()} for o in (sd, model.state_dict()))
-    odd = sorted(k for k in want.keys() | have.keys() if want.get(k) != have.get(k))
-    if odd: raise UserError(f'{said} does not fit {type(model).__name__}: '
-                            f'{len(odd)} of {len(want)} tensors differ, such as {odd[:3]}. '
-                            f'Another arch, or another number of classes ({n})?')
+    _refuse_other_tensors(sd, model, said, n)
     model.load_state_dict(sd)
     return model
 
@@ -749,13 +756,15 @@ def _order_said(t, z, y, known):
     if (found := _another_order(z[:, known], np.searchsorted(known, y))) is None: return ''
     means, hits = found
     said = {t.classes[known[j]]: t.classes[known[m]] for j, m in enumerate(means)}
+    return f' With its columns in another order it would be right on {hits} of {len(y)}: {_order_mended(t, said)}'
+
+def _order_mended(t, said): # class -> what its column means
+    "What such a teacher confuses, and what to give"
     moved = [f'{a} for {b}' for a, b in said.items() if a != b]
     more = f' and {len(moved) - 5} more' if len(moved) > 5 else ''
     own = [said.get((t.class_map or {}).get(c, c), c) for c in t.own_classes]
     give = f': classes={own}' if len(own) <= 10 else ''
-    return (f' With its columns in another order it would be right on {hits} of {len(y)}: '
-            f'it says {", ".join(moved[:5])}{more}. '
-            f'Name the columns in their true order{give}.')
+    return f'it says {", ".join(moved[:5])}{more}. Name the columns in their true order{give}.'
 
 # %% ../nbs/03_teachers.ipynb #063a1aaa
 def _refuse_moods(t, x, stats, one): # `one`: its answers to the batch
@@ -1285,8 +1294,9 @@ def warn_if_uneven(
 ):
     "Warn where the teachers' accuracies differ by more than some points, and name what to try."
     known = sorted((t for t in teachers if t.accuracy is not None), key=lambda t: t.accuracy)
-    if len(known) < 2 or 100*(known[-1].accuracy - known[0].accuracy) <= points: return
+    if len(known) < 2: return
     lo, hi = known[0], known[-1]
     gap = 100*(hi.accuracy - lo.accuracy)
+    if gap <= points: return
     warnings.warn(f'{lo.name} ({lo.accuracy:.1%}) is {gap:.0f} points worse than {hi.name} ({hi.accuracy:.1%}): '
                   f'try weights={{{lo.name!r}: 0.5}}, or train it longer.')

@@ -682,14 +682,12 @@ def _one_block(sources, size):
     places = np.array([sources[i].ctypes.data for i in range(len(sources))])
     return whole.reshape(-1).view(np.uint8), places - whole.ctypes.data
 
-def _mapped(path): return torch.from_numpy(np.memmap(path, np.uint8, 'c'))
-
 @patch
 def open(self:Pictures):
     "Find a place for the pixels: where they lie, a mapped file, memory; or none, with a warning"
     if self.flat is not None: return
     self.measure()
-    if self.path: self.flat = _mapped(self.path)                # of the process that started this one
+    if self.path: self._hold(np.memmap(self.path, np.uint8, 'c'), self.starts)  # of the process that started this one
     elif (block := _one_block(self.sources, self.size)): self._hold(*block)
     elif self.keep: self.to_file(self.keep)
     elif self.nbytes <= free_memory()/2: self.flat = torch.empty(self.nbytes, dtype=torch.uint8)
@@ -735,8 +733,8 @@ def to_file(self:Pictures,
     path = Path(folder)/_file_name(sources, self.size)
     if not self._whole(path): self._write_once(path)
     if remove: weakref.finalize(self, _remove, path)
-    self.path, self.flat, self.have[:] = path, _mapped(path), True
-    self.starts = _borders(self.shapes)[:-1]                            # also where they lay elsewhere before
+    self.path = path
+    self._hold(np.memmap(path, np.uint8, 'c'), _borders(self.shapes)[:-1])   # also where they lay elsewhere before
 
 # %% ../nbs/01_views.ipynb #56009ba2
 @patch

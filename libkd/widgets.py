@@ -22,13 +22,13 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
 from fastcore.basics import patch
 from PIL import Image
-from .cache import LogitCache, plan_files
+from .cache import LogitCache, as_list, plan_files
 from .diagnose import TokenMaps, among_shown, as_array, clean_images, ece, head_predictions, last_features
 from .diagnose import mean_attention_distance, per_uniform, plane, predictions, read_maps, roles_of
 from .diagnose import sample_disagreement, scoreboard, to_pixels, uniform_distance
 from .distill import MultiTeacherDistill
 from .files import frontend, is_live, sha256
-from .losses import TopK
+from .losses import dense_logits
 from .plots import (LibkdFigure, as_rgb, attention_alt, contact_sheet, disagreement_alt, figure_html, looks,
                          picture_html, plot_disagreement, plot_points, plot_reliability, plot_scoreboard,
                          plot_softened, plot_token_maps, plot_training, short_names, training_parts)
@@ -276,8 +276,6 @@ def half(values, # Array of floats
     return np.ascontiguousarray(values, '<f2').tobytes()
 
 # %% ../nbs/12_widgets.ipynb #9c167a3a
-def _dense(answers): return answers.dense() if isinstance(answers, TopK) else answers
-
 @dataclass
 class Known:
     "What is known about images and models beside the answers"
@@ -569,7 +567,7 @@ def item_names(dls, # fastai `DataLoaders`
                part='valid', # 'train', 'valid' or 'test'
                )->list: # One name an image, or None where they have none
     "File names of a part's images"
-    items = getattr(dict(train=dls.train, valid=dls.valid).get(part, getattr(dls, part, None)), 'items', None)
+    items = getattr(getattr(dls, part, None), 'items', None)
     if items is None: return None
     source = [getattr(o, 'source', o) for o in items]
     return [Path(s).name if isinstance(s, (str, Path)) else str(i) for i, s in enumerate(source)]
@@ -583,7 +581,11 @@ def teachers_of(learn, # `Learner`
         known = [t for cb in learn.cbs if isinstance(cb, MultiTeacherDistill) for t in cb.teachers]
         return sorted(known, key=lambda t: {'conv': 0, 'inv': 1}.get(t.bias, 2))   # so each has one colour everywhere
     if isinstance(teachers, dict): return list(teachers.values())
-    return list(teachers) if isinstance(teachers, (list, tuple)) else [teachers]
+    return as_list(teachers)
+
+def _beside_student(learn, live, part):
+    "What `Teacher`s and the student of a `Learner` say: `predictions`"
+    return predictions({**{t.name: t for t in live}, 'student': learn}, learn.dls, part)
 
 _ASK_FOR_TEACHERS = (
     'This Learner knows no live teachers whose answers to the validation images could be shown: it was trained without '
@@ -600,7 +602,7 @@ def explore_disagreement(self:Learner,
     "Look through the images on which the teachers of this student disagree"
     live = teachers_of(self, teachers)
     if not live: raise ValueError(_ASK_FOR_TEACHERS)
-    preds, y = predictions({**{t.name: t for t in live}, 'student': self}, self.dls, part)
+    preds, y = _beside_student(self, live, part)
     heads = head_predictions(self, part=part)
     known = dict(names=item_names(self.dls, part), classes=list(self.dls.vocab), heads=heads if len(heads) > 1 else {},
                  teachers=[t.name for t in live], student='student')
@@ -780,7 +782,7 @@ def _agreement(self:TrainingMonitor):
     "How often each head decides like its teacher, in the last batch"
     z, said = (getattr(self.distill, k, None) for k in ('z', 'answers'))
     if not z or not said: return {}
-    heads, teachers = ({n: _dense(a).argmax(1).cpu() for n, a in o.items()} for o in (z, said))
+    heads, teachers = ({n: dense_logits(a).argmax(1).cpu() for n, a in o.items()} for o in (z, said))
     pairs = [(h, n) for h, names in self.distill.route.items() if h in z for n in names]
     return {f'{h} as {n}': float((heads[h] == teachers[n]).float().mean()) for h, n in pairs}
 
@@ -917,8 +919,7 @@ def explore_features(self:Learner, model=None, # Whose features; by default this
                      seed=0, # Of t-SNE
                      )->FeatureMap:
     "Look at the images of a part as points, by the features of this model (or another) before its last layer"
-    live = teachers_of(self, teachers)
-    preds, y = predictions({**{t.name: t for t in live}, 'student': self}, self.dls, part)
+    preds, y = _beside_student(self, teachers_of(self, teachers), part)
     features = last_features(model or self, self.dls, part)
     return explore_features(clean_images(self.dls, part), features, preds, y, method, seed,
                             classes=list(self.dls.vocab), names=item_names(self.dls, part))
@@ -979,7 +980,7 @@ class CacheView(View):
 
 def _all_views(cache, rows, name): # (n, V, C): answers of one teacher
     rows = torch.as_tensor(rows)
-    return torch.stack([_dense(cache.gather(rows, v, [name])[name]) for v in range(cache.policy.n)], 1)
+    return torch.stack([dense_logits(cache.gather(rows, v, [name])[name]) for v in range(cache.policy.n)], 1)
 
 # %% ../nbs/12_widgets.ipynb #fa77730e
 @patch
