@@ -135,15 +135,14 @@ def student_step(name, n_classes, size, args, bs): # Name; classes; (height, wid
     x, y = torch.rand(bs, 3, *size), torch.randint(n_classes, (bs,))
     return train_step(create_student(name, n_classes, size, **args), x, y)
 
-def processes(jobs, # Wanted number, or 0: one on a GPU, else what is measured to be fastest
+def processes(jobs, # Wanted number, or 0: one on a GPU, else one for each core
               dls,  # Loaders: device, classes, size and batch size
               student, args, # Name of a model; its further arguments
 )->How:
     "How many processes at a time, threads each, and how they crowd each other"
     if str(dls.device).startswith('cuda'): return How(jobs or 1)
     step = student_step(student, len(dls.vocab), tuple(dls.size), args, dls.train.bs)
-    found = threads_or_processes(step, jobs=jobs)
-    how = How(found['jobs'], found['threads'])
+    how = How(jobs, threads_or_processes(step, jobs=jobs)['threads']) if jobs else How(cpu_count())
     return replace(how, crowding=crowding(step, how.jobs, how.threads)) if how.jobs > 1 else how
 
 # %% ../nbs/14a_price.ipynb #0d0940a7
