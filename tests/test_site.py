@@ -38,6 +38,19 @@ def test_entries_links_and_formulas_are_there(site):
     assert any('losses.html#kd_loss"><code' in p.read_text(encoding='utf-8') for p in site.rglob('*.html') if p.name != 'losses.html'), 'a name in backticks leads to its entry'
 
 
+def test_a_lesson_tells_no_answer_before_it_is_asked_for():
+    from libkd.course import lessons, open_lesson, tags_of
+    import pages
+    for name in lessons():
+        nb = open_lesson(name); cells = pages.page(nb, name, {})
+        for above, cell in zip(cells, cells[1:]):
+            tags = tags_of(cell)
+            if {'solution', 'check'} & set(tags): assert 'hide-cell' in tags
+            if 'predict' in tags: assert 'hide-output' in tags and cell['metadata']['mystnb']['code_prompt_show']
+            if 'predict' not in tags_of(above) or cell['cell_type'] == 'code': continue
+            assert cell['source'].startswith(('<details>', '#', '**')), cell['source'][:60]
+
+
 def test_faults_of_a_site_are_found(tmp_path):
     from after import faults
     (tmp_path/'x.png').touch()

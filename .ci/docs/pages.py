@@ -282,7 +282,7 @@ def page(nb, name, shown, pictured=()):
         if cell['cell_type'] == 'markdown':
             if found := re.findall(r'(?m)^(#{1,6}) ', re.sub(r'```.*?```', '', text, flags=re.S)): level = len(found[-1])
             tells = i and 'predict' in nb['cells'][i-1]['metadata'].get('tags', [])     # what comes out above
-            cells.append(markdown(callouts(closed(text, PROMPTS['predict']) if tells else text)))
+            cells.append(markdown(callouts(closed(text, 'What it shows') if tells else text)))
         if cell['cell_type'] != 'code': continue
         directives, code = split_directives(text)
         if 'default_exp' in directives:
