@@ -117,8 +117,10 @@ class _LastLine(io.TextIOBase):
     def __init__(self, path): self.path, self.rest = path, ''
     def write(self, text):
         *lines, self.rest = (self.rest + text).split('\n')
-        if said := [line for line in lines if line.strip()]: self.path.write_text(said[-1], encoding='utf-8')
+        if said := [line for line in lines if line.strip()]: self._keep(said[-1])
         return len(text)
+    def _keep(self, line):
+        with contextlib.suppress(OSError): self.path.write_text(line, encoding='utf-8')    # news are no reason to stop
 
 def _underway(path): return path.with_suffix('.underway')          # of the row that will come
 
@@ -126,7 +128,8 @@ def _aside(fn, job, path, made): # As `_attempt`
     "Do one job in a process that nobody watches"
     with _environment(LIBKD_WIDGETS='headless'), contextlib.redirect_stdout(_LastLine(_underway(path))):
         try: return _attempt(fn, job, path, made)
-        finally: _underway(path).unlink(missing_ok=True)
+        finally:
+            with contextlib.suppress(OSError): _underway(path).unlink()      # it is being read (Windows), or not there
 
 def _standing(paths): # Of rows that will come
     "How the jobs stand that other processes are doing, in one line"

@@ -1,5 +1,5 @@
 """Runs: statistics against scipy and simulations, parameters, jobs that survive a kill, pages, the command line."""
-import errno, json, math, os, re, shutil, signal, subprocess, sys, textwrap, time, types
+import contextlib, errno, json, math, os, re, shutil, signal, subprocess, sys, textwrap, time, types
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -450,6 +450,13 @@ def test_jobs_in_other_processes_say_how_they_stand(tmp_path, capsys, monkeypatc
     said = capsys.readouterr().out.splitlines()
     assert '· a: 50%; b: 50%' in said and 'killed' not in str(said)
     assert not list(tmp_path.glob('*.underway'))
+
+
+def test_news_that_cannot_be_written_stop_no_job(tmp_path):
+    nowhere = tmp_path/'gone'/'a.json'
+    with contextlib.redirect_stdout(runs._LastLine(runs._underway(nowhere))): print('10%')
+    row = runs._aside(lambda: print('20%') or dict(x=1), {}, nowhere, {})
+    assert row['x'] == 1
 
 
 def test_runs_are_headless_whatever_surrounds_them(tmp_path, monkeypatch):

@@ -107,7 +107,7 @@ def test_no_line_of_code_is_longer_than_120_columns(path):
 
 
 # Tokens a function, of all rooms together: what is reached. The house aims at 60, 90 and 250, without confetti.
-MEDIAN, WEIGHTED, LARGEST, MOST_FUNCTIONS = 60, 90, 238, 1985
+MEDIAN, WEIGHTED, LARGEST, MOST_FUNCTIONS = 60, 90, 238, 1986
 STILL_LONGER = set()
 WORDS = tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING
 
