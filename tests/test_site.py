@@ -68,6 +68,7 @@ def test_faults_of_a_site_are_found(tmp_path):
 
 
 def test_a_page_is_written_as_the_standard_wants_it(tmp_path):
+    from PIL import Image
     from after import Page, faults
     for old, new in [('<!doctype html><br/>', '<!DOCTYPE html><br>'), ('<button>a</button>', '<button type="button">a</button>'), ('a  \nb', 'a\nb'),
                      ('<script defer="defer"></script>', '<script defer></script>'), ('<p id="a"></p><a id="a">x</a>', '<p id="a"></p><a>x</a>'),
@@ -82,7 +83,12 @@ def test_a_page_is_written_as_the_standard_wants_it(tmp_path):
     assert 'data:image' in (tmp_path/'demo.html').read_text(), 'one file stays one file'
     (tmp_path/'a.html').write_text('<iframe title="a" style="height:9px" srcdoc="&lt;!doctype html&gt;&lt;p&gt;live"></iframe>')
     assert faults(tmp_path, write=True) == [] and [p.read_text() for p in (tmp_path/'_frames').iterdir()] == ['<!DOCTYPE html><p>live']
+    (tmp_path/'_frames'/'old.html').write_text('<p>shown by no page any more')
+    assert faults(tmp_path, write=True) == [] and len([*(tmp_path/'_frames').iterdir()]) == 1
     assert ' height="9" src="_frames/' in re.sub(r'( src="[^"]*")( height="9")', r'\2\1', (tmp_path/'a.html').read_text())
+    Image.new('RGB', (8, 8), 'white').save(tmp_path/'white.png')
+    (tmp_path/'a.html').write_text('<img class="chart" alt="a" src="white.png"><img alt="b" src="white.png">')
+    assert faults(tmp_path, write=True) == [] and (tmp_path/'a.html').read_text().count('class="chart"') == 2
 
 
 def test_charts_are_told_from_photographs():
@@ -168,13 +174,23 @@ def test_what_would_be_built_wrong_is_named():
                                           'definition of h in 01_a.ipynb: stands twice, in a cell and a cell']
 
 
+@pytest.fixture
+def no_sphinx(monkeypatch):
+    "A build that comes as far as Sphinx ends there."
+    import build
+    from sphinx.cmd import build as sphinx
+    monkeypatch.setattr(build, 'put_playground', lambda *a: None)
+    monkeypatch.setattr(sphinx, 'main', lambda argv: 'Sphinx was called')
+
+
 @pytest.mark.parametrize('wrong, said', [
     ([cell('1 + 1')], 'a.ipynb: shows code and no output; execute it'),
     ([cell('plot()', picture(**{'image/png': 'A'}))], "a.ipynb: a picture without alt text below 'plot()'"),
     ([cell('#| export\ndef h(): "x"'), cell('#| export\ndef h(): "y"')], 'definition of h in a.ipynb: stands twice, in a cell and a cell'),
     ([], 'room.mute: exported without a docstring')])
-def test_no_site_is_built_from_what_is_wrong(tmp_path, monkeypatch, wrong, said):
-    import before, build, words
+def test_no_site_is_built_from_what_is_wrong(tmp_path, monkeypatch, no_sphinx, wrong, said):
+    import before, build, pages, words
+    monkeypatch.setattr(pages, 'main', lambda *a: [])
     def mute(): pass
     mute.__module__ = 'room'
     room = type(sys)('room')
@@ -192,7 +208,7 @@ def test_types_lead_to_who_documents_them():
     assert links('`list[Odd]`{.type}').endswith('>list</a>[Odd]</code>') and links.lost == {'Odd'}
 
 
-def test_a_type_that_nobody_documents_is_named(tmp_path, monkeypatch):
+def test_a_type_that_nobody_documents_is_named(tmp_path, monkeypatch, no_sphinx):
     import before, build, pages, words
     monkeypatch.setattr(before, 'faults', lambda books, modules: [])
     monkeypatch.setattr(words, 'rooms', lambda: [])

@@ -10,7 +10,7 @@ VOID = {'area', 'base', 'br', 'col', 'embed', 'hr', 'img', 'input', 'link', 'met
 LOADS = {'script': 'src', 'img': 'src', 'link': 'href', 'iframe': 'src', 'video': 'src', 'source': 'src', 'object': 'data'}
 QUIET = ('canonical', 'search', 'next', 'prev', 'index', 'author', 'copyright')         # what such a <link> names is not loaded
 # Styles that libraries write into elements -> the class of libkd.css that says the same, or '' where libkd.css does so anyway.
-STYLES = {'opacity: 50%': 'arrow', 'text-align: right;': '', 'display: none;': 'icons', 'margin:0': '', 'max-width:100%': '',
+STYLES = {'opacity: 50%': 'arrow', 'text-align: right;': '', 'display: none;': 'icons', 'margin:0': '', 'margin:0 0 4px': '', 'max-width:100%': '',
           'max-width:100%;height:auto;background:#fff': '', 'max-width:100%;height:auto': ''}
 PAPER = re.compile(r'<style>\[data-jp-theme-light.*?</style>', re.S)       # of figures in JupyterLab; here libkd.css says it
 BARE = {'defer', 'async', 'hidden', 'open', 'disabled', 'checked', 'required', 'selected', 'novalidate'}
@@ -139,7 +139,7 @@ class Page(HTMLParser):
         file = (self.path.parent/unquote(a.get('src', '').split('#')[0])).resolve()
         if file.suffix in ('.png', '.jpeg', '.webp', '.gif') and file.is_file() and (size := measured(file.read_bytes())):
             a.setdefault('width', str(size[0])); a.setdefault('height', str(size[1]))
-            if size[2]: a['class'] = ' '.join(filter(None, [a.get('class'), 'chart']))
+            if size[2]: a['class'] = ' '.join(dict.fromkeys([*a.get('class', '').split(), 'chart']))
         a.setdefault('loading', 'lazy')
 
     # -- what is noted
@@ -159,10 +159,17 @@ def met(path, site, write=True):
     return page.loads, page.links, page.ids, page.silent
 
 
+def forget_frames(site, pages):
+    "Remove the live pages that an earlier build put into pages, and no page shows any more."
+    shown = {(path.parent/unquote(o)).resolve() for path, (loads, *_) in pages.items() for o in loads}
+    for file in {*(site/FRAMES).glob('*.html')} - shown: file.unlink(); pages.pop(file, None)
+
+
 def faults(site, write=False):
     "Pages that load from other hosts, links that lead nowhere, pictures without a text; with `write` pages are finished on the way."
     site = site.resolve()
     pages, found = {p: met(p, site, write and p.name != WHOLE and p.parent.name != FRAMES) for p in sorted(site.rglob('*.html'))}, []
+    if write: forget_frames(site, pages)
     for path, (loads, links, _, silent) in pages.items():
         name = path.relative_to(site)
         found += [f'{name}: loads {o[:80]}' for o in loads if re.match(r'(https?:)?//', o)]

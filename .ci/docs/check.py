@@ -3,6 +3,7 @@
 Dead links and requests always; axe where there is a Chromium; html-validate where there is node, and npm can bring it or has brought it.
 """
 import json, multiprocessing as mp, shutil, subprocess, sys, tempfile, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 here = Path(__file__).resolve().parent
@@ -98,10 +99,12 @@ def main(site, *names):
     site, start = Path(site).resolve(), time.perf_counter()
     pages = list(names) or sorted(p.relative_to(site).as_posix() for p in site.rglob('*.html'))
     found, done, left = after.faults(site), [f'links and requests of {len(list(site.rglob("*.html")))} pages'], []
-    if not chromium(): left.append('axe (no Chromium on the PATH)')
-    else: found += all_seen(site, pages); done.append(f'axe on {len(pages)} pages in light, dark and at 390 pixels')
-    try: found += invalid(site, pages, validator(site.parent/'work'/'node')); done.append(f'html-validate on {len(pages)} pages')
-    except LookupError as why: left.append(f'html-validate ({why})')
+    with ThreadPoolExecutor(1) as pool:                            # node reads the pages while the browsers look at them
+        html = pool.submit(lambda: invalid(site, pages, validator(site.parent/'work'/'node')))
+        if not chromium(): left.append('axe (no Chromium on the PATH)')
+        else: found += all_seen(site, pages); done.append(f'axe on {len(pages)} pages in light, dark and at 390 pixels')
+        try: found += html.result(); done.append(f'html-validate on {len(pages)} pages')
+        except LookupError as why: left.append(f'html-validate ({why})')
     print(f'checked in {time.perf_counter() - start:.0f} s: {"; ".join(done)}' + (f'. Not checked: {"; ".join(left)}' if left else ''))
     return '\n'.join([f'{len(found)} faults', *found]) if found else print('no fault')
 
