@@ -7,7 +7,8 @@ from pathlib import Path
 from after import PAPER
 
 KEPT = Path(__file__).resolve().parent/'networks.safetensors'
-NOTE = ('The networks are those of one seed of the main run on cluttered digits; its verdict, over three seeds, is on the front page. '
+NOTE = ('The networks are those of one seed of the main run on cluttered digits, and its convolution of another seed (2nd): '
+        'what differs between these two is chance. The verdict of the run, over three seeds, is on the front page. '
         'The answers are computed in this page, from weights in half precision.')
 # The frame grows with what it shows: the page around it is told how high that is.
 FIT = ('<script>new ResizeObserver(() => parent.postMessage({height: document.documentElement.scrollHeight}, "*"))'
@@ -26,17 +27,25 @@ def strict(text):
     return text
 
 
+TEACHERS = 'resnet_mini', 'rednet_mini', 'resnet_mini, 2nd'       # of another seed: what chance alone does
+STUDENTS = 'plain ViT', 'untaught', 'taught'
+
+
 def keep(run):
-    "Write the teachers and the students `untaught` and `taught` of a run's first seed."
+    "Write the teachers and the students of a run's first seed, and its convolution of another seed."
     from libkd.handover import load_student
     from libkd.teachers import load_teacher
     from safetensors.torch import save_file
-    run, nets = Path(run), {}
+    run, cfgs = Path(run), {}
     rows = json.loads((run/'result.json').read_text(encoding='utf-8'))['runs']
-    for teacher in map(load_teacher, sorted((run/'teachers').iterdir())): nets[teacher.name] = teacher.model
-    for arm in ('untaught', 'taught'): nets[arm], cfg = load_student(run/'students'/next(r['files'] for r in rows if r['arm'] == arm))
-    tensors = {f'{name}/{k}': v.half().contiguous() for name, net in nets.items() for k, v in net.state_dict().items() if v.is_floating_point()}
-    save_file(tensors, KEPT, metadata={'student': json.dumps(cfg)})
+    kept = [*sorted((run/'teachers').iterdir(), reverse=True), *(run/'second'/'teachers').iterdir()]
+    nets = {name: load_teacher(folder).model for name, folder in zip(TEACHERS, kept, strict=True)}
+    for arm in STUDENTS:
+        files = next(r['files'] for r in rows if r['arm'] == arm)
+        nets[arm], cfgs[arm] = load_student(run/'students'/files)
+    tensors = {f'{name}/{k}': v.half().contiguous() for name, net in nets.items()
+               for k, v in net.state_dict().items() if v.is_floating_point()}
+    save_file(tensors, KEPT, metadata={'students': json.dumps(cfgs)})
     KEPT.chmod(0o644)
 
 
@@ -46,9 +55,11 @@ def networks():
     from libkd import involution, teachers      # noqa: F401  they register their networks with timm
     from libkd.students import create_student
     from safetensors import safe_open
-    with safe_open(KEPT, 'pt') as f: cfg, tensors = json.loads(f.metadata()['student']), {k: f.get_tensor(k) for k in f.keys()}
-    nets = {name: timm.create_model(name, num_classes=cfg['num_classes']) for name in ('resnet_mini', 'rednet_mini')}
-    nets |= {name: create_student('civt_nano', **cfg['model_args']) for name in ('untaught', 'taught')}
+    with safe_open(KEPT, 'pt') as f:
+        cfgs, tensors = json.loads(f.metadata()['students']), {k: f.get_tensor(k) for k in f.keys()}
+    cfg = cfgs['taught']
+    nets = {name: timm.create_model(name.partition(',')[0], num_classes=cfg['num_classes']) for name in TEACHERS}
+    nets |= {name: create_student(cfgs[name]['architecture'], **cfgs[name]['model_args']) for name in STUDENTS}
     for name, net in nets.items():
         state = {k.partition('/')[2]: v.float() for k, v in tensors.items() if k.startswith(f'{name}/')}
         net.load_state_dict(net.state_dict() | state)
