@@ -46,7 +46,7 @@ def cifar(archive, train=1000, valid=200, test=500):
 
 
 def strays(archive, **kw):
-    "The six animals of `cifar`; as many unlabelled pictures again as there are of them show machines, of no class"
+    "The six animals of `cifar`; 4,000 more pictures without a label show machines, which are of no class"
     source = cifar(archive, **kw)
     machines = 'airplane', 'automobile', 'ship', 'truck'
     def write(tmp):
