@@ -62,7 +62,7 @@ export function card(about, classes, short) {
   }
 }
 
-function kept(heights, lowest, gap = 14) {           // places of names beside their lines, without overlaps
+function kept(heights, lowest, gap = 16) {           // places of names beside their lines, without overlaps
   const order = heights.map((_, k) => k).sort((a, b) => heights[a] - heights[b]), at = []
   let floor = -Infinity
   for (const k of order) at[k] = floor = Math.max(heights[k], floor + gap)
@@ -70,7 +70,7 @@ function kept(heights, lowest, gap = 14) {           // places of names beside t
 }
 
 export function curve(nets) {                        // trust in one class, move after move, a line for each network
-  const W = 460, H = 168, left = 42, right = 116, top = 8, bottom = 22, end = W - right
+  const W = 460, H = 168, left = 50, right = 138, top = 8, bottom = 22, end = W - right  // a phone's letters are larger
   const svg = make('svg', { viewBox: `0 0 ${W} ${H}`, class: 'kd-plot kd-moves', role: 'img' })
   const y = v => top + (1 - v) * (H - top - bottom)
   for (const v of [0, .5, 1]) {
