@@ -32,8 +32,8 @@ from .data import PARTS, Sample, Samples, array_id, decoded_digest, digests_of, 
 from .identity import identity
 
 # %% auto #0
-__all__ = ['STEP', 'RATIOS', 'LIGHT', 'WINDOW', 'MIX', 'ERASE', 'BETA', 'ViewError', 'scramble', 'view_keys', 'draws', 'below',
-           'chance', 'from_table', 'view_seed', 'rng_scope', 'Policy', 'clean', 'finite', 'replay', 'online',
+__all__ = ['STEP', 'RATIOS', 'LIGHT', 'WINDOW', 'MIX', 'ERASE', 'BETA', 'ViewError', 'scramble', 'view_keys', 'draws',
+           'below', 'chance', 'from_table', 'view_seed', 'rng_scope', 'Policy', 'clean', 'finite', 'replay', 'online',
            'as_policy', 'shifted', 'coloured', 'erase_boxes', 'box_mask', 'LightViews', 'Mix', 'mix_pair', 'lam_table',
            'mixed', 'Ride', 'plain_batch', 'each_loss', 'weighted_loss', 'LabelLoss', 'open_sample', 'label_of',
            'item_id', 'SampleCategory', 'TrainTfm', 'light_tfms', 'fitted', 'read_picture', 'free_memory', 'Pictures',
@@ -1220,9 +1220,9 @@ LIGHT_PIXELS = 96       # the longest side for which `LightViews` is the default
 
 def _typical_size(samples):
     "(height, width) and whether some pictures agree: their own size, or the median short side (at most 224)"
-    sizes = set(map(tuple, some_shapes(samples).tolist()))
-    if len(sizes) == 1: return sizes.pop(), True
-    short = int(np.median([min(s) for s in sizes]))
+    shapes = some_shapes(samples)
+    if (shapes == shapes[0]).all(): return tuple(shapes[0].tolist()), True
+    short = int(np.median(shapes.min(1)))
     return (max(8, min(224, short//8*8)),)*2, False
 
 def _size(size, samples):
@@ -1248,7 +1248,7 @@ def _augmentation(tfms, size, agree, flip):
     fastais = [t for t in tfms if isinstance(t, (Transform, type))]
     return None, ([] if agree else [Resize(size)]) + fastais + [TrainTfm(ours)]*bool(ours)
 
-# %% ../nbs/01_views.ipynb #295611c3
+# %% ../nbs/01_views.ipynb #52496f9d
 def _parted(data, valid, seed):
     "Samples with a validation part"
     samples = data if isinstance(data, Samples) else Samples.from_folder(data)
@@ -1259,6 +1259,17 @@ def _with_defaults(given, samples):
     args = dict(bs=64, num_workers=0, device=default_device(), stats=tuple(map(tuple, imagenet_stats))) | given
     return dict(val_bs=2*args['bs'], drop_last=len(samples.train) > args['bs']) | args
 
+def _finish(dls):
+    # fastai infers from the type of the first item where `predict` enters the pipeline: our first step opens these
+    for dl in dls.loaders: dl.dataset.tls[0].types[0] = (Sample, str, Path, bytes, np.ndarray, PIL.Image.Image)
+    # every list has its own copy, 40 bytes a picture
+    parts = [np.asarray(p, np.int32) for p in dls.train_ds.tls[0].splits]
+    for dl in dls.loaders:
+        for tl in dl.dataset.tls: tl.splits = parts
+    if len(dls.loaders) > 2: dls.test = dls[2]
+    return dls
+
+# %% ../nbs/01_views.ipynb #295611c3
 def image_dls(
     data:str|Path|Samples, # A folder of `<class>/<image>` (or `train|valid|test/<class>/<image>`), or `Samples`
     # Pixels, or (height, width); default: the pictures' own size if they agree, else their median short side,
@@ -1285,16 +1296,6 @@ def image_dls(
     kwargs = _with_defaults(kwargs, samples)
     block = sample_block(samples.classes).new(items, [Normalize.from_stats(*kwargs['stats'], cuda=False)])
     return _finish(block.dataloaders(samples, seed=seed, mix=mix, light=light, samples=samples, size=size, **kwargs))
-
-def _finish(dls):
-    # fastai infers from the type of the first item where `predict` enters the pipeline: our first step opens these
-    for dl in dls.loaders: dl.dataset.tls[0].types[0] = (Sample, str, Path, bytes, np.ndarray, PIL.Image.Image)
-    # every list has its own copy, 40 bytes a picture
-    parts = [np.asarray(p, np.int32) for p in dls.train_ds.tls[0].splits]
-    for dl in dls.loaders:
-        for tl in dl.dataset.tls: tl.splits = parts
-    if len(dls.loaders) > 2: dls.test = dls[2]
-    return dls
 
 # %% ../nbs/01_views.ipynb #99dde37b
 def tfm_spec(

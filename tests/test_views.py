@@ -871,3 +871,10 @@ def test_more_pixels_leave_the_loader_as_it_was(tmp_path):
     before = small.pixels(np.arange(4), np.zeros(4, int)).clone()
     large.pixels(np.arange(4), np.zeros(4, int))
     assert small.size == (16, 16) and torch.equal(small.pixels(np.arange(4), np.zeros(4, int)), before)
+
+
+def test_few_large_pictures_do_not_decide_the_size():
+    small, large = [np.zeros((32, 40, 3), np.uint8)]*8, [np.zeros((n, n, 3), np.uint8) for n in (500, 600)]
+    for i, x in enumerate(small): small[i] = np.full_like(x, i)
+    samples = Samples.from_arrays([*small, *large], [0, 1]*5)
+    assert image_dls(samples, bs=2, check=False).size == (32, 32)
