@@ -866,7 +866,13 @@ def test_an_arm_that_reads_layers_asks_its_teacher(tmp_path):
     assert "'at'" in out.stdout, out.stderr
 
 @pytest.mark.slow
-def test_several_processes_build_the_store_of_one(tmp_path):
+def test_several_processes_build_the_store_of_one(tmp_path, monkeypatch):
+    said = []
+    @contextlib.contextmanager
+    def after(say):
+        yield
+        said.append(say())
+    monkeypatch.setattr(arms, 'heartbeat', after)
     data = some_digits(tmp_path/'data', train=8, valid=2, test=2)
     _, asked = jobs_on(data, steps=1, fresh=1)
     teacher = arms.run_teacher(dict(data=str(data), out=str(tmp_path)), asked)
@@ -874,6 +880,7 @@ def test_several_processes_build_the_store_of_one(tmp_path):
     for n in (1, 2): arms.build_cache(dict(data=str(data), cache=str(tmp_path/f'{n}')), [teacher], store, price.How(n))
     files = {n: runs.read_json(tmp_path/f'{n}'/'manifest.json')['files'] for n in (1, 2)}
     assert files[1] == files[2] and len(files[1]) == 2 + 3 + 3
+    assert said == ['· stored answers: 3 of 3 shards']                  # of the two processes; one shows a bar of its own
 
 
 def test_many_short_epochs_are_validated_now_and_then(tmp_path, monkeypatch, capsys):
