@@ -76,7 +76,7 @@ def plain_name(
     while key not in own and key.startswith(PREFIXES): key = key.split('.', 1)[1]
     return key
 
-def _inner(checkpoint):
+def _inner(checkpoint): # A dict
     "What a checkpoint wraps: the first of `WRAPPERS` that holds weights or a module; None where there is none."
     return next((checkpoint[k] for k in WRAPPERS if isinstance(checkpoint.get(k), (Mapping, nn.Module))), None)
 
@@ -100,7 +100,7 @@ def unwrapped(
 # %% ../nbs/01a_checkpoints.ipynb #7c57af2f
 _NEWER = {'parametrizations.weight.original0': 'weight_g', 'parametrizations.weight.original1': 'weight_v'}
 
-def _joined(sd, own):
+def _joined(sd, own): # name -> tensor, both
     "Parts of weights, where the model `own` is the state dict of wants the weights themselves"
     for old, new in _NEWER.items():                            # torch has two kinds of weight normalisation
         sd = {k if k in own else k.replace(old, new): v for k, v in sd.items()}
@@ -112,7 +112,7 @@ def _joined(sd, own):
     return sd
 
 # %% ../nbs/01a_checkpoints.ipynb #b88f68f9
-def _grid_of(n, n_prefix, grid):
+def _grid_of(n, n_prefix, grid): # `n_prefix`: positions before those of patches; (rows, columns) or None
     "Rows and columns of `n` patch positions; a square where `grid` does not say"
     side = math.isqrt(n)
     if grid is None and side**2 != n: raise CheckpointError(
@@ -137,7 +137,7 @@ def fit_positions(
     return torch.cat([pos[:, :keep].to(own), own[:, keep:model.num_prefix_tokens], patches.to(own)], 1)
 
 # %% ../nbs/01a_checkpoints.ipynb #3a092e23
-def _renamed(sd, model):
+def _renamed(sd, model): # name -> tensor
     "Names as this model has them, by the model's own rules."
     if hasattr(model, 'checkpoint_names'): return model.checkpoint_names(sd)
     home = type(model).__module__
@@ -145,12 +145,12 @@ def _renamed(sd, model):
     if rules is None: return sd
     return rules(sd, model) if len(inspect.signature(rules).parameters) > 1 else rules(sd)
 
-def _n_prefix(sd, model):
+def _n_prefix(sd, model): # name -> tensor
     "How many rows of a checkpoint's position table belong to special tokens."
     if hasattr(model, 'checkpoint_prefix'): return model.checkpoint_prefix(sd)
     return sum(sd[k].shape[1] for k in ('cls_token', 'dist_token', 'reg_token') if k in sd)
 
-def _translated(sd, model, grid):
+def _translated(sd, model, grid): # name -> tensor; (rows, columns) of its patches, or None
     "Names and positions as this model has them."
     own, pos = getattr(model, 'pos_embed', None), sd.get('pos_embed')
     if pos is None or own is None or getattr(model, 'no_embed_class', False): return _renamed(sd, model)
@@ -167,19 +167,19 @@ def fitting(
     own = bare(model).state_dict()
     return {k: v for k, v in sd.items() if k in own and own[k].shape == v.shape}
 
-def _says_something(sd, model):
+def _says_something(sd, model): # name -> tensor, as the model calls them
     "Does more than counters and biases fit?"
     least = min(2, max(v.ndim for v in model.state_dict().values()))
     return any(v.ndim >= least for v in fitting(sd, model).values())
 
 # %% ../nbs/01a_checkpoints.ipynb #ac6dab02
-def _difference(sd, own):
+def _difference(sd, own): # name -> tensor: of the checkpoint, of the model
     "Why two state dicts have nothing in common."
     odd = next((k for k in sd if k in own and own[k].shape != sd[k].shape), None)
     if odd: return f'{odd} has shape {tuple(sd[odd].shape)}, in the model {tuple(own[odd].shape)}. Another width?'
     return f'it has names such as {sorted(sd)[:3]}, the model {sorted(own)[:3]}. Another architecture?'
 
-def _given(obj):
+def _given(obj): # As for `read_checkpoint`
     "What was given, in words, and the weights in it; the grid of positions where it is known"
     if isinstance(obj, (str, Path)): return str(obj), load_weights(obj), None
     embed = getattr(bare(obj), 'patch_embed', None) if isinstance(obj, nn.Module) else None

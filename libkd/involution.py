@@ -21,7 +21,7 @@ from . import UserError, did_you_mean
 from .checkpoints import read_checkpoint, unwrapped
 
 # %% ../nbs/02_involution.ipynb #bfcd0f5e
-def _unfolded(x, weight, stride):
+def _unfolded(x, weight, stride): # `weight`: kernels (B, G, K*K, H', W')
     "The definition through `F.unfold`: makes `K*K` copies of `x`"
     B, C = x.shape[:2]
     _, G, KK, Ho, Wo = weight.shape
@@ -44,19 +44,19 @@ def _split(x, G, K, s):
     x = F.pad(x, (p, p + -(W + 2*p) % s, p, p + -(H + 2*p) % s)).unflatten(1, (G, -1))
     return x.unflatten(-1, (-1, s)).unflatten(-3, (-1, s)).permute(4, 6, 0, 1, 2, 3, 5).contiguous()
 
-def _join(phases, K, H, W):
+def _join(phases, K, H, W): # Phases as of `_split`; size of the map without padding
     "The inverse of `_split`, padding removed"
     x, p = phases.permute(2, 3, 4, 5, 0, 6, 1).flatten(-2).flatten(-3, -2), K//2
     return x[..., p:p+H, p:p+W].flatten(1, 2)
 
 # %% ../nbs/02_involution.ipynb #984f49b4
-def _shift(phases, k, K, size):
+def _shift(phases, k, K, size): # `size`: (H', W') of the output
     "What offset `k` of the `K*K` sees: a view `(n,G,C/G,H',W')`"
     (i, j), s = divmod(k, K), len(phases)
     return phases[i % s, j % s, ..., i//s : i//s + size[0], j//s : j//s + size[1]]
 
 # %% ../nbs/02_involution.ipynb #d65c3bac
-def _output(x, weight, stride): return x.new_empty(*x.shape[:2], *weight.shape[-2:])
+def _output(x, weight, stride): return x.new_empty(*x.shape[:2], *weight.shape[-2:])  # Maps; kernels; not used
 
 @torch.library.custom_op('libkd::involution2d', mutates_args=())
 def _lean(x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -73,13 +73,13 @@ def _lean(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 _lean.register_fake(_output)
 
 # %% ../nbs/02_involution.ipynb #ed0b46f6
-def _grad_x(grad, weight, like, K):
+def _grad_x(grad, weight, like, K): # (n,G,C/G,H',W') of the output; kernels (n,G,K*K,H',W'); phases of `x`
     "Gradient in stride phases: each output adds to the places it has read"
     out = torch.zeros_like(like)
     for k in range(K*K): _shift(out, k, K, grad.shape[-2:]).addcmul_(weight[:, :, k, None], grad)
     return out
 
-def _grad_weight(grad, phases, K):
+def _grad_weight(grad, phases, K): # (n,G,C/G,H',W') of the output; phases of `x`
     "Gradient of the kernels `(n,G,K*K,H',W')`, one channel of each group at a time"
     (n, G, Cg, *size), s = grad.shape, len(phases)
     out = grad.new_zeros(n, G, K, K, *size)
@@ -90,7 +90,8 @@ def _grad_weight(grad, phases, K):
     return out.flatten(2, 3)
 
 # %% ../nbs/02_involution.ipynb #707fddba
-def _gradients(grad, x, weight, stride): return x.new_empty(x.shape), weight.new_empty(weight.shape)
+def _gradients(grad, x, weight, stride): # Of the output (not used, as the stride is not); maps; kernels
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 @torch.library.custom_op('libkd::involution2d_backward', mutates_args=())
 def _lean_backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Tensor]:
@@ -107,11 +108,11 @@ def _lean_backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> tupl
 _lean_backward.register_fake(_gradients)
 
 # %% ../nbs/02_involution.ipynb #34c7ed8f
-def _remember(ctx, inputs, output):
+def _remember(ctx, inputs, output): # autograd's context; (x, weight, stride); the output, which is not needed
     x, weight, ctx.stride = inputs
     ctx.save_for_backward(x, weight)
 
-def _backward(op): return lambda ctx, grad: (*op(grad, *ctx.saved_tensors, ctx.stride), None)
+def _backward(op): return lambda ctx, grad: (*op(grad, *ctx.saved_tensors, ctx.stride), None)  # Makes the gradients
 
 _lean.register_autograd(_backward(_lean_backward), setup_context=_remember)
 
@@ -251,13 +252,13 @@ def _compiled(kernel, L): # One of the three above; lanes
     return kernel(jit, *_lanes_of_cpu(L), L)
 
 # %% ../nbs/02_involution.ipynb #a9de6846
-def _lanes_for(width): return next((L for L in (16, 4) if L <= width), 1)
+def _lanes_for(width): return next((L for L in (16, 4) if L <= width), 1)  # Columns of the output
 
-def _flat(x): return x.contiguous().flatten().numpy()
+def _flat(x): return x.contiguous().flatten().numpy()  # Any tensor of a CPU
 
-def _float32(part): return part if part.dtype == torch.float32 else torch.empty(part.shape)
+def _float32(part): return part if part.dtype == torch.float32 else torch.empty(part.shape)  # Part of a result
 
-def _where(phases, K):
+def _where(phases, K): # Phases as of `_split`
     "Number of maps, channels, numbers a channel and a row, and how far each tap is from the first"
     (s, _, n, G, Cg, h, w), k = phases.shape, torch.arange(K)
     off = (k[:, None] % s*s + k % s)*(n*G*Cg*h*w) + k[:, None]//s*w + k//s
@@ -321,13 +322,14 @@ try:
     from triton.language import constexpr
 except ImportError: triton = tl = constexpr = None    # torch's wheels for macOS and Windows come without it
 
-def _jit(kernel):
+def _jit(kernel): # A function in Triton's language
     "Triton's compiler where there is one; the sizes named here are no part of the machine code, the rest is"
     return triton.jit(kernel, do_not_specialize=['BG', 'H', 'W', 'Ho', 'Wo']) if triton else kernel
 
 # %% ../nbs/02_involution.ipynb #ebf419da
 @_jit
-def _lanes(pid, BG, H, W, R: constexpr, BW: constexpr, L: constexpr):
+def _lanes(pid, BG, H, W, # Number of the program; groups of all images, a map each; size of the output
+           R: constexpr, BW: constexpr, L: constexpr):
     "Of a program: its first of R rows; its L columns and their maps (1,1,L), L/BW maps side by side; which exist"
     down, across, lane = tl.cdiv(H, R), tl.cdiv(W, BW), tl.arange(0, L)[None, None, :]
     v = pid//down % across*BW + lane % BW
@@ -335,14 +337,18 @@ def _lanes(pid, BG, H, W, R: constexpr, BW: constexpr, L: constexpr):
     return pid % down*R, v, bg, (v < W) & (bg < BG)
 
 @_jit
-def _pixels(x, row, q, inside, c, H, W, Cg: constexpr, XP: constexpr, ACC: constexpr):
+def _pixels(x, row, q, inside, c, H, W, # Pointers to groups; a row, columns; which lanes exist; channels; size of x
+            Cg: constexpr, XP: constexpr, ACC: constexpr):
     "x[c, row, q], and 0 outside the map; its columns q are neighbours, or at stride 2 nearly so"
     seen = inside & (row >= 0) & (row < H) & (q >= 0) & (q < W) & (c < Cg)
     return tl.load(tl.max_contiguous(x + (row*W + q) + c*XP, [1, 1, 2]), mask=seen, other=0.).to(ACC)
 
 # %% ../nbs/02_involution.ipynb #329f2a1d
 @_jit
-def _forward_kernel(x, w, y, BG, H, W, Ho, Wo, s: constexpr, K: constexpr, Cg: constexpr, XP: constexpr, YP: constexpr,
+def _forward_kernel(x, w, y, BG, H, W, Ho, Wo, # Input, kernels, output; groups of all images; sizes of x and y
+                    s: constexpr, K: constexpr, Cg: constexpr, # Stride; taps a side; channels of a group
+                    XP: constexpr, YP: constexpr, # Pixels of a map of x, of y
+                    # Rows; channels, a power of 2; columns of a map; lanes; type of the sums
                     R: constexpr, BC: constexpr, BW: constexpr, L: constexpr, ACC: constexpr):
     "y[c, u, v] = sum_ij w[ij, u, v] x[c, u*s + i, v*s + j]: each row of x is loaded once for R rows of y"
     first, v, bg, inside = _lanes(tl.program_id(0), BG, Ho, Wo, R, BW, L)
@@ -359,7 +365,9 @@ def _forward_kernel(x, w, y, BG, H, W, Ho, Wo, s: constexpr, K: constexpr, Cg: c
 
 # %% ../nbs/02_involution.ipynb #32b02dca
 @_jit
-def _grad_x_part(g, w, gx, phase, first, v, bg, inside, H, W, Ho, Wo, s: constexpr, K: constexpr, Cg: constexpr,
+def _grad_x_part(g, w, gx, phase, # Gradient of y; kernels; gradient of x, to write; number of the phase
+                 first, v, bg, inside, H, W, Ho, Wo, # What `_lanes` says; sizes of x and y
+                 s: constexpr, K: constexpr, Cg: constexpr,
                  XP: constexpr, YP: constexpr, R: constexpr, BC: constexpr, L: constexpr, ACC: constexpr):
     "gx[c, p] = sum_k w[k, o] g[c, o] over the outputs o = (p - k)/s that have read p; at stride s, one of s*s phases"
     down, right = phase//s, phase % s
@@ -378,7 +386,9 @@ def _grad_x_part(g, w, gx, phase, first, v, bg, inside, H, W, Ho, Wo, s: constex
 
 # %% ../nbs/02_involution.ipynb #f0f29299
 @_jit
-def _grad_w_part(g, x, gw, first, v, bg, inside, H, W, Ho, Wo, s: constexpr, K: constexpr, Cg: constexpr,
+def _grad_w_part(g, x, gw, # Gradient of y; input; gradient of the kernels, to write
+                 first, v, bg, inside, H, W, Ho, Wo, # What `_lanes` says; sizes of x and y
+                 s: constexpr, K: constexpr, Cg: constexpr,
                  XP: constexpr, YP: constexpr, R: constexpr, BC: constexpr, ACC: constexpr):
     "gw[k, p] = sum_c g[c, p] x[c, p*s + k]: the gradients g of R rows stay in registers for all offsets k"
     r, c = tl.arange(0, R)[:, None, None], tl.arange(0, BC)[None, :, None]
@@ -396,7 +406,8 @@ def _grad_w_part(g, x, gw, first, v, bg, inside, H, W, Ho, Wo, s: constexpr, K: 
 
 # %% ../nbs/02_involution.ipynb #0b79824e
 @_jit
-def _backward_kernel(g, x, w, gx, gw, BG, H, W, Ho, Wo, s: constexpr, K: constexpr, Cg: constexpr, XP: constexpr,
+def _backward_kernel(g, x, w, gx, gw, # Gradient of y; input; kernels; gradients of these two, to write
+                     BG, H, W, Ho, Wo, s: constexpr, K: constexpr, Cg: constexpr, XP: constexpr, # As `_forward_kernel`
                      YP: constexpr, R: constexpr, BC: constexpr, BW: constexpr, L: constexpr, ACC: constexpr,
                      GX: constexpr, GW: constexpr):
     "gx in s*s programs a tile (GX 1), gw in one (GW 1), or both, which take turns"
@@ -411,7 +422,7 @@ def _backward_kernel(g, x, w, gx, gw, BG, H, W, Ho, Wo, s: constexpr, K: constex
             _grad_w_part(g, x, gw, first, v, bg, inside, H, W, Ho, Wo, s, K, Cg, XP, YP, R, BC, ACC)
 
 # %% ../nbs/02_involution.ipynb #f05b0a89
-def _tile(Cg, W, rows):
+def _tile(Cg, W, rows): # `W`: columns of the output
     "What a program owns: up to `rows` rows, the `Cg` channels of a group, 64 columns of as many maps as they hold"
     BC, L = triton.next_power_of_2(Cg), 64
     R = max(1, min(rows, 64//BC))
@@ -426,7 +437,7 @@ def _grid(x, weight, s, rows): # Sizes of both; stride; rows a program
     tiles = maps * triton.cdiv(Wo, tile['BW']) * triton.cdiv(Ho, tile['R'])
     return tiles, (B*G, H, W, Ho, Wo), dict(s=s, K=math.isqrt(KK), Cg=C//G, XP=H*W, YP=Ho*Wo, **tile)
 
-def _launch(kernel, tensors, x, weight, stride, rows, kinds=1, **which): # `kinds`: programs a tile
+def _launch(kernel, tensors, x, weight, stride, rows, kinds=1, **which): # Rows a program, programs a tile; constants
     "Run `kernel(*tensors, …)` over all tiles; `x` and `weight` give the sizes"
     if not weight.numel(): return
     tiles, numbers, constants = _grid(x.shape, weight.shape, stride, rows)
@@ -442,7 +453,7 @@ def _fused(x, weight, stride):
     _launch(_forward_kernel, (x, weight, y), x, weight, stride, rows=4 if stride == 1 else 2)
     return y
 
-def _fused_backward(grad, x, weight, stride):
+def _fused_backward(grad, x, weight, stride): # `grad`: of the output, (B, C, H', W')
     "Gradients of `_fused` for `x` and `weight`"
     gx, gw = _gradients(grad, x, weight, stride)
     run = functools.partial(_launch, _backward_kernel, (grad.contiguous(), x, weight, gx, gw), x, weight, stride)
@@ -466,12 +477,12 @@ _triton_op.register_autograd(_backward(_triton_op_backward), setup_context=_reme
 class _Direct(torch.autograd.Function):
     "The same without torch's dispatcher"
     @staticmethod
-    def forward(ctx, x, weight, stride):
+    def forward(ctx, x, weight, stride): # autograd's context; as for `_fused`
         _remember(ctx, (x, weight, stride), None)
         return _fused(x, weight, stride)
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad): return _backward(_fused_backward)(ctx, grad)
+    def backward(ctx, grad): return _backward(_fused_backward)(ctx, grad)  # autograd's context; gradient of the output
 
 # %% ../nbs/02_involution.ipynb #ce634790
 def _nobody_looks(x):
@@ -479,7 +490,7 @@ def _nobody_looks(x):
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     return not traced and not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
-def _by_triton(x, weight, stride):
+def _by_triton(x, weight, stride): # `weight`: kernels (B, G, K*K, H', W')
     "The kernels read and write plain `(B,C,H,W)`; who comes channels-last, as fast networks on a GPU are, leaves so"
     channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     op = _Direct.apply if _nobody_looks(x) else _triton_op
@@ -633,7 +644,7 @@ class InvolutionBlock(nn.Module):
         return self.act(self.drop_path(self.bn3(self.conv3(y))) + skip)
 
 # %% ../nbs/02_involution.ipynb #64b3e085
-def _stem(in_chans, width, stride):
+def _stem(in_chans, width, stride): # Channels of images; channels out; stride of the first convolution
     "Convolution, involution, convolution; only the first has a stride"
     half = width//2
     return nn.Sequential(ConvNormAct(in_chans, half, 3, stride, act_layer=nn.ReLU), Involution2d(half, 3),
@@ -649,7 +660,8 @@ def _start(model):
         if isinstance(m, InvolutionBlock): nn.init.zeros_(m.bn3.weight)
 
 # %% ../nbs/02_involution.ipynb #d8d028a1
-def _stages(in_chs, depths, widths, kernel_sizes, strides, expansion, drop_path_rate):
+def _stages(in_chs, # Channels of the stem; the rest as for `RedNet`
+            depths, widths, kernel_sizes, strides, expansion, drop_path_rate):
     rates = iter(drop_path_rate*i/max(1, sum(depths) - 1) for i in range(sum(depths)))
     stages = []
     for depth, out_chs, K, stride in zip(depths, widths, kernel_sizes, strides, strict=True):
@@ -658,7 +670,7 @@ def _stages(in_chs, depths, widths, kernel_sizes, strides, expansion, drop_path_
         stages.append(nn.Sequential(*blocks)); in_chs = out_chs
     return nn.Sequential(*stages)
 
-def _feature_info(stem_width, stem_stride, max_pool, widths, strides):
+def _feature_info(stem_width, stem_stride, max_pool, widths, strides): # As for `RedNet`
     "What timm's feature extractors need to know: channels, reduction and module of each level"
     info = [dict(num_chs=stem_width, reduction=stem_stride, module='stem.4')]
     reduction = stem_stride * (2 if max_pool else 1)
@@ -705,11 +717,11 @@ def forward_features(self:RedNet, x):
     return x
 
 @patch
-def _run(self:RedNet, stage, x):
+def _run(self:RedNet, stage, x): # Blocks of a stage; the map that enters them
     return checkpoint_seq(stage, x) if self.grad_checkpointing and self.training else stage(x)
 
 @patch
-def forward_head(self:RedNet, x, pre_logits:bool=False): return self.head(x, pre_logits=pre_logits)
+def forward_head(self:RedNet, x, pre_logits:bool=False): return self.head(x, pre_logits=pre_logits)  # The last map
 
 @patch
 def forward(self:RedNet, x): return self.forward_head(self.forward_features(x))
@@ -754,7 +766,10 @@ def forward_intermediates(self:RedNet, x,
 
 # %% ../nbs/02_involution.ipynb #f1b03837
 @patch
-def prune_intermediate_layers(self:RedNet, indices=1, prune_norm:bool=False, prune_head:bool=True):
+def prune_intermediate_layers(self:RedNet,
+    indices=1, # As for `forward_intermediates`
+    prune_norm:bool=False, # Without meaning here
+    prune_head:bool=True): # Take the classifier off also where no stage is cut
     "Cut the stages behind the last map asked for"
     take, last = feature_take_indices(len(self.feature_info), indices)
     cut = last < len(self.stages)

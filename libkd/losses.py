@@ -68,7 +68,7 @@ def to(self:TopK,
     return self._replace(**{k: getattr(self, k).to(device) for k in ('values', 'indices', 'tail')})
 
 # %% ../nbs/03a_losses.ipynb #66fb66c5
-def _check_logits(z, who):
+def _check_logits(z, who): # (B, C); 'student' or 'teacher'
     if not isinstance(z, Tensor): raise TypeError(f"The {who}'s logits must be a tensor (B, C), not {type(z).__name__}")
     if z.ndim != 2 or z.shape[1] < 2:
         raise ValueError(f"The {who}'s logits must have shape (B, C) with at least two classes; got {tuple(z.shape)}")
@@ -83,7 +83,7 @@ def _check_logits(z, who):
     return z if z.dtype == torch.float64 else z.float()
 
 # %% ../nbs/03a_losses.ipynb #99603761
-def _check(student, teacher, T, reduction):
+def _check(student, teacher, T, reduction): # Logits (B, C) of both; temperature; 'mean' or 'none'
     "Student and teacher in float32 (float64 stays), the teacher without gradient"
     if not T > 0:
         raise ValueError(f'T={T}: a temperature must be above 0 '
@@ -100,7 +100,7 @@ def _check(student, teacher, T, reduction):
     return s.masked_fill(t.isneginf(), -torch.inf), t
 
 # %% ../nbs/03a_losses.ipynb #9f6dda26
-def _check_target(target, s, name):
+def _check_target(target, s, name): # Labels or None; logits (B, C); the function that asks
     "Class numbers `(B,)` as a column `(B, 1)`"
     if target is None:
         raise ValueError(f'{name} treats the labelled class apart: give target=, class numbers of shape (B,). '
@@ -115,13 +115,13 @@ def _check_target(target, s, name):
     return target.long().unsqueeze(1)
 
 # %% ../nbs/03a_losses.ipynb #5930fed3
-def _reduce(loss, reduction): return loss.mean() if reduction == 'mean' else loss
+def _reduce(loss, reduction): return loss.mean() if reduction == 'mean' else loss  # (B,); 'mean' or 'none'
 
-def _p_log_q(p, log_q):
+def _p_log_q(p, log_q): # Probabilities; logarithms, of the same shape
     "`p·log q`, and 0 where `p` is 0"
     return torch.where(p > 0, p*log_q, 0.)
 
-def _kl(log_p, log_q):
+def _kl(log_p, log_q): # Log-probabilities, both of one shape
     "KL(p‖q) over the last axis; a probability of 0 contributes 0"
     return _p_log_q(log_p.exp(), log_p - log_q).sum(-1)
 
@@ -151,7 +151,7 @@ def hard_kd_loss(student, # Student logits (B, C)
     return F.cross_entropy(s, t.argmax(-1), reduction=reduction)
 
 # %% ../nbs/03a_losses.ipynb #0b9fc23b
-def _two_parts(z, y):
+def _two_parts(z, y): # Logits (B, C), divided by T; labels as a column (B, 1)
     "Log of (p_y, 1−p_y) `(B, 2)`, and log-probabilities of the other classes among themselves `(B, C−1)`"
     log_p, c = z.log_softmax(-1), torch.arange(z.shape[1] - 1, device=z.device)
     rest = log_p.gather(1, c + (c >= y).long())   # every class but y, (B, C-1)
@@ -188,7 +188,7 @@ def nkd_loss(student, # Student logits (B, C)
     return _reduce(first - gamma*T**2 * _p_log_q(r_t.exp(), r_s).sum(-1), reduction)
 
 # %% ../nbs/03a_losses.ipynb #a4551fa5
-def _pearson(a, b, eps=1e-8):
+def _pearson(a, b, eps=1e-8): # Two tensors of one shape
     "Pearson correlation over the last axis; `eps` keeps a constant row from dividing by zero"
     a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
     return (a*b).sum(-1) / (a.norm(dim=-1)*b.norm(dim=-1) + eps)
@@ -261,7 +261,7 @@ def _log_sum_of_others(logp, kept): # (B, C) log-probabilities; (B, k) classes; 
     none = others.isneginf().all(-1, keepdim=True)
     return others.masked_fill(none, 0.).logsumexp(-1, keepdim=True).masked_fill(none, -torch.inf)
 
-def _topk_kd(student, teacher, T, reduction):
+def _topk_kd(student, teacher, T, reduction): # Logits (B, C); a `TopK`; temperature; 'mean' or 'none'
     "KL over k+1 events: the kept classes, and one of the others"
     _check_tail(student, teacher, T)
     s, t = _check(student, teacher.dense(), T, reduction)

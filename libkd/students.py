@@ -29,23 +29,23 @@ from .checkpoints import CheckpointError, bare, fitting, fit_positions, read_che
 from .involution import Involution2d
 
 # %% ../nbs/05_students.ipynb #534d11c0
-def _conv_bn(c_in, c_out, k=3, stride=1):
+def _conv_bn(c_in, c_out, k=3, stride=1): # Channels in and out; side of the kernel; stride of the convolution
     "Convolution without bias, batch norm, ReLU: the three layers every stem is made of"
     return [nn.Conv2d(c_in, c_out, k, stride, k//2, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
 
 # %% ../nbs/05_students.ipynb #8c49187e
-def _inv_bn(c, k=3, group_channels=16):
+def _inv_bn(c, k=3, group_channels=16): # Channels in and out; side of the kernels; channels that share one
     "Involution, batch norm, ReLU"
     return [Involution2d(c, k, group_channels=group_channels), nn.BatchNorm2d(c), nn.ReLU(inplace=True)]
 
 # %% ../nbs/05_students.ipynb #9b2250a1
-def _official_layers(kind, in_chans, stride=2):
+def _official_layers(kind, in_chans, stride=2): # 'conv' or 'inv'; channels of the image; stride of the first layer
     "Layers and width of the stems of the Co-advise code (`models.py`, `embed_conv`, `embed_inv`): 64 channels"
     if kind == 'conv': return _conv_bn(in_chans, 64, 7, stride) + _conv_bn(64, 64) + _conv_bn(64, 64), 64
     return _conv_bn(in_chans, 32, 3, stride) + _inv_bn(32) + _conv_bn(32, 64), 64
 
 # %% ../nbs/05_students.ipynb #14f7d2f9
-def _light_layers(kind, in_chans, stride=1):
+def _light_layers(kind, in_chans, stride=1): # As for `_official_layers`
     "Layers and width of light stems (our reading; the papers have none)"
     width = 16 if stride == 4 else 32
     first = _conv_bn(in_chans, width, max(3, stride + 1), stride)     # no pixel is skipped
@@ -68,7 +68,7 @@ class PatchProj(nn.Conv2d):
         return nn.functional.linear(x, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 # %% ../nbs/05_students.ipynb #83a5060c
-def _stride(patch, style):
+def _stride(patch, style): # (height, width) of a patch; 'official' or 'light'
     "By how much a stem shrinks the image before its patches are cut"
     if any(p % 2 for p in patch): return 1
     if style == 'official': return 2
@@ -82,9 +82,7 @@ class Stem(nn.Module):
         in_chans, # Channels of the image
         dim,      # Width D of the transformer
         patch,    # (height, width) of a patch in pixels
-        # 'official' halves the resolution first; 'light' does so for patches of 4 pixels or more, and quarters
-        # it for patches of 16
-        style='official',
+        style='official', # 'official' halves the image; 'light' from patches of 4 on, or quarters it at multiples of 16
     ):
         super().__init__()
         stride = _stride(patch, style)
@@ -95,18 +93,18 @@ class Stem(nn.Module):
     def forward(self, x): return self.proj(self.body(x))
 
 # %% ../nbs/05_students.ipynb #e930f3c3
-def _make_stem(kind, in_chans, dim, patch, style='official'):
+def _make_stem(kind, in_chans, dim, patch, style='official'): # As for `Stem`
     "The stem called `kind`: 'conv', 'inv', or 'proj' for the plain patch projection of every ViT"
     if kind == 'proj': return PatchProj(in_chans, dim, patch)
     if kind in ('conv', 'inv'): return Stem(kind, in_chans, dim, patch, style)
     raise UserError(f"Unknown stem {kind!r}: 'conv', 'inv' and 'proj' exist")
 
 # %% ../nbs/05_students.ipynb #274a04bd
-def _patch_count(size, patch):
+def _patch_count(size, patch): # (height, width) of the image; side of a patch
     "Number of patches of an image of (height, width)"
     return (size[0]//patch)*(size[1]//patch)
 
-def _fitting_patches(size):
+def _fitting_patches(size): # (height, width) of the image
     "Patch sizes that give 16 to 400 patches: fewer leave nothing to attend to, more are slow"
     divide = [p for p in range(1, min(size) + 1) if size[0] % p == 0 and size[1] % p == 0]
     fits = [p for p in divide if 16 <= _patch_count(size, p) <= 400]
@@ -158,7 +156,7 @@ class StemEmbed(nn.Module):
 
 # %% ../nbs/05_students.ipynb #62940bcd
 @patch
-def _check(self:StemEmbed, size):
+def _check(self:StemEmbed, size): # (height, width)
     "Can an image of `size` be cut into these patches?"
     if all(s % p == 0 and s >= p for s, p in zip(size, self.patch_size)): return
     try: tip = f'give patch_size={patch_for(size)} or resize the images'
@@ -167,7 +165,10 @@ def _check(self:StemEmbed, size):
                     f"{self.patch_size[0]}×{self.patch_size[1]}: {tip}.")
 
 @patch
-def set_input_size(self:StemEmbed, img_size=None, patch_size=None):
+def set_input_size(self:StemEmbed,
+    img_size=None,   # Side in pixels or (height, width); None: as it was
+    patch_size=None, # None, or what it was
+):
     "Prepare for another image size; the patch size belongs to the weights of the stems and stays"
     if patch_size is not None and to_2tuple(patch_size) != self.patch_size:
         raise UserError(f"The stems were made for patches of {self.patch_size}; "
@@ -197,7 +198,7 @@ def init_weights(self:StemEmbed):
         if isinstance(m, nn.Conv2d) and m is not getattr(self, 'proj', None): nn.init.kaiming_normal_(m.weight)
 
 # %% ../nbs/05_students.ipynb #0b4196fd
-def _check_tokens(tokens, stems):
+def _check_tokens(tokens, stems): # dict head -> 'learned' or a stem; stems of the student
     "`tokens` as a dict, if the first is for the labels and each can be made"
     if not tokens or next(iter(tokens)) != 'cls' or tokens['cls'] != 'learned':
         raise UserError(f"The first head is 'cls', with a learned token, for the labels; got {tokens}")
@@ -223,8 +224,8 @@ def token_sources(
     return _check_tokens(heads, stems)
 
 # %% ../nbs/05_students.ipynb #0ec79439
-def _head_module(head): return 'head' if head == 'cls' else f'head_{head}'   # names of attributes
-def _token_param(head): return f'{head}_token'
+def _head_module(head): return 'head' if head == 'cls' else f'head_{head}'   # Name of a head -> of its module
+def _token_param(head): return f'{head}_token'                                # Name of a head -> of its token
 
 # %% ../nbs/05_students.ipynb #de78ffc3
 def unit_offsets(
@@ -235,7 +236,7 @@ def unit_offsets(
     near = sorted(product(side, side), key=lambda p: (p[0]**2 + p[1]**2, abs(p[0]), p))
     return torch.tensor(near[:n], dtype=torch.float)
 
-def _relative(grid, like):
+def _relative(grid, like): # (rows, columns); a tensor of the type and device to be had
     "From each place of a grid to each other: (N, N, 2), rows and columns"
     y, x = (torch.arange(n, device=like.device, dtype=like.dtype) for n in grid)
     at = torch.stack(torch.meshgrid(y, x, indexing='ij'), -1).flatten(0, 1)
@@ -266,7 +267,7 @@ class MultiHeadConvAttention(Attention):
         score = nn.functional.softplus(self.sharpness)[:, None, None]*score
         return nn.functional.pad(self.position_drop(score), (self.n_prefix, 0, self.n_prefix, 0))
 
-    def forward(self, x, attn_mask=None, is_causal=False):
+    def forward(self, x, attn_mask=None, is_causal=False): # (B, N, D); timm's mask, causal or not: not looked at
         return super().forward(x, attn_mask=self.position_scores().to(x.dtype)[None])
 
 # %% ../nbs/05_students.ipynb #b05tv000
@@ -329,7 +330,10 @@ def _make_tokens(self:TokenViT):
         if name != 'cls_token': self.register_parameter(name, nn.Parameter(torch.empty_like(self.cls_token)))
 
 @patch
-def init_weights(self:TokenViT, mode='', needs_reset=True):
+def init_weights(self:TokenViT,
+    mode='',          # As timm's; '': what `weight_init` said
+    needs_reset=True, # As timm's: call `reset_parameters` where a module has it
+):
     "timm's initialisation, then the stems' own; learned tokens are truncated normal (0.02), as in both official codes"
     VisionTransformer.init_weights(self, mode=mode, needs_reset=needs_reset)
     for name in self._learned(): trunc_normal_(getattr(self, name), std=.02)
@@ -339,7 +343,7 @@ def init_weights(self:TokenViT, mode='', needs_reset=True):
 def no_weight_decay(self:TokenViT): return {'pos_embed', *self._learned()}
 
 @patch
-def group_matcher(self:TokenViT, coarse=False):
+def group_matcher(self:TokenViT, coarse=False): # `coarse`: timm asks so; it changes nothing, as in timm's ViT
     return dict(stem=r'^\w+_token|pos_embed|patch_embed', blocks=[(r'^blocks\.(\d+)', None), (r'^norm', (99999,))])
 
 # %% ../nbs/05_students.ipynb #76442b39
@@ -396,7 +400,7 @@ def head_logits(self:TokenViT,
     return {h: getattr(self, _head_module(h))(self.head_drop(x[:, i])) for i, h in enumerate(self.heads)}
 
 @patch
-def forward_head(self:TokenViT, x, pre_logits=False):
+def forward_head(self:TokenViT, x, pre_logits=False): # (B, K+N, D); True: the mean of the tokens, no heads
     if not self.global_pool and not self.num_classes: return x
     if pre_logits: return self.head_drop(x[:, :self.n_prefix].mean(1))
     logits = self.head_logits(x)
@@ -422,14 +426,14 @@ def grid(self:TokenViT)->tuple[int, int]:
     return self.patch_embed.grid_size
 
 @patch
-def _special(self:TokenViT, maps):
+def _special(self:TokenViT, maps): # dict stem -> (B, D, h, w)
     "The tokens before the patches, K times `(B, 1, D)`: learned, or the mean of a stem's map"
     size = maps[self.patch_embed.stems[0]].shape[0]
     return [getattr(self, _token_param(h)).expand(size, -1, -1) if source == 'learned'
             else maps[source].mean((2, 3)).unsqueeze(1) for h, source in self.tokens.items()]
 
 @patch
-def _pos_embed(self:TokenViT, maps):
+def _pos_embed(self:TokenViT, maps): # dict stem -> (B, D, h, w)
     "dict of stem maps `(B, D, h, w)` -> sequence `(B, K+N, D)` with positions"
     patches = sum(maps[s] for s in self.patch_embed.stems)
     pos = self.pos_embed
@@ -439,7 +443,10 @@ def _pos_embed(self:TokenViT, maps):
 
 # %% ../nbs/05_students.ipynb #e7687431
 @patch
-def set_input_size(self:TokenViT, img_size=None, patch_size=None):
+def set_input_size(self:TokenViT,
+    img_size=None,   # Side in pixels or (height, width); None: as it was
+    patch_size=None, # None, or what it was
+):
     "Prepare for another image size: positions are interpolated, relative ones follow the grid"
     VisionTransformer.set_input_size(self, img_size, patch_size)
     for b in self.blocks:
@@ -524,7 +531,7 @@ _SIZES = dict(
 
 _HEADS, _FIRST = ('head', 'head_conv', 'head_inv'), ('patch_embed.conv.body.0', 'patch_embed.inv.body.0')
 
-def _meta(size=224, heads=_HEADS, first=_FIRST):
+def _meta(size=224, heads=_HEADS, first=_FIRST): # Side in pixels; names of the heads, of the first convolutions
     "What timm's registry wants to know: input, normalisation, first layers and heads"
     return dict(
         url='', num_classes=1000, input_size=(3, size, size), pool_size=None, crop_pct=.9 if size == 224 else 1.,
@@ -540,7 +547,7 @@ default_cfgs = generate_default_cfgs({
     'vit_deit_nano': _meta(32, _dist, **_plain_vit)})
 
 # %% ../nbs/05_students.ipynb #d63cd3d2
-def _make(variant, size, pretrained=False, cls=TokenViT, **kw):
+def _make(variant, size, pretrained=False, cls=TokenViT, **kw): # `size`: a key of `_SIZES`; `cls`: class of the model
     "The model that timm's registry calls `variant`, with what `_SIZES` says of its size"
     if size.startswith('nano') and kw.get('patch_size') is None: kw['patch_size'] = patch_for(kw.get('img_size') or 32)
     args = {**_SIZES[size], 'patch_size': 16, **kw}
@@ -568,7 +575,7 @@ def vit_civt_tiny_light_patch16_224(pretrained=False, **kw) -> TokenViT:
     return _make('vit_civt_tiny_light_patch16_224', 'tiny', pretrained, **{'stem': 'light', **kw})
 
 # %% ../nbs/05_students.ipynb #2dae46af
-def _make_deit(variant, size, pretrained, kw):
+def _make_deit(variant, size, pretrained, kw): # As for `_make`
     "A DeiT: a learned distillation token on plain patches"
     return _make(variant, size, pretrained, **{'tokens': ('cls', 'dist'), 'stems': ('proj',), **kw})
 @register_model

@@ -65,18 +65,25 @@ class ResNetMini(ResNet):
         nn.init.kaiming_normal_(self.conv1.weight, mode='fan_out', nonlinearity='relu')
         for info, r in zip(self.feature_info, (1, 1, 2, 4)): info['reduction'] = r
 
-    def forward_intermediates(self, x, indices=None, **kw):
+    def forward_intermediates(self, x,
+        indices=None, # The last n maps (int), these (list) or all (None) of stem and stages
+        **kw,         # As timm's
+    ):
         "As timm's: stem and three stages."
         return super().forward_intermediates(x, _taken_stages(indices), **kw)
 
-    def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True):
+    def prune_intermediate_layers(self,
+        indices=1,        # As for `forward_intermediates`
+        prune_norm=False, # Without meaning here, as for timm's `ResNet`
+        prune_head=True,  # Take the classifier off also where no stage is cut
+    ):
         "As timm's: stem and three stages; timm would take the third for one before the last, and the head with it."
         take = _taken_stages(indices)
         if max(take) < 3: return super().prune_intermediate_layers(take, prune_norm, prune_head)
         if prune_head: self.reset_classifier(0, '')
         return take
 
-def _taken_stages(indices): return feature_take_indices(4, indices)[0]
+def _taken_stages(indices): return feature_take_indices(4, indices)[0]  # As for `forward_intermediates`
 
 # %% ../nbs/03_teachers.ipynb #2f50b97a
 default_cfgs = generate_default_cfgs({'resnet_mini.untrained': dict(
@@ -144,7 +151,7 @@ def _mixer(m):
     if not isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)): return None
     return 'conv' if max(m.kernel_size) > 1 and m.stride != m.kernel_size else None
 
-def _count_mixers(m, n):
+def _count_mixers(m, n): # `n`: {kind: parameters}, to which those of `m` are added
     kind = _mixer(m)
     if kind: n[kind] += sum(p.numel() for p in m.parameters())
     else:
@@ -161,7 +168,7 @@ def bias_of(
     return 'mlp'
 
 # %% ../nbs/03_teachers.ipynb #e427c64c
-def _stay(self, mode=True):
+def _stay(self, mode=True): # `mode`: as of `nn.Module.train`; not looked at
     "In place of `train`: a teacher stays in eval."
     return self
 
@@ -210,7 +217,7 @@ def _frozen(model):
     return model
 
 # %% ../nbs/03_teachers.ipynb #5d15ca00
-def only_tensor(out):
+def only_tensor(out): # What a model returned
     "Logits `(B, C)` from what a model returns: a tensor, something with `.logits`, or a tuple or dict with them first."
     if hasattr(out, 'logits'): out = out.logits
     elif isinstance(out, dict): out = out.get('logits', next(iter(out.values()), None))
@@ -241,7 +248,7 @@ def _checked_name(name):
                      f'at most 64, no "..". Try {_plain_name(name)!r}.')
 
 # %% ../nbs/03_teachers.ipynb #90639fed
-def _checked_map(own, class_map, answers):
+def _checked_map(own, class_map, answers): # Teacher's classes; {own class: answer} or None; student's classes or None
     if class_map is None: return None
     if answers is None:
         raise ValueError('class_map needs answers=[…], the classes of the student in their order; '
@@ -413,7 +420,7 @@ def _spec(self:Teacher):
                 classes=self.classes, own_classes=self.own_classes, class_map=self.class_map)
     return spec | (dict(probabilities=True) if self.probabilities else {})
 
-def _add_tensors(h, tensors):
+def _add_tensors(h, tensors): # A hash of `hashlib`; name -> tensor
     "Names, types and values of tensors, into a checksum"
     for k, v in sorted(tensors.items()):
         h.update(f'{k} {tuple(v.shape)} {v.dtype}'.encode())
@@ -426,7 +433,7 @@ def old_fingerprint(self:Teacher) -> str: # 64 hexadecimal characters
     _add_tensors(h, {k: v for k, v in self.model.state_dict().items() if _is_numbers(v)})
     return h.hexdigest()
 
-def _is_numbers(v): return isinstance(v, torch.Tensor) and not v.is_quantized
+def _is_numbers(v): return isinstance(v, torch.Tensor) and not v.is_quantized  # A value of a state dict
 
 # %% ../nbs/03_teachers.ipynb #8f6fd6d2
 # what every module has
@@ -435,10 +442,10 @@ _SILENT = {'inplace', 'momentum', 'fused_attn', 'grad_checkpointing', 'distilled
            'default_cfg', '_model_args'}
 _IDLE = (nn.Identity, nn.modules.dropout._DropoutNd, DropPath)                      # they do nothing in eval
 
-def _is_plain(v):
+def _is_plain(v): # What an attribute of a module holds
     return isinstance(v, (bool, int, float, str)) or isinstance(v, (tuple, list)) and all(map(_is_plain, v))
 
-def _is_told(v):
+def _is_told(v): # What an attribute of a module holds
     "Can `identity` say what this is?"
     if isinstance(v, Mapping): return all(map(_is_told, v.values()))
     if isinstance(v, (tuple, list)): return all(map(_is_told, v))
@@ -461,7 +468,7 @@ def _doing(m):
     return dict(kind=kind, settings=known, hooks=hooks, code=getattr(m, 'code', None)), len(known) == len(own)
 
 # %% ../nbs/03_teachers.ipynb #472f03f2
-def _soft_patterns(size, n=4):
+def _soft_patterns(size, n=4): # (h, w); how many
     "`(n, 3, h, w)` in 0 to 1: always the same soft patterns with some grain"
     g = torch.Generator().manual_seed(0)
     soft = F.interpolate(torch.rand(n, 3, 4, 4, generator=g), size, mode='bilinear')
@@ -527,7 +534,7 @@ def _named_columns(model):
     return numbered(names)
 
 # %% ../nbs/03_teachers.ipynb #084c5f75
-def _same_names(own, answers):
+def _same_names(own, answers): # Classes of the teacher, and of the data, in their orders
     "The class map of two lists with the same names in another order."
     if set(own) == set(answers): return {c: c for c in own}
     odd = [c for c in answers if c not in own]
@@ -536,7 +543,7 @@ def _same_names(own, answers):
                      'Give class_map={teacher class: data class}, or train its last layer on your classes: '
                      'fit_teacher(name, dls, pretrained=True).')
 
-def _for_classes(t, dls):
+def _for_classes(t, dls): # A `Teacher`; loaders or None
     "The teacher, if it answers in the classes of these data."
     if dls is None or t.classes == classes_of(dls): return t
     kw = dict(bias=t.bias, mean=t.mean, std=t.std, size=t.size, interpolation=t.interpolation, accuracy=t.accuracy)
@@ -589,7 +596,7 @@ def _from_weights(file, full, kw): # A file in our folder; the model's name; arg
     except Exception as e: raise ValueError(f'{file} does not fit {full} ({e}).') from e
 
 # %% ../nbs/03_teachers.ipynb #4238ad82
-def _from_timm(name, as_name, classes, kw):
+def _from_timm(name, as_name, classes, kw): # timm's name; the teacher's, or None; classes or None; for `Teacher`
     "Pretrained timm model with its own preprocessing and classes."
     model = _pretrained(name)
     cfg = model.pretrained_cfg
@@ -601,7 +608,7 @@ def _from_timm(name, as_name, classes, kw):
     return model, as_name, classes or [str(i) for i in range(model.num_classes)], kw
 
 # %% ../nbs/03_teachers.ipynb #8825d09c
-def _from_learner(learn, classes, kw):
+def _from_learner(learn, classes, kw): # `classes`: names or None; `kw`: for `Teacher`
     "Module of a Learner with the classes and the normalisation of its data."
     kw = dict(zip(('mean', 'std'), stats_of(learn.dls))) | kw
     return learn.model, classes or classes_of(learn.dls), kw
@@ -621,7 +628,7 @@ def _refuse_other_tensors(sd, model, said, n): # A state dict; where it is from,
                             f'Another arch, or another number of classes ({n})?')
 
 # %% ../nbs/03_teachers.ipynb #737e4508
-def _is_file(s):
+def _is_file(s): # What `as_teacher` was given
     "Is this string meant as a file or folder, not as a timm name?"
     if re.match(r'(hf[-_]hub|local-dir):', s): return False
     if s.endswith((*WEIGHTS, *_NOT_WEIGHTS)): return True
@@ -634,7 +641,7 @@ _NOT_WEIGHTS = {
     '.onnx': 'is an ONNX graph, which torch does not run: ask it with onnxruntime, '
              'and store what it says of {!r} with LogitCache.from_arrays.'}
 
-def _with_weights(source, arch, classes, dls):
+def _with_weights(source, arch, classes, dls): # A `Path` or checkpoint; the rest as for `as_teacher`
     "The model `arch` with weights from a file or from memory"
     n = len(classes) if classes is not None else len(classes_of(dls)) if dls is not None else 1000
     said = source if isinstance(source, Path) else 'this checkpoint'
@@ -647,7 +654,7 @@ def _with_weights(source, arch, classes, dls):
     return model
 
 # %% ../nbs/03_teachers.ipynb #a3b7866d
-def _from_file(path, arch, classes, dls):
+def _from_file(path, arch, classes, dls): # A file or folder; the rest as for `_with_weights`
     "Module (or Teacher, for a folder of `fit_teacher`) with the weights of a file."
     if path.is_dir(): return load_teacher(path)
     if not path.exists(): raise FileNotFoundError(f'{path} does not exist (looked in {Path.cwd()}).')
@@ -655,7 +662,7 @@ def _from_file(path, arch, classes, dls):
     return _with_weights(path, arch, classes, dls)
 
 # %% ../nbs/03_teachers.ipynb #abee6d35
-def _module_in(obj, dls, name, classes, arch, kw):
+def _module_in(obj, dls, name, classes, arch, kw): # As for `as_teacher`
     "The module (or Teacher) in what was given, and what it says of itself: (module, name, classes, arguments)"
     if isinstance(obj, Path) or isinstance(obj, str) and _is_file(obj):
         path = Path(obj)
@@ -750,7 +757,7 @@ def _another_order(z, y): # Answers `(n, C)`, labels `(n,)`
     luck = _is_luck(before, after, len(y[rest]), np.bincount(y).max()/len(y))
     return None if luck else (means, int((means[guess] == y).sum()))
 
-def _order_said(t, z, y, known):
+def _order_said(t, z, y, known): # A `Teacher`; answers `(n, C)`; labels `(n,)`; positions of the classes that it knows
     "A sentence about another order of the columns that explains the answers; empty where none does"
     if len(known) < 2 or not len(y): return ''
     if (found := _another_order(z[:, known], np.searchsorted(known, y))) is None: return ''
@@ -758,7 +765,7 @@ def _order_said(t, z, y, known):
     said = {t.classes[known[j]]: t.classes[known[m]] for j, m in enumerate(means)}
     return f' With its columns in another order it would be right on {hits} of {len(y)}: {_order_mended(t, said)}'
 
-def _order_mended(t, said): # class -> what its column means
+def _order_mended(t, said): # A `Teacher`; class -> what its column means
     "What such a teacher confuses, and what to give"
     moved = [f'{a} for {b}' for a, b in said.items() if a != b]
     more = f' and {len(moved) - 5} more' if len(moved) > 5 else ''
@@ -767,7 +774,7 @@ def _order_mended(t, said): # class -> what its column means
     return f'it says {", ".join(moved[:5])}{more}. Name the columns in their true order{give}.'
 
 # %% ../nbs/03_teachers.ipynb #063a1aaa
-def _refuse_moods(t, x, stats, one): # `one`: its answers to the batch
+def _refuse_moods(t, x, stats, one): # A `Teacher`; a batch; what it is normalised with; answers to it
     "Refuse answers that change from time to time, or with what else is in the batch"
     far = .01*max(1., float(one.max() - one.min()))
     if float((one - t.logits(x, stats)).abs().max()) > far: raise AnswersError(
@@ -779,7 +786,7 @@ def _refuse_moods(t, x, stats, one): # `one`: its answers to the batch
         f'teacher {t.name} answers otherwise about a picture alone than among others: its batch norm uses the batch, '
         'or a softmax or mean runs over the batch (dim=0). Stored answers would depend on chance.')
 
-def _check_answers(t, x, stats):
+def _check_answers(t, x, stats): # A `Teacher`; a batch; (mean, std) that it is normalised with
     "Refuse what is no logit of a single picture: probabilities, chance, influence of the others in the batch"
     t = copy.copy(t)
     t.class_map, t.classes = None, t.own_classes                    # as the model says it
@@ -839,7 +846,7 @@ def labelled_loader(
     if kw: dl.epoch = 0
     return dl
 
-def _batch_spec(t):
+def _batch_spec(t): # As for `tfm_spec`
     "A batch transform in content; fastai carries out several of its own at once, and keeps them in lists of the first"
     parts = {k: identity(v) for k in ('aff_fs', 'coord_fs', 'fs') if (v := getattr(t, k, None))}
     return [tfm_spec(t), parts] if parts else tfm_spec(t)
@@ -850,7 +857,7 @@ def _transforms(train): # A training loader of fastai's
     return dict(opened=opened, item_tfms=[tfm_spec(t) for t in train.after_item.fs],
                 batch_tfms=[_batch_spec(t) for t in train.after_batch.fs])
 
-def _views(dls, train, samples):
+def _views(dls, train, samples): # `train`: a training loader; `samples`: those with labels
     "How the pictures of a training loader are made, in content"
     kw = dict(size=list(size_of(dls)), stats=[list(s) for s in stats_of(dls)])
     if hasattr(train, 'describe'):                                  # ours: what is drawn depends on ids
@@ -859,7 +866,7 @@ def _views(dls, train, samples):
     weights = {k: identity(v) for k, v in vars(train).items() if isinstance(v, (np.ndarray, torch.Tensor))}
     return kw | dict(loader=identity(type(train)), **_transforms(train), **weights)
 
-def _callback(cb):
+def _callback(cb): # fastai's `Callback`
     "A callback in content, without the learner that it is in just now"
     if isinstance(getattr(cb, '__stored_args__', None), dict): return identity(cb)
     own = {k: v for k, v in vars(cb).items() if k not in ('learn', 'run') and not k.startswith('__')}
@@ -868,7 +875,7 @@ def _callback(cb):
 # %% ../nbs/03_teachers.ipynb #7cedfa8e
 TEACHER_RESULT = 2       # raised by hand when the same arguments make another teacher; 1 had no identity
 
-def _teacher_identity(name, dls, train, samples, **args):
+def _teacher_identity(name, dls, train, samples, **args): # `train`: a training loader; `args`: how to train, as JSON
     "All that a trained teacher depends on, as JSON"
     mine = samples[samples.supervised]
     make = identity(timm.model_entrypoint(model_name(name))) if timm.is_model(model_name(name).split('.')[0]) else None
@@ -885,9 +892,9 @@ def _kept_teachers(folder):
         except (ValueError, AttributeError, OSError): pass          # damaged: said when it is asked for by its name
     return found
 
-def _is_sum(v): return isinstance(v, str) and bool(re.fullmatch('[0-9a-f]{32,}', v))
+def _is_sum(v): return isinstance(v, str) and bool(re.fullmatch('[0-9a-f]{32,}', v))  # A value of an identity
 
-def _nearest(kept, asked):
+def _nearest(kept, asked): # {folder: identity or None}; identity of the one asked for
     "One line: in which field the kept teacher that is most like the one asked for differs; nothing without one"
     same = [(differences(i, asked), p) for p, i in kept.items() if i and i.get('model') == asked['model']]
     if same: return _differs(*min(same, key=lambda o: len(o[0])))
@@ -901,7 +908,7 @@ def _differs(found, path): # Of `differences`; the kept teacher's folder
     return f'not {path}: {said}' + (f'; and {len(found) - 2} more' if len(found) > 2 else '')
 
 # %% ../nbs/03_teachers.ipynb #e74fe97d
-def _save_teacher(folder, t, info, size=None):
+def _save_teacher(folder, t, info, size=None): # `t`, `info`: a `Teacher`, what else is said; `size`: for `behaviour`
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in t.model.state_dict().items()}
     save_file(tensors, folder/'model.safetensors')
     info = dict(info, name=t.name, bias=t.bias, accuracy=t.accuracy,
@@ -909,7 +916,7 @@ def _save_teacher(folder, t, info, size=None):
                 versions=dict(libkd=__version__, torch=torch.__version__, timm=timm.__version__), **t._spec())
     (folder/'teacher.json').write_text(json.dumps(info, indent=1, sort_keys=True), encoding='utf-8')
 
-def _changed(t, info):
+def _changed(t, info): # A `Teacher` as read; what was written down of it
     "What is wrong with a teacher that was read: a sentence, or nothing"
     if info['fingerprint'] not in (t.fingerprint, t.old_fingerprint if 'behaviour' not in info else ''):
         return 'its weights have another fingerprint than was written down'
@@ -964,14 +971,14 @@ def quick_adam(
     return dict(opt_func=adam, splitter=decaying, wd=[wd, 0.])
 
 # %% ../nbs/03_teachers.ipynb #da1b1335
-def _valid_accuracy(t, dls):
+def _valid_accuracy(t, dls): # `t`: a `Teacher`
     "Accuracy on the validation part; None where there is none."
     if not len(dls.valid_ds): return None
     with rng_scope(0): y = torch.cat([b[-1].cpu() for b in dls.valid])
     return float((answers(t, dls.valid, stats_of(dls)).argmax(1) == y).float().mean())
 
 # %% ../nbs/03_teachers.ipynb #b5a20e19
-def _refuse_misfit(own, theirs, source, model): # (name, shape) of the tensors on both sides
+def _refuse_misfit(own, theirs, source, model): # (name, shape) of the tensors on both sides; these in words
     "`UserError` where they are not as many, or one is of another kind or shape"
     if len(own) != len(theirs):
         raise UserError(f'{source}: {len(theirs)} tensors, {model} has {len(own)}. This is another network.')
@@ -1036,7 +1043,7 @@ def _before_last(t, x, mean_std): # Pictures (B, 3, H, W), and what they were no
     return f, x
 
 @torch.inference_mode()
-def _features(t, dls, samples, verbose):
+def _features(t, dls, samples, verbose): # `t`: a `Teacher`
     "What enters the last layer, `(n, D)`, for every labelled training picture, and labels `(n,)`; each is asked once"
     idx, found = np.flatnonzero(samples.supervised), []
     what = f'features of {t.name}'
@@ -1047,7 +1054,7 @@ def _features(t, dls, samples, verbose):
             found.append(f.float().cpu()); bar.update(len(f))
     return torch.cat(found).double().numpy(), samples.labels[idx]
 
-def _refuse_other_heads(m, x, f):
+def _refuse_other_heads(m, x, f): # A network; pictures as it wants them; their features `(B, D)`
     "Go on only if the last layer is linear and nothing comes after it"
     last = m.get_classifier()
     if isinstance(last, nn.Linear) and torch.allclose(last(f), m(x), atol=1e-3, rtol=1e-3): return
@@ -1058,13 +1065,13 @@ def _refuse_other_heads(m, x, f):
 HEAD_C = (1e-4, 1e-3, 1e-2, 1e-1, 1.)        # scikit-learn's C: the larger, the freer
 HEAD_ROWS = 5000                             # most pictures on which C is chosen
 
-def _regression(C):
+def _regression(C): # As for `LogisticRegression`: the larger, the freer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     return make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=1000, tol=1e-3))
 
-def _chosen_C(f, y, seed):
+def _chosen_C(f, y, seed): # Features `(n, D)`; labels `(n,)`
     "The C with the least log-loss in three folds; the middle one where a class has too few pictures for folds"
     from sklearn.model_selection import StratifiedKFold, cross_val_score
     some = np.random.default_rng(seed).permutation(len(y))[:HEAD_ROWS]
@@ -1116,7 +1123,7 @@ class _Unlooked(Callback):
     "Epochs without the validation part, which would take longer than training where labels are few"
     def before_validate(self): raise CancelValidException
 
-def _trained(model, dls, train, epochs, lr, wd, seed, verbose, cbs):
+def _trained(model, dls, train, epochs, lr, wd, seed, verbose, cbs): # `train`: a loader; the rest as for `fit_teacher`
     "The model after `fit_one_cycle` on the labelled training images."
     learn = Learner(DataLoaders(train, dls.valid, device=dls.device), model, cbs=cbs, **quick_adam(wd))
     what = f'training {type(model).__name__}'
@@ -1144,7 +1151,8 @@ def _weights_of(name):
     file = data_home()/'weights'/f'{cfg.architecture}.{cfg.tag}.safetensors'
     return dict(sha256=sha256(file)) if file.exists() else dict(hub=cfg.hf_hub_id, tag=cfg.tag, url=cfg.url)
 
-def _training(name, dls, samples, label, epochs, lr, wd, seed, pretrained, cbs, verbose):
+def _training(name, dls, samples, label, # `label`: the teacher's name in caches; the rest as for `fit_teacher`
+              epochs, lr, wd, seed, pretrained, cbs, verbose):
     "(identity, what makes it) of a teacher all of whose weights are trained"
     arch = PACKAGED[name].arch if pretrained and name in PACKAGED else name
     own = _packaged_size(name, pretrained)
@@ -1155,7 +1163,8 @@ def _training(name, dls, samples, label, epochs, lr, wd, seed, pretrained, cbs, 
     asked = _teacher_identity(arch, dls, train, samples, callbacks=[_callback(c) for c in cbs], **how)
     return asked, lambda: _made(name, arch, dls, train, label, epochs, lr, wd, seed, pretrained, cbs, verbose)
 
-def _made(name, arch, dls, train, label, epochs, lr, wd, seed, pretrained, cbs, verbose):
+def _made(name, arch, dls, train, label, # `arch`: timm's name; `train`: a training loader; the rest as for `_training`
+          epochs, lr, wd, seed, pretrained, cbs, verbose):
     "A teacher, trained now, and how timm makes its network again"
     with rng_scope(seed):
         model, create = _create_args(arch, dls)
@@ -1187,7 +1196,7 @@ def _valid_views(dls):
     return dict(size=list(size_of(dls)), stats=[list(s) for s in stats_of(dls)], opened=opened,
                 item_tfms=said(valid.after_item.fs), batch_tfms=said(valid.after_batch.fs))
 
-def _with_head(name, dls, samples, label, seed, verbose):
+def _with_head(name, dls, samples, label, seed, verbose): # `label`: the teacher's name in caches
     "(identity, what makes it) of a published body with a fitted last layer"
     packaged = PACKAGED.get(name)
     arch = model_name(packaged.arch if packaged else name)
@@ -1197,7 +1206,7 @@ def _with_head(name, dls, samples, label, seed, verbose):
                                        data=mine.identity(), views=_valid_views(dls), **_drawn(dls, name))))
     return asked, lambda: _made_head(name, arch, packaged, dls, label, seed, verbose)
 
-def _made_head(name, arch, packaged, dls, label, seed, verbose):
+def _made_head(name, arch, packaged, dls, label, seed, verbose): # `arch`: timm's; `Packaged` or None; see `_with_head`
     "A teacher with a last layer that is fitted now, and how timm makes its network again"
     create = dict(num_classes=len(classes_of(dls)))
     with rng_scope(seed): model = _pretrained(name, **create)
@@ -1207,7 +1216,7 @@ def _made_head(name, arch, packaged, dls, label, seed, verbose):
     return fit_head(t.to(dls.device), dls, seed, verbose).to('cpu'), dict(arch=arch, create=create, head=t.head)
 
 # %% ../nbs/03_teachers.ipynb #a12b79c9
-def _found_again(place, kept, asked):
+def _found_again(place, kept, asked): # Where it would lie; {folder: identity or None}; identity asked for
     "The folder of the teacher that was asked for: under its own name, or renamed; None where there is none"
     if place.is_dir() and place not in kept: load_teacher(place)    # says what is wrong with it
     def same(said): # files of before do not say what was seen in the pictures
@@ -1215,7 +1224,7 @@ def _found_again(place, kept, asked):
     return next((p for p in [place, *kept] if kept.get(p) and same(kept[p])), None)
 
 # %% ../nbs/03_teachers.ipynb #596f99c6
-def _loaded_again(path, label, dls, valid, check): # Its folder and name; identity of the validation part
+def _loaded_again(path, label, dls, valid, check): # Its folder, name; identity of the validation part; refuse chance?
     t, info = load_teacher(path), json.loads((path/'teacher.json').read_text(encoding='utf-8'))
     t.name = _checked_name(label)
     # the same teacher, other pictures to judge it on
@@ -1228,7 +1237,8 @@ def _kept_now(place, t, info, dls): # A folder that is free; a teacher, and what
     write_once(place, lambda tmp: _save_teacher(tmp, t, info, size_of(dls)))
     return place
 
-def _once(folder, label, asked, make, dls, check, verbose):
+def _once(folder, label, asked, make, # Folder of all teachers; name; identity; makes (teacher, what is written of it)
+          dls, check, verbose):       # As for `fit_teacher`
     "(what was done, teacher, its folder): found by its identity, or made and kept"
     began, valid, kept = time.time(), Samples.from_dls(dls).valid.identity(), _kept_teachers(folder)
     place = folder/f'{label}-{digest_of(asked)[:12]}'
@@ -1240,7 +1250,7 @@ def _once(folder, label, asked, make, dls, check, verbose):
     info |= dict(identity=asked, judged_on=valid, checked=bool(check), seconds=round(time.time() - began, 1))
     return _done(asked), t, _kept_now(place, t, info, dls)
 
-def _done(asked):
+def _done(asked): # Identity of a teacher
     "How a teacher was made, in a few words"
     n, images = asked.get('epochs'), f'{asked["data"]["images"]:,} images'
     return f'trained on {images}, {n} epoch{"s"*(n > 1)}' if n else f'its last layer fitted to {images}'
@@ -1277,7 +1287,7 @@ def fit_teacher(
     if verbose is True: print(f'{t} · {did} in {time.time() - began:.1f} s · {path}')
     return t.to(dls.device)
 
-def _check_tune(tune, pretrained, **given):
+def _check_tune(tune, pretrained, **given): # 'head' or 'all'; `given`: what 'head' has no use for; None: not given
     "Refuse arguments that contradict each other"
     if tune not in ('head', 'all'): raise UserError(f"tune={tune!r}: 'head' and 'all' are possible.")
     if tune == 'all': return
