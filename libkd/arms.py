@@ -216,7 +216,7 @@ def loaders(places, job, **which): # As `samples_of`; taught, curve: see `used`
 class SparseValidation(Callback):
     "Validate about `times` times in a fit, and after its last epoch"
     order = 60                                    # after the recorder has reset its metrics
-    def __init__(self, times=10): self.times = times
+    def __init__(self, times=10): self.times = times # Validations in a fit, about
     def before_validate(self):
         every = max(1, self.n_epoch//self.times)
         if (self.epoch + 1) % every and self.epoch + 1 < self.n_epoch: raise CancelValidException()

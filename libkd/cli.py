@@ -66,7 +66,7 @@ def show_params(notebook): # A path or a name
     from libkd.runs import find_notebook, parameters
     for k, (v, comment) in parameters(find_notebook(notebook)).items(): print(f'{k:18} {v!r:22} {comment}')
 
-def cmd_run(a):
+def cmd_run(a): # Words of `libkd run`
     if a.params: return show_params(a.notebook)
     from libkd.runs import run
     given = parse_pairs(a.p)
@@ -83,7 +83,7 @@ def _checked_data(data): # A folder or the name of a set, as a run takes it; wha
     return data if data in SETS else str(Path(data).expanduser().absolute())
 
 # %% ../nbs/18_cli.ipynb #705084f8
-def cmd_new(a):
+def cmd_new(a): # Words of `libkd new`
     from libkd.course import notebooks_in, write_course, write_notebooks
     if a.course or a.instructor: found = write_course(a.folder, a.student, a.instructor)
     elif a.student: raise UserError('--student belongs to the lessons: libkd new --course FOLDER --student NAME')
@@ -95,7 +95,7 @@ def cmd_new(a):
     print(f'Open them with: jupyter lab {folder}')
 
 # %% ../nbs/18_cli.ipynb #be9fa3af
-def cmd_grade(a):
+def cmd_grade(a): # Words of `libkd grade`
     from libkd.course import SANDBOX, grade
     print(SANDBOX, flush=True)
     tell = partial(print, flush=True)                          # a line at a time, into a file too
@@ -111,24 +111,24 @@ def _dls(data, size, bs, seed): # an image folder, or None: cluttered digits
     from libkd.views import image_dls
     return image_dls(data or cluttered_digits(), size=size, bs=bs, seed=seed)
 
-def cmd_cache_build(a):
+def cmd_cache_build(a): # Words of `libkd cache build`
     from libkd.cache import LogitCache
     from libkd.teachers import fit_teacher, load_teacher
     dls, kept = _dls(a.data, a.size, a.bs, a.seed), Path(a.folder).parent/'teachers'
     get = lambda t: load_teacher(t) if Path(t).is_dir() else fit_teacher(t, dls, epochs=a.epochs, folder=kept)
     _show(LogitCache.build(a.folder, dls, [get(t) for t in a.teachers], views=a.views, top_k=a.top_k).info())
 
-def cmd_cache_info(a):
+def cmd_cache_info(a): # Words of `libkd cache info`
     from libkd.cache import LogitCache
     _show(LogitCache.open(a.folder).info())
 
 # %% ../nbs/18_cli.ipynb #6261503b
-def cmd_cache_verify(a):
+def cmd_cache_verify(a): # Words of `libkd cache verify`
     from libkd.cache import LogitCache
     n = LogitCache.open(a.folder).verify(_dls(a.data, a.size, 64, 0) if a.data else None)
     print(f'{a.folder} is whole: {n} files have their checksums')
 
-def cmd_cache_pack(a):
+def cmd_cache_pack(a): # Words of `libkd cache pack`
     from libkd.cache import LogitCache
     import libkd.sharing  # noqa: F401, it gives the cache its `pack`
     file = LogitCache.open(a.folder).pack(a.file, licence=a.licence, about=a.about)
@@ -173,7 +173,7 @@ def _row(file, p, classes): # p: (C,) probabilities, or an error
     if isinstance(p, Exception): return [file, '', '', str(p), *['']*len(classes)]
     return [file, classes[int(p.argmax())], f'{float(p.max()):.4f}', '', *(f'{float(v):.4f}' for v in p)]
 
-def cmd_predict(a):
+def cmd_predict(a): # Words of `libkd predict`
     from libkd.handover import load_saved
     files = list(_image_files(a.images))
     if not files: raise UserError(f"no images in {', '.join(map(str, a.images))}")
@@ -187,7 +187,7 @@ def cmd_predict(a):
     if failed == len(files): raise UserError('none of these files could be read as an image')
 
 # %% ../nbs/18_cli.ipynb #7be1d0a4
-def cmd_demo(a):
+def cmd_demo(a): # Words of `libkd demo`
     from libkd.playground import demo
     file = demo(a.folder, a.out, a.pictures)
     print(f'{file}: {file.stat().st_size/1e6:.1f} MB, opens in any browser and asks for nothing')
@@ -242,7 +242,7 @@ def _write_exports(a, saved, pictures, out): # Words of `libkd export`; `Saved`;
     if a.int8: print(f"{out/'pictures-int8.onnx'}: {_int8(saved, a, out/'pictures-int8.onnx')}")
     if a.pt2: print(f"{out/'model.pt2'}: {export_pt2(saved, out/'model.pt2')}")
 
-def cmd_export(a):
+def cmd_export(a): # Words of `libkd export`
     if not (a.onnx or a.pt2 or a.int8): raise UserError(
         'What shall be written? libkd export MODEL --onnx, --int8 or --pt2, or some of them.')
     from libkd.handover import load_saved
@@ -310,7 +310,7 @@ def data_folder():
     may = 'writable' if os.access(home, os.W_OK) else 'NOT writable: set LIBKD_HOME'
     return f'{home}, {may}, {shutil.disk_usage(home).free/1e9:.0f} GB free'
 
-def cmd_doctor(a):
+def cmd_doctor(a): # Words of `libkd doctor`
     from importlib.metadata import version
     _show({'python': f'{platform.python_version()} · {sys.executable}',
            'system': f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores',
@@ -324,7 +324,7 @@ def _add(sub, name, f, help, *args): # args: (names, keywords of add_argument) e
     for names, kw in args: p.add_argument(*names.split(), **kw)
     p.set_defaults(f=f)
 
-def _parser_run(sub):
+def _parser_run(sub): # From `add_subparsers` of the whole parser
     _add(sub, 'run', cmd_run, 'run a notebook: by default the main run, on the embedded digits or on your images',
          ('data', dict(nargs='?', help='a folder of <class>/<image> or train|valid|test/<class>/<image>, or clothes; '
                                        'default: cluttered digits')),
@@ -336,7 +336,7 @@ def _parser_run(sub):
          ('--notebook', dict(default='distill', help='a path, or the name of a run that comes with libkd')))
 
 # %% ../nbs/18_cli.ipynb #528292a7
-def _parser_course(sub):
+def _parser_course(sub): # From `add_subparsers` of the whole parser
     _add(sub, 'new', cmd_new, 'copy the runs, or with --course the lessons, to a folder of yours',
          ('folder', {}),
          ('--course', dict(action='store_true', help='the lessons, without solutions and outputs')),
@@ -355,7 +355,7 @@ _BUILD = (('data', dict(nargs='?', help='image folder; default: cluttered digits
           ('--top-k', dict(type=int, help='keep so many logits and the sum of the rest; default: all logits')),
           *((f'--{n}', dict(type=int, default=v)) for n, v in dict(epochs=20, views=4, bs=64, seed=0).items()))
 
-def _parser_cache(sub):
+def _parser_cache(sub): # From `add_subparsers` of the whole parser
     p = sub.add_parser('cache', help='stored answers of teachers')
     p = p.add_subparsers(metavar='build|verify|info|pack', required=True)
     where, size = ('folder', {}), ('--size', dict(type=int, help='pixels'))
@@ -376,7 +376,7 @@ _EXPORT = (('--onnx', dict(action='store_true', help='pictures.onnx: uint8 pictu
            ('--images', dict(nargs='+', metavar='PATH', help='pictures to try it on; default: made-up ones')),
            ('--out -o', dict(help="folder; default: the model's own")))
 
-def _parser_models(sub):
+def _parser_models(sub): # From `add_subparsers` of the whole parser
     model = ('model', dict(help='folder of a student, of a teacher, or of a run, of which the best model is taken'))
     size = ('--size', dict(type=int, metavar='PIXELS', help='for a teacher whose folder does not say it'))
     _add(sub, 'predict', cmd_predict, 'what a model says about images, as CSV', model, size,
@@ -386,7 +386,7 @@ def _parser_models(sub):
     _add(sub, 'export', cmd_export, 'a model for programs without libkd', model, size, *_EXPORT)
 
 # %% ../nbs/18_cli.ipynb #2526bd68
-def _parser_demo(sub):
+def _parser_demo(sub): # From `add_subparsers` of the whole parser
     _add(sub, 'demo', cmd_demo, 'one page in which the networks of a run answer while you change a picture',
          ('folder', dict(help='of a run')),
          ('--out -o', dict(help='file (default: demo.html in the folder)')),

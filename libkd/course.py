@@ -86,7 +86,7 @@ class Function:
     def __init__(self, ask, name): # Of the function, in the notebook
         self.ask, self.name = ask, name
 
-    def _send(self, gradient, args, kwargs):
+    def _send(self, gradient, args, kwargs): # Whether the gradient is wanted; what the call takes: a tuple, a dict
         sent = dict(args=encode(args, arrays=True), kwargs=encode(kwargs, arrays=True))
         call = dict(name=self.name, gradient=gradient, **sent)
         got = _read_reply(self.ask(json.dumps(call)), self.name)

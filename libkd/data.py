@@ -46,21 +46,21 @@ class Sample(NamedTuple):
     id: bytes                  # 16 bytes, see `sample_id`
 
 # %% ../nbs/00a_data.ipynb #0b9225b8
-def _white(a, mode):
+def _white(a, mode): # Its pixels, floats; Pillow's mode
     "The value of white in a picture of whole ('I') or decimal ('F') numbers, by the largest that is there"
     low, high = float(a.min()), float(a.max())
     if low < 0 or not np.isfinite(a).all() or high > 65535:
         raise UserError(f'its values go from {low:g} to {high:g}; 0 to 1, 0 to 255 or 0 to 65535 are understood')
     return 1 if mode == 'F' and high <= 1 else 255 if high <= 255 else 65535
 
-def _eight_bit(im):
+def _eight_bit(im): # An image of Pillow
     "A picture of 8 bits a channel; 16 bits are scaled, decimal numbers from 0 to 1 too, other ranges are refused"
     if im.mode.startswith('I;16'): return Image.fromarray((np.asarray(im).astype(np.uint32) >> 8).astype(np.uint8))
     if im.mode not in ('I', 'F'): return im
     a = np.asarray(im).astype(np.float64)
     return Image.fromarray((a*(255/_white(a, im.mode))).round().astype(np.uint8))
 
-def _upright_rgb(im):
+def _upright_rgb(im): # An image of Pillow
     "A picture as a viewer shows it: turned as its EXIF says, 8 bits, transparent parts over white, RGB"
     im = _eight_bit(ImageOps.exif_transpose(im))
     if not (im.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in im.info): return im.convert('RGB')
@@ -87,7 +87,7 @@ class Row:
         if isinstance(o, Image.Image): return np.asarray(_upright_rgb(o))
         return np.asarray(open_image(o)) if isinstance(o, (str, Path)) else _image_arrays([o])[0]
 
-    def __array__(self, dtype=None, copy=None):
+    def __array__(self, dtype=None, copy=None): # As NumPy calls it; `copy` changes nothing
         a = self.pixels()
         if array_id(a) == self.id: return a if dtype is None else a.astype(dtype)
         raise UserError(f'row {self.i} of the {type(self.dataset).__name__} is another picture than before. A data set '
@@ -134,7 +134,7 @@ class Samples:
     @property
     def n_classes(self) -> int: return len(self.classes)
 
-def _ids(items):
+def _ids(items): # As for `Samples`
     "`(n, 16)` uint8: one id an item."
     raw = b''.join(o.id if isinstance(o, Row) else array_id(o) if isinstance(o, np.ndarray) else sample_id(o)
                    for o in items)
@@ -208,7 +208,7 @@ def counts(self:Samples) -> pd.DataFrame: # One row a class, one column a part
     df = pd.DataFrame(d, index=['(unlabelled)', *self.classes])
     return pd.concat([df.iloc[1:], df.iloc[:1]]) if df.iloc[0].any() else df.iloc[1:]
 
-def _span(v): return f'{v.min():,}' if v.min() == v.max() else f'{v.min():,} to {v.max():,}'
+def _span(v): return f'{v.min():,}' if v.min() == v.max() else f'{v.min():,} to {v.max():,}' # Whole numbers
 
 @patch
 def __repr__(self:Samples):
@@ -258,10 +258,10 @@ class _Stack:
         self.array, self.rows = array, np.arange(len(array)) if rows is None else rows
     def __len__(self): return len(self.rows)
     def __getitem__(self, i): return self.array[self.rows[i]]
-    def take(self, idx): return _Stack(self.array, self.rows[idx])
+    def take(self, idx): return _Stack(self.array, self.rows[idx]) # Positions
 
 # %% ../nbs/00a_data.ipynb #b06aab3e
-def _uint8_picture(i, a):
+def _uint8_picture(i, a): # Its number, for the message; any array
     "`(H, W)` or `(H, W, 3)` uint8; one sentence for what is none."
     if a.ndim == 3 and a.shape[-1] == 1: a = a[..., 0]
     if a.dtype != np.uint8:
@@ -272,7 +272,7 @@ def _uint8_picture(i, a):
     tip = ' These look like channels first: give images.transpose(0, 2, 3, 1).' if first else ''
     raise UserError(f'images[{i}] has shape {a.shape}: (H, W) or (H, W, 3) is needed.{tip}')
 
-def _image_arrays(images):
+def _image_arrays(images): # As for `from_arrays`
     "All of them; those that lie in one array stay there"
     if isinstance(images, np.ndarray) and images.ndim == 4 and images.shape[-1] == 1: images = images[..., 0]
     if isinstance(images, np.ndarray) and images.dtype == np.uint8:
@@ -361,7 +361,7 @@ def _entries(path):
             (folders if e.is_dir() else images if image else others).append(e.name)
     return sorted(folders), sorted(images), sorted(others)
 
-def _images(path, prefix, left, above=()):
+def _images(path, prefix, left, above=()): # `above`: real paths of the folders around it
     "Every image below a folder as `prefix/…/name`, in a fixed order; other files are added to `left`"
     real = os.path.realpath(path)
     if real in above: return []                                    # a link to a folder around it
@@ -377,7 +377,7 @@ PART_NAMES = {'train': 'train', 'training': 'train',
               **dict.fromkeys(('test', 'testing', 'holdout'), 'test')}
 UNLABELLED = 'unlabelled', 'unlabeled'
 
-def _part_folders(root, folders):
+def _part_folders(root, folders): # `folders`: names of those in it
     "{folder: part} of those folders that are called like a part and do not hold pictures alone, as a class does"
     named = [n for n in folders if n.lower() in PART_NAMES]
     inside = {n: _entries(f'{root}/{n}') for n in named}                 # (folders, images, others)
@@ -408,7 +408,7 @@ def _root(path):
     raise FileNotFoundError(f'{p} does not exist{where}. {needed}')
 
 # %% ../nbs/00a_data.ipynb #0000326b
-def _class_folders(root, layout, skip):
+def _class_folders(root, layout, skip): # `layout`: from `_layout`; `skip`: names of folders that hold no class
     "[(prefix, class folder)], and what is left out: pictures beside the class folders, and folders of no part"
     left, found = [], []
     for pre in layout:
@@ -418,7 +418,7 @@ def _class_folders(root, layout, skip):
     if '' not in layout: left += [f'{n}/' for n in _entries(root)[0] if n not in layout and n not in skip]
     return found, left
 
-def _left_out(left):
+def _left_out(left): # Names; folders end with /
     "What is left out, as one line, or nothing"
     if not left: return
     kinds = Counter(os.path.splitext(n)[1].lower() or 'folder' if not n.endswith('/') else 'folder' for n in left)
@@ -426,7 +426,7 @@ def _left_out(left):
     print(f'left out: {len(left):,} ({said}), first {left[0]}')
 
 # %% ../nbs/00a_data.ipynb #a1fa0d0d
-def _known_classes(root, layout, found, classes):
+def _known_classes(root, layout, found, classes): # A folder; from `_layout`; from `_class_folders`; None: all there are
     "The ordered class list; an error where folders and list do not agree"
     train = {c for pre, c in found if layout[pre] == 'train'}
     if not train:
@@ -455,7 +455,7 @@ def _listed_images(root, layout, found, classes, left): # `found` and `left` fro
         parts += [layout[pre]]*len(new)
     return items, labels, parts
 
-def _free_folder(root, unlabelled):
+def _free_folder(root, unlabelled): # As for `from_folder`
     "The folder of images without labels, or None"
     if unlabelled is not None: return unlabelled or None
     return next((root/n for n in _entries(root)[0] if n.lower() in UNLABELLED), None)
@@ -481,7 +481,7 @@ def from_folder(cls:Samples,
 
 # %% ../nbs/00a_data.ipynb #584d0546
 @patch
-def _with_unlabelled(self:Samples, folder, left):
+def _with_unlabelled(self:Samples, folder, left): # `left`: names of what is left out, others are added to it
     "Itself and the images below `folder`, label −1, part 'train'"
     inside = folder.is_relative_to(self.root)
     rel = _images(str(folder), folder.relative_to(self.root).as_posix() if inside else 'unlabelled', left)
@@ -554,14 +554,14 @@ def in_memory(self:Samples,
     return Samples(pixels, self.labels, self.classes, self.parts, self.ids, self.root)
 
 # %% ../nbs/00a_data.ipynb #4acb0cd6
-def _shares(n, valid, test):
+def _shares(n, valid, test): # As for `split`
     "How many of `n` samples go to valid and to test, leaving one at least for train."
     v, t = round(n*valid), round(n*test)
     v, t = max(v, int(valid > 0)), max(t, int(test > 0))
     return (v, t) if v + t < n else None
 
 @patch
-def _split_single(self:Samples, idx, valid, test, seed):
+def _split_single(self:Samples, idx, valid, test, seed): # As for `split`
     "New parts for the positions `idx`, class by class."
     parts, lots = self.parts.copy(), draw_lots(self.ids, seed)
     for c, name in enumerate(self.classes):
@@ -587,7 +587,7 @@ def _dealt(hist, want, order): # (G, C) labels of groups; (3, C) labels that the
 
 # %% ../nbs/00a_data.ipynb #0daa6957
 @patch
-def _groups(self:Samples, by):
+def _groups(self:Samples, by): # As for `split`
     "`(n,)` group numbers from a function of a sample, 'parent', or one value a sample."
     if isinstance(by, str) and by == 'parent': by = [str(self.source(i).parent) for i in range(len(self))]
     elif callable(by): by = [str(by(s)) for s in self]
@@ -597,7 +597,7 @@ def _groups(self:Samples, by):
     return np.unique(np.asarray(by), return_inverse=True)[1].reshape(-1)
 
 @patch
-def _split_groups(self:Samples, idx, g, valid, test, seed):
+def _split_groups(self:Samples, idx, g, valid, test, seed): # Positions; from `_groups`, (n,); the rest as for `split`
     "New parts for `idx`: groups, largest first, each to the part that then lacks least."
     hist = np.zeros((g.max() + 1, self.n_classes))
     np.add.at(hist, (g[idx], self.labels[idx]), 1)
@@ -610,7 +610,7 @@ def _split_groups(self:Samples, idx, g, valid, test, seed):
 
 # %% ../nbs/00a_data.ipynb #6a1c1c8d
 @patch
-def _refuse_shares(self:Samples, valid, test):
+def _refuse_shares(self:Samples, valid, test): # As for `split`
     if valid < 0 or test < 0 or not 0 < valid + test < 1:
         raise UserError(f'valid={valid}, test={test}: shares from 0 to 1, together less than 1, are needed.')
     for p, share in (('valid', valid), ('test', test)):
@@ -644,7 +644,7 @@ def split(self:Samples,
     return self._take(np.arange(len(self)), parts=parts)._whole(self._unseen())
 
 @patch
-def _grouped(self:Samples, by):
+def _grouped(self:Samples, by): # As for `split`; not looked at
     "Itself, if each asked part is there and every class is still trained on."
     if (gone := self._unseen()) or not (self.has('valid') or self.has('test')):
         why = f'class {gone[0]!r} would have no training image' if gone else 'no group is small enough to be held out'
@@ -737,7 +737,7 @@ def check(self:Samples) -> Samples: # Itself
 
 # %% ../nbs/00a_data.ipynb #1a12ac23
 @patch
-def _warn_of_bursts(self:Samples, marks):
+def _warn_of_bursts(self:Samples, marks): # From `picture_hash`, (n,) uint64
     "Count the pictures held out that look like one that is trained on"
     flat = np.isin(marks, [0, 2**64 - 1])                           # one colour, or too small: says nothing
     train = self.parts == 'train'
@@ -748,7 +748,7 @@ def _warn_of_bursts(self:Samples, marks):
                   'keep them on one side, split(by=…).')
 
 # %% ../nbs/00a_data.ipynb #7457d16d
-def _dl_source(tl, o):
+def _dl_source(tl, o): # fastai `TfmdLists` of the images; an item as it stands in there
     "What fastai's getters make of an item, up to where the image would be opened."
     for f in [None, *tl.tfms.fs]:
         o = o if f is None else f(o)
@@ -780,7 +780,7 @@ def _below_one(files, root): # Paths; the folder that should hold them
     if not all(f.is_relative_to(root) for f in files): root = Path(os.path.commonpath([f.parent for f in files]))
     return [f.relative_to(root).as_posix() for f in files], root
 
-def _label_names(vocab):
+def _label_names(vocab): # Of fastai `DataLoaders`
     "Class names; of loaders with a vocabulary for each of several blocks, those of the last one"
     several = isinstance(vocab[0], (list, tuple)) or hasattr(vocab[0], 'o2i')
     return list(vocab[-1] if several else vocab)
@@ -800,7 +800,7 @@ def from_dls(cls:Samples,
 # %% ../nbs/00a_data.ipynb #293aa1ac
 _PICTURE, _LABEL = ('image', 'img', 'picture', 'pixels'), ('label', 'labels', 'fine_label', 'target', 'class')
 
-def _keys(row):
+def _keys(row): # What a data set gives: a tuple, a list or a dict
     "Where picture and label stand in a row"
     if isinstance(row, (tuple, list)) and len(row) >= 2: return 0, 1
     def first(names): return next((k for k in names if k in row), None)
@@ -810,14 +810,14 @@ def _keys(row):
     raise UserError(f'a row of this data set is {what}: needed is (picture, label), or a dict with '
                     f'{" or ".join(map(repr, _PICTURE[:2]))} and {" or ".join(map(repr, _LABEL[:2]))}.')
 
-def _names_in(dataset, key):
+def _names_in(dataset, key): # Map-style, as for `from_dataset`; where labels stand in its rows
     "The class names that a data set knows, or None: torchvision's `classes`, Hugging Face's `features`"
     features = getattr(dataset, 'features', None)
     names = getattr(features[key], 'names', None) if features and key in features else None
     return names or getattr(dataset, 'classes', None)
 
 # %% ../nbs/00a_data.ipynb #fd7590d1
-def _read_rows(dataset, part, items, labels, parts):
+def _read_rows(dataset, part, items, labels, parts): # `dataset`: map-style; `items`, `labels`, `parts`: lists that grow
     "Append the rows of one part; the names of its classes, if it knows them"
     if not (hasattr(dataset, '__len__') and hasattr(dataset, '__getitem__')):
         raise UserError(f'{type(dataset).__name__} can only be read from front to back; '

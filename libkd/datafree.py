@@ -126,7 +126,7 @@ def _to_nearest(d, allowed): # (B, B) distances, and which of them count; (B,)
 STATS = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 # %% ../nbs/09_datafree.ipynb #f3d9e6fe
-def _classifier(t):
+def _classifier(t): # A `Teacher`
     "The last linear layer; what enters it are the features"
     head = t.model.get_classifier() if hasattr(t.model, 'get_classifier') else None
     linear = [m for m in t.model.modules() if isinstance(m, nn.Linear)]
@@ -155,14 +155,14 @@ def inside(
 # Coefficients; the released code's defaults
 TERMS = dict(ce=1., bn=.05, tv=1e-4, tv_l1=0., l2=1e-5, compete=0., spread=0.)
 
-def _seen(x, pool, flip, g):
+def _seen(x, pool, flip, g): # Images; side of what is averaged, in pixels; whether to mirror; a generator of torch
     "Pooled, rolled by up to an eighth of the side, mirrored every second time"
     if pool > 1: x = F.avg_pool2d(x, pool)
     most = x.shape[-1]//8
     x = x.roll(tuple(torch.randint(-most, most + 1, (2,), generator=g).tolist()), (2, 3))
     return x.flip(3) if flip and torch.rand(1, generator=g) < .5 else x
 
-def _parts(x, y, reads, layers, rival, terms):
+def _parts(x, y, reads, layers, rival, terms): # Images; labels; from `_readers`, both; a `Teacher` or None; as `TERMS`
     "Each term whose coefficient is not 0, before it is multiplied by it"
     out = [r(x) for r in reads]                                   # (logits, inputs of its layers, features) a teacher
     mean = lambda f: sum(f(*o) for o in zip(out, layers))/len(out)
@@ -203,7 +203,7 @@ def _first_noise(plan, k, n): # The number of a batch, and of images in it
     g = torch.Generator().manual_seed(int(np.random.default_rng([plan['seed'], k]).integers(2**62)))
     return g, torch.randn(n, 3, plan['size'], plan['size'], generator=g)
 
-def _dream(plan, k, y, reads, layers, rival, device, watch):
+def _dream(plan, k, y, reads, layers, rival, device, watch): # As for `_parts`; `watch(x, parts)` follows every step
     "Batch `k`: from noise to images `(B, 3, H, W)`; depends on `plan` and `k` alone"
     g, x = _first_noise(plan, k, len(y))
     x, half = x.to(device).requires_grad_(), round(plan['steps']*plan['low'])
@@ -252,7 +252,7 @@ def _check_student(student, compete): # A student or None; the coefficient of th
         raise ValueError('student= is for the term compete, whose coefficient is 0: give terms=dict(compete=1.), or '
                          'no student.')
 
-def _checked_terms(terms, student):
+def _checked_terms(terms, student): # As for `synthesize`
     "`TERMS`, with what was given in its place"
     for k in terms or {}:
         if k not in TERMS: raise ValueError(f'terms: there is no {k!r}.' + did_you_mean(k, TERMS))
@@ -263,7 +263,7 @@ def _checked_terms(terms, student):
     return out
 
 # %% ../nbs/09_datafree.ipynb #d93305dc
-def _checked_size(size, teachers):
+def _checked_size(size, teachers): # `size`: as for `synthesize`
     "Pixels a side"
     size = size or next((t.size for t in teachers if t.size), None)
     if size is None:
@@ -273,7 +273,7 @@ def _checked_size(size, teachers):
     if h != w or h < 8: raise ValueError(f'size={size}: a square of at least 8 pixels a side is needed.')
     return h
 
-def _check_numbers(plan):
+def _check_numbers(plan): # As in `_planned`
     least = dict(per_class=1, steps=0, bs=2, lr=0., low=0.)
     for k, v in least.items():
         if not plan[k] >= v:
@@ -282,7 +282,7 @@ def _check_numbers(plan):
     if plan['low'] > 1: raise ValueError(f"low={plan['low']}: a share of the steps, from 0 to 1, is needed.")
 
 # %% ../nbs/09_datafree.ipynb #09d7b948
-def _flat_plan(d, at=''):
+def _flat_plan(d, at=''): # A dict, perhaps of dicts; what its names begin with
     return {n: o for k, v in d.items()
             for n, o in (_flat_plan(v, f'{at}{k}.').items() if isinstance(v, dict) else [(at + k, v)])}
 
@@ -295,7 +295,7 @@ def _plan_of(folder):
         raise FileExistsError(f'{folder} exists and is not a folder of synthetic images (no readable card.json). '
                               f'Give another folder; this one is not touched.') from None
 
-def _found(folder, plan):
+def _found(folder, plan): # `plan`: from `_planned`
     "Is this folder's card there, and does it say the same? `ValueError` where it says something else"
     if not folder.exists(): return False
     if folder.is_dir() and all(p.name in ('.lock', '.card.json') for p in folder.iterdir()): return False
@@ -306,7 +306,7 @@ def _found(folder, plan):
                              f'arguments, another folder, or overwrite=True.')
     return True
 
-def _clear_ours(folder, plan):
+def _clear_ours(folder, plan): # `plan`: from `_planned`
     "Remove a folder that is ours"
     try: _found(folder, plan)
     except ValueError: pass
@@ -324,7 +324,7 @@ def _alone(folder):
     try: yield
     finally: lock.release()
 
-def _replace(path, write):
+def _replace(path, write): # `write`: called with the path to write to
     "`path` is there wholly or not at all"
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name}')                # hidden, so no image for anybody
@@ -334,10 +334,10 @@ def _replace(path, write):
 def _picture(im): # (3, H, W), 0 to 1
     return Image.fromarray((im*255).round().byte().permute(1, 2, 0).numpy())
 
-def _save(im, path): _replace(path, lambda tmp: _picture(im).save(tmp, 'PNG'))
+def _save(im, path): _replace(path, lambda tmp: _picture(im).save(tmp, 'PNG')) # As for `_picture`
 
 # %% ../nbs/09_datafree.ipynb #46dc92d6
-def _batches_of_classes(n_classes, per_class, bs):
+def _batches_of_classes(n_classes, per_class, bs): # As for `synthesize`
     "(classes, numbers) of each batch: about `bs` images, four of a class or more"
     c, j = (o.ravel() for o in np.indices((n_classes, per_class)))
     order = np.lexsort((j, c, j//max(4, bs//n_classes)))
@@ -369,7 +369,7 @@ def _shown_images(x):
 # %% ../nbs/09_datafree.ipynb #6bd5df7c
 class _Watch:
     "Progress; silent in logs and headless notebooks"
-    def __init__(self, total, done):
+    def __init__(self, total, done): # Steps of all batches; those of them that were done before
         from tqdm import tqdm
         live = 'JPY_SESSION_NAME' in os.environ and os.environ.get('LIBKD_WIDGETS') != 'headless'
         shown = live or sys.stderr.isatty()
@@ -377,7 +377,7 @@ class _Watch:
         self.page = _page() if live else None
     def __enter__(self): return self
     def __exit__(self, *_): self.bar.close()
-    def __call__(self, x, parts):
+    def __call__(self, x, parts): # Images (B, 3, H, W) after a step; name -> term
         self.bar.update()
         if self.page and self.bar.n % 20 == 0: self.page.update(_shown_images(x))
         if self.bar.n % 20 == 0: self.bar.set_postfix({k: f'{float(v):.3g}' for k, v in parts.items()})
@@ -396,7 +396,7 @@ def _readers(teachers, device):
         layers = [bn_layers(t.to(device)) for t in teachers]
         yield [stack.enter_context(inside(t, l)) for t, l in zip(teachers, layers)], layers
 
-def _make_missing(folder, plan, teachers, rival):
+def _make_missing(folder, plan, teachers, rival): # `plan`: from `_planned`; `rival`: from `_rival`, or None
     "The batches that are missing"
     device, batches = teachers[0].device, dict(enumerate(_files_of(folder, plan)))
     todo = {k: b for k, b in batches.items() if not all(f.is_file() for f in b[1])}
@@ -408,7 +408,7 @@ def _make_missing(folder, plan, teachers, rival):
             for im, f in zip(x, files): _save(im, f)
 
 # %% ../nbs/09_datafree.ipynb #948594e2
-def _rival(student, plan):
+def _rival(student, plan): # As for `synthesize`; from `_planned`
     "The student as it is now, frozen; its fingerprint goes into the plan"
     classes = None if isinstance(student, Learner) else plan['classes']
     t = copy.copy(as_teacher(student, classes=classes, name='student'))
@@ -419,7 +419,7 @@ def _rival(student, plan):
     plan['student'] = t.fingerprint
     return t
 
-def _write_card(folder, plan):
+def _write_card(folder, plan): # `plan`: from `_planned`
     about = ('Synthetic images, made by gradient from the statistics that these teachers remember. '
              'No image here was photographed; labels are what the teachers were asked for.')
     versions = dict(libkd=__version__, torch=torch.__version__, timm=timm.__version__)
@@ -427,7 +427,7 @@ def _write_card(folder, plan):
     text = json.dumps(card, indent=1, ensure_ascii=False) + '\n'
     _replace(folder/'card.json', lambda tmp: tmp.write_text(text, encoding='utf-8'))
 
-def _complete(folder, plan):
+def _complete(folder, plan): # `plan`: from `_planned`
     "The folder, if its images are all there"
     n, want = sum(1 for _ in folder.glob('*/*.png')), plan['per_class']*len(plan['classes'])
     if n == want: return folder
@@ -481,7 +481,7 @@ def _coverage(share): # (C,) shares of the classes
     return dict(coverage=(share > 0).float().mean().item(), entropy=entropy)
 
 # %% ../nbs/09_datafree.ipynb #d2e4348e
-def _loaded_images(data, classes, per_class, size):
+def _loaded_images(data, classes, per_class, size): # A folder or `Samples`; the teacher's; as for `image_diversity`
     "Images `(n, 3, size, size)` in the units of `STATS` and their classes, at most `per_class` of each"
     s = data if isinstance(data, Samples) else Samples.from_folder(data)
     if set(s.classes) != set(classes):

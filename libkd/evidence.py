@@ -19,7 +19,7 @@ from . import UserError, did_you_mean
 from .runs import job_key, read_json, read_rows, run_jobs, write_json
 
 # %% ../nbs/14_evidence.ipynb #13b502e9
-def _by_seed(results, arm, metric):
+def _by_seed(results, arm, metric): # As for `paired`
     rows = results[(results['arm'] == arm) & results[metric].notna()]
     if rows['seed'].duplicated().any(): raise ValueError(
         f"arm {arm!r} has two rows for one seed; compare() needs one row for each arm and seed")
@@ -139,7 +139,7 @@ def say(arm, baseline,     # Names
     return text + f"; {'more than 1000' if row['needed'] > 1000 else 'about ' + str(row['needed'])} seeds would do."
 
 # %% ../nbs/14_evidence.ipynb #276947c6
-def _percent(v): return f'{100*v:.1f} %'
+def _percent(v): return f'{100*v:.1f} %' # A share
 
 def mcnemar(a, # Which images the one model got right: booleans (n,)
             b, # The same of the other
@@ -295,11 +295,11 @@ def differs(a,      # Settings of an arm: a dict of plain values, also of dicts
     return found
 
 # %% ../nbs/14_evidence.ipynb #6fcdad3f
-def _arm(p, name):
+def _arm(p, name): # `p`: a `Protocol`
     if name in p.arms: return p.arms[name]
     raise UserError(f'{p.study}: no arm is called {name!r}.' + did_you_mean(name, p.arms))
 
-def _check_pair(p, arm, baseline, one):
+def _check_pair(p, arm, baseline, one): # A `Protocol`; the three of one of its `pairs`
     "A pair names two arms that differ in the one setting that it says"
     found = differs(_arm(p, arm), _arm(p, baseline))
     if found == [one]: return
@@ -332,7 +332,7 @@ class Protocol:
 
 
 # %% ../nbs/14_evidence.ipynb #a9a7b3c6
-def _settle(p, folder):
+def _settle(p, folder): # As for `do_study`
     "Write the protocol of a folder, or find the same one there"
     path = Path(folder)/'protocol.json'
     if not path.exists(): return write_json(path, {**asdict(p), 'key': p.key})
@@ -366,7 +366,7 @@ def do_study(p,      # `Protocol`
     if todo: run_jobs(fn, todo, Path(folder)/'rows', n_jobs, progress=_told, about=dict(protocol=p.key))
     return study_rows(p, folder)
 
-def _told(done, of, row, fresh):
+def _told(done, of, row, fresh): # As `run_jobs` calls its `progress`
     said = row.get('error', f"done in {row.get('job_seconds', 0):.0f} s")
     print(f"{row['arm']}, seed {row['seed']}: {said}", flush=True)
 
@@ -405,7 +405,8 @@ def _p_value(d): # Differences
     return float(stats.ttest_1samp(d, 0).pvalue)
 
 # %% ../nbs/14_evidence.ipynb #c66cbca0
-def _word(n, of, low, high, mean, p, effect, level):
+def _word(n, of, low, high, mean, # Seeds there are, seeds asked for; interval and mean of the differences, points
+          p, effect, level): # p value, corrected where need be; as in `Protocol`; as for `answers_of_study`
     "The answer to one pair"
     if n < of: return 'UNFINISHED'
     if n >= 3 and -effect < low and high < effect: return 'EQUIVALENT'

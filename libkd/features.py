@@ -178,7 +178,7 @@ def _by_depth(s, t, s_depth, t_depth): # tables of `feature_layers`
     far = lambda a, b: (round(abs(a.depth/s_depth - b.depth/t_depth), 1), _size_apart(a, b))
     return {a.Index: min(t, key=lambda b: far(a, b)).Index for a in s.itertuples()}
 
-def _checked_pair(p):
+def _checked_pair(p): # A `Pair`
     "Refuse grids that do not lie over each other"
     (h, w), (a, b) = p.s.grid, p.t.grid
     if min(h*w, a*b) > 1 and abs(h*b/(w*a) - 1) < .34: return p
@@ -240,7 +240,7 @@ class PairRule(nn.Module):
         _in_training(self)
         return {self.terms[0]: sum(m(s[a], t[b]) for m, (a, b) in zip(self.each, self.pairs))/len(self.pairs)}
 
-def _in_training(rule):
+def _in_training(rule): # An `nn.Module`
     if not rule.training: raise RuntimeError(
         f"{type(rule).__name__} was asked in evaluation: projectors exist in training only, and nothing of them is in "
         "the student. To look at features use reading(model, layers).")
@@ -255,7 +255,7 @@ class Align(nn.Module):
         depthwise = nn.Conv2d(d, d, 3, padding=1, groups=d)
         self.net = nn.Sequential(depthwise, nn.BatchNorm2d(d), nn.GELU(), nn.Conv2d(d, c, 1))
 
-    def forward(self, s, t):
+    def forward(self, s, t): # `Feature`s of student and teacher, for the same images
         grid, c = coarser(s, t), t.tokens.shape[-1:]
         ours = to_grid(Feature.of_map(self.net(s.map.float())), grid).tokens
         return F.mse_loss(F.layer_norm(ours, c), F.layer_norm(to_grid(t, grid).tokens.float(), c))
@@ -270,7 +270,7 @@ class Hint(nn.Module):
         super().__init__()
         self.net = nn.Linear(s.tokens.shape[-1], t.tokens.shape[-1])
 
-    def forward(self, s, t):
+    def forward(self, s, t): # `Feature`s of student and teacher, for the same images
         grid = coarser(s, t)
         return F.mse_loss(self.net(to_grid(s, grid).tokens.float()), to_grid(t, grid).tokens.float())
 
@@ -282,7 +282,7 @@ class AttentionTransfer(nn.Module):
         t, # The teacher's: not used
     ):
         super().__init__()
-    def forward(self, s, t):
+    def forward(self, s, t): # `Feature`s of student and teacher, for the same images
         grid = coarser(s, t)
         energy = lambda f: F.normalize(to_grid(f, grid).tokens.float().pow(2).mean(-1), dim=1)       # (B, N)
         return (energy(s) - energy(t)).pow(2).mean()
@@ -295,7 +295,7 @@ class SimilarityPreserving(nn.Module):
         t, # The teacher's: not used
     ):
         super().__init__()
-    def forward(self, s, t):
+    def forward(self, s, t): # `Feature`s of student and teacher, for the same images
         alike = lambda f: F.normalize((x := f.tokens.float().flatten(1)) @ x.T, dim=1)      # (B, B)
         return (alike(s) - alike(t)).pow(2).mean()
 
@@ -307,17 +307,17 @@ class Relations(nn.Module):
         t, # The teacher's: not used
     ):
         super().__init__()
-    def forward(self, s, t):
+    def forward(self, s, t): # `Feature`s of student and teacher, for the same images
         s, t = (f.tokens.float().mean(1) for f in (s, t))                      # (B, D)
         return 25*F.smooth_l1_loss(_gaps(s), _gaps(t)) + 50*F.smooth_l1_loss(_angles(s), _angles(t))
 
-def _gaps(x):
+def _gaps(x): # (B, D)
     "Euclidean distances of all pairs, in units of their mean; 0 on the diagonal"
     d = x.pow(2).sum(1)
     d = (d[:, None] + d - 2*x @ x.T).clamp_min(1e-12).sqrt() * (1 - torch.eye(len(x), device=x.device))
     return d/d[d > 0].mean() if len(x) > 1 else d
 
-def _angles(x):
+def _angles(x): # (B, D)
     "Cosine of the angle at j between i and k, (B, B, B)"
     e = F.normalize(x[None] - x[:, None], dim=2)
     return e @ e.transpose(1, 2)
@@ -429,7 +429,7 @@ class CAKD(nn.Module):
     def layers(self)->tuple[tuple, tuple]: # Of the student, of the teacher
         return self.pair[:1], (self.pair[1], *(self.attn or ())[:1])
 
-    def forward(self, s, t):
+    def forward(self, s, t): # dicts layer -> `Feature`, of student and teacher
         _in_training(self)
         ours, qkv, t = s[self.pair[0]], self._qkv(t), t[self.pair[1]]
         s = to_grid(Feature(ours.tokens.float(), ours.grid), t.grid)
@@ -437,7 +437,7 @@ class CAKD(nn.Module):
         self.seen = real, fake.detach()
         return dict(pca=self.pca(s, qkv), gl=F.mse_loss(fake, real), adversarial=.05*self.judge.fooled(fake))
 
-    def _qkv(self, t):
+    def _qkv(self, t): # As for `forward`
         "The teacher's queries, keys and values (B, heads, N, d); of a map without attention, the normalised map thrice"
         if self.attn: return [_heads(o.float(), self.attn[1]) for o in t[self.attn[0]].tokens.chunk(3, -1)]
         x = t[self.pair[1]].tokens.float()
@@ -516,11 +516,11 @@ def _stored_layer(cache, layer): # -> name in the cache, grid
     raise ValueError(f"{cache.path} holds {len(found)} layers called {layer!r}; it has {', '.join(cache.teachers)}. "
                      "Store features with store_features(path, dls, teacher, layers).")
 
-def _stored_feature(cache, layer, answers):
+def _stored_feature(cache, layer, answers): # As for `_stored_layer`; name in the cache -> (B, N·D)
     name, grid = _stored_layer(cache, layer)
     return Feature(answers[name].unflatten(1, (grid[0]*grid[1], -1)), grid)
 
-def _stored_pairs(student, cache, x, layers):
+def _stored_pairs(student, cache, x, layers): # `layers`: layer of the student, by name or depth -> stored layer
     "As `match_features`, for layers that are in a cache; they have to be named"
     if not layers: raise ValueError(
         f"Which layers listen to the stored ones? layers={{'blocks.0': '…'}}; {cache.path} has "

@@ -142,7 +142,7 @@ def is_live()->bool:
 # %% ../nbs/00_files.ipynb #d32d0bbe
 class _Lines(tqdm):
     "A bar for logs: one finished line, now and then"
-    def display(self, msg=None, pos=None):
+    def display(self, msg=None, pos=None): # As tqdm calls it: text in the place of the bar, such as ''; its line
         if msg is None: print(str(self), file=self.fp, flush=True)
 
 def progress(

@@ -343,11 +343,11 @@ def _for_export(model, size): # In eval mode, on the CPU; (height, width)
     "The model, an example batch, and which of its sides is free"
     return model, (torch.zeros(2, 3, *size),), ({0: torch.export.Dim('batch', min=1)},)
 
-def _save_exported(model, size, file):
+def _save_exported(model, size, file): # As for `_for_export`; what is written
     model, x, free = _for_export(model, size)
     torch.export.save(torch.export.export(model, x, dynamic_shapes=free, strict=False), file)
 
-def _save_onnx(model, size, file):
+def _save_onnx(model, size, file): # As for `_for_export`; what is written
     try: import onnx, onnxscript
     except ImportError as e: raise ImportError(
         f"onnx=True needs the packages onnx and onnxscript ({e.name} is missing): pip install onnx onnxscript") from e

@@ -20,19 +20,19 @@ from . import UserError
 from .files import digest_of
 
 # %% ../nbs/00c_identity.ipynb #26727460
-def _array(a):
+def _array(a): # Of NumPy
     "Type, shape and checksum of an array"
     a = np.ascontiguousarray(a)
     return {'array': f'{a.dtype.str}{list(a.shape)}', 'digest': digest_of(a.tobytes().hex())[:32]}
 
-def _tensor(t):
+def _tensor(t): # Of PyTorch
     "As `_array`; bfloat16, which NumPy lacks, by its bits; sparse and quantised ones by their values"
     t = t.detach().cpu()
     t = t.to_dense() if t.layout is not torch.strided else t.dequantize() if t.is_quantized else t.contiguous()
     if t.dtype == torch.bfloat16: return {'bfloat16': _array(t.view(torch.int16).numpy())}
     return _array(t.numpy())
 
-def _number(x):
+def _number(x): # A number, a text, True, False or None
     "A number that JSON can hold; nan and the infinities as text"
     if isinstance(x, float) and (x != x or x in (float('inf'), -float('inf'))): return str(x)
     return x
@@ -49,7 +49,7 @@ _WRITTEN = {
     Image.Image: lambda o: {'picture': f'{o.mode}{list(o.size)}', **_array(np.asarray(o))},
     (torch.dtype, torch.device, range, slice, complex, re.Pattern, Path): str}
 
-def _plain_value(obj):
+def _plain_value(obj): # Anything
     "(True, JSON) of what has no parts, else (False, None)"
     if isinstance(obj, np.generic): obj = obj.item()
     if _scalar(obj): return True, _number(obj)
@@ -62,7 +62,7 @@ def _plain_value(obj):
 _INSTALLED = tuple(str(Path(sysconfig.get_path(k)).resolve()) for k in ('stdlib', 'platstdlib'))
 _HERE = str(Path(__file__).resolve().parent) if '__file__' in globals() else ''
 
-def _of_library(obj):
+def _of_library(obj): # A function, a class, a module, or another object that can be called
     "Whether a function, class or module belongs to an installed package, to Python or to libkd, and not to the user"
     name = getattr(obj, '__module__', None) or 'builtins'
     if name == '__main__': return False                             # also where `python -m` runs a package
@@ -81,7 +81,8 @@ def _installed(name, path): # Name of a module, its file
     records = sorted(root.glob('*.dist-info/RECORD'), key=lambda r: not r.parent.name.lower().startswith(top))
     return any(f'{path.relative_to(root).as_posix()},' in r.read_text('utf-8') for r in records)
 
-def _name(obj): return f'{getattr(obj, "__module__", None) or "builtins"}.{getattr(obj, "__qualname__", obj)}'
+def _name(obj): # A callable
+    return f'{getattr(obj, "__module__", None) or "builtins"}.{getattr(obj, "__qualname__", obj)}'
 
 # %% ../nbs/00c_identity.ipynb #181654ab
 def _body_span(f): # A lambda: ((line, column), (line, column)) of its body
@@ -98,7 +99,7 @@ def _lambda_source(f):
     body = ast.unparse(ast.parse(b'(' + b''.join(rows) + b')'))
     return f'lambda {", ".join(f.__code__.co_varnames[:f.__code__.co_argcount])}: {body}'
 
-def _bytecode(c):
+def _bytecode(c): # A code object
     "Without source: what the interpreter runs, which is comparable within one version of Python only"
     consts = [_bytecode(o) if isinstance(o, types.CodeType) else repr(o) for o in c.co_consts]
     return {'python': f'{sys.version_info[0]}.{sys.version_info[1]}',
@@ -115,21 +116,22 @@ def _source(f):
 # %% ../nbs/00c_identity.ipynb #68fdd0ba
 class _Seen:
     "The things inside which we are, so that a circle ends; and functions and classes that were told before"
-    def __init__(self, ids=frozenset(), told=None): self.ids, self.told = ids, {} if told is None else told
-    def __contains__(self, obj): return id(obj) in self.ids
-    def inside(self, obj): return _Seen(self.ids | {id(obj)}, self.told)
-    def again(self, obj):
+    def __init__(self, ids=frozenset(), told=None): # ids of things; id -> thing
+        self.ids, self.told = ids, {} if told is None else told
+    def __contains__(self, obj): return id(obj) in self.ids # Anything
+    def inside(self, obj): return _Seen(self.ids | {id(obj)}, self.told) # The thing that we enter
+    def again(self, obj): # A function or a class
         "Whether it was told before in this identity; from now on it was"
         known = id(obj) in self.told
         self.told[id(obj)] = obj
         return known
 
 # %% ../nbs/00c_identity.ipynb #dec51a6a
-def _names_in_code(code):
+def _names_in_code(code): # `__code__` of a function, or one inside it
     "Global names and attributes that a code object and those inside it look up"
     return {*code.co_names, *(n for c in code.co_consts if isinstance(c, types.CodeType) for n in _names_in_code(c))}
 
-def _globals(f, seen):
+def _globals(f, seen): # A user's function; a `_Seen`
     "What a function refers to: name -> identity, without what belongs to libraries"
     names, found = _names_in_code(f.__code__), {}
     for name in sorted(names & f.__globals__.keys()):
@@ -142,14 +144,14 @@ def _globals(f, seen):
 def _each(parts, seen): # name -> identity, of parts that are not empty
     return {k: _identity(v, seen) for k, v in parts.items() if v}
 
-def _around(f, seen):
+def _around(f, seen): # A user's function; a `_Seen`
     "Defaults, closure and globals of a function"
     cells = {n: c for n, c in zip(f.__code__.co_freevars, f.__closure__ or ()) if n != '__class__'}
     parts = {'defaults': f.__defaults__, 'keywords': f.__kwdefaults__,
              'closure': {n: c.cell_contents for n, c in cells.items() if c != types.CellType()}}
     return _each(parts, seen) | ({'globals': g} if (g := _globals(f, seen)) else {})
 
-def _of_function(f, seen):
+def _of_function(f, seen): # Anybody's function; a `_Seen`
     "Name and, of a user's function, source, defaults, closure and globals"
     if _of_library(f): return {'function': _name(f)}
     name = f.__qualname__.split('.')[-1]
@@ -162,7 +164,7 @@ _INNER = {*vars(nn.Module()), 'call_super_init'}               # what every modu
 _LABELS = {'__stored_args__', '__orig_class__', '__wrapped__', '__name__', '__qualname__', '__module__', '__doc__',
            '__signature__', '__annotations__', '__dict__', '__weakref__'}
 
-def _is_value(v):
+def _is_value(v): # Anything
     "Numbers, texts, arrays, and lists and dicts of these"
     if isinstance(v, (list, tuple, set, frozenset)): return all(map(_is_value, v))
     return all(map(_is_value, v.values())) if isinstance(v, dict) else _plain_value(v)[0]
@@ -174,7 +176,7 @@ def _methods(cls):
     return {k: f for k, f in found.items() if isinstance(f, types.FunctionType) and not _of_library(f)}
 
 # %% ../nbs/00c_identity.ipynb #f26d0d37
-def _class(cls, seen):
+def _class(cls, seen): # Anybody's class; a `_Seen`
     "Name of a class; of the user's also source, values, and what its methods refer to"
     if _of_library(cls): return _name(cls)
     name = cls.__qualname__.split('.')[-1]
@@ -193,7 +195,7 @@ def _slots(obj): # name -> value of what is in slots
         slots = getattr(cls, '__slots__', ())
         yield from ((s, getattr(obj, s)) for s in ([slots] if isinstance(slots, str) else slots) if hasattr(obj, s))
 
-def _attributes(obj):
+def _attributes(obj): # As for `_object`
     "Attributes of an object that say what it is"
     given = getattr(obj, '__stored_args__', None)              # fastai: what it was made with, not what it drew last
     state = dict(given) if isinstance(given, dict) else dict(getattr(obj, '__dict__', {}))
@@ -206,7 +208,7 @@ def _hooks(m): # Those of a network that are the user's
     hooks = [h for kind in kinds for h in kind.values()]
     return [h for h in hooks if not _of_library(getattr(h, '__func__', getattr(h, 'func', h)))]
 
-def _module(m, seen):
+def _module(m, seen): # `seen`: a `_Seen`
     "Class, settings, parts and tensors of a network; whether it trains just now does not count"
     own = {k: v for k, v in vars(m).items() if k not in _INNER}
     tensors = {k: v for k, v in (*m._parameters.items(), *m._buffers.items()) if v is not None}
@@ -228,14 +230,14 @@ class known_as:
     def __call__(self, *args, **kwargs): return self.f(*args, **kwargs)
 
 # %% ../nbs/00c_identity.ipynb #f8c23816
-def _reduced(obj):
+def _reduced(obj): # As for `_object`
     "What an object would be pickled as, without the copies that pickling makes of its parts; None where it cannot be"
     try: how = obj.__reduce_ex__(2)
     except Exception: return None
     if isinstance(how, str): return how
     return [list(o) if isinstance(o, Iterator) else o for o in how]      # list and dict items
 
-def _object(obj, seen):
+def _object(obj, seen): # Neither value, container, network nor what `_callable` knows; a `_Seen`
     "Class and attributes; of what has none, what it would be pickled as or its text; else a refusal"
     kind, library = type(obj), _of_library(type(obj))
     said = {'object': _class(kind, seen)}
@@ -253,7 +255,7 @@ def _object(obj, seen):
 def _partial(obj, seen): # `functools.partial`
     return {'partial': _identity(obj.func, seen)} | _each({'args': obj.args, 'keywords': obj.keywords}, seen)
 
-def _callable(obj, seen):
+def _callable(obj, seen): # Anything; a `_Seen`
     "Functions, methods, partials and classes; None for what is none of these"
     if isinstance(obj, known_as): return {'known as': obj.identity}
     if isinstance(obj, functools.partial): return _partial(obj, seen)
@@ -266,14 +268,14 @@ def _callable(obj, seen):
     return None
 
 # %% ../nbs/00c_identity.ipynb #476cfbb8
-def _container(obj, seen):
+def _container(obj, seen): # A dict, list, tuple, set, or an array of objects; a `_Seen`
     "Values in a dict, list, set or array of objects; a set has no order, so its values do not know of each other"
     if isinstance(obj, dict): return {str(k): _identity(obj[k], seen) for k in sorted(obj, key=str)}
     if isinstance(obj, (list, tuple)): return [_identity(o, seen) for o in obj]
     if isinstance(obj, np.ndarray): return {'array': f'object{list(obj.shape)}', 'of': _identity(obj.tolist(), seen)}
     return sorted((_identity(o, _Seen(seen.ids)) for o in obj), key=digest_of)
 
-def _identity(obj, seen):
+def _identity(obj, seen): # Anything; a `_Seen`
     "See `identity`"
     plain, value = _plain_value(obj)
     if plain: return value
@@ -299,7 +301,7 @@ def schedule_identity(
     values = list(map(_number, values))
     return {'at 0': values[0], 'at 1': values[-1], 'digest': digest_of(values)[:16]}
 
-def _digits(t): return [f'{v:.4e}' for v in t.detach().flatten().tolist()]
+def _digits(t): return [f'{v:.4e}' for v in t.detach().flatten().tolist()] # A tensor
 
 def loss_identity(
     f,      # A loss: called as `f(*args, **kwargs)`
@@ -328,7 +330,7 @@ def differences(
     else: return [] if stored == asked else [(at, stored, asked)]
     return [d for name, x, y in inner for d in differences(x, y, name)]
 
-def _of_parts(o): return isinstance(o, list) and any(isinstance(p, (dict, list)) for p in o)
+def _of_parts(o): return isinstance(o, list) and any(isinstance(p, (dict, list)) for p in o) # An identity
 
 # %% ../nbs/00c_identity.ipynb #dd3fc89c
 def shortened(

@@ -57,7 +57,7 @@ class Method:
     multi_head: bool=False # Whether each teacher has a head of its own
     callback: type=MultiTeacherDistill # What teaches; `FeatureDistill` for methods that read layers
 
-    def __call__(self, student:nn.Module, teachers, **kw):
+    def __call__(self, student:nn.Module, teachers, **kw): # `teachers`: as for `sources_of`
         "(student, callbacks); `kw` take the place of the method's settings, and a dict names exceptions"
         names = [n for s in sources_of(teachers) for n in s.biases]
         own = self.scaled(len(names))
@@ -203,7 +203,7 @@ class WarmCosine:
     warm: float  # Share of the training that is warm-up
     through: bool=False # Whether the cosine runs from the first epoch on, hidden by the warm-up, as in timm's scheduler
 
-    def __call__(self, p):
+    def __call__(self, p): # Progress in [0, 1]
         if p < self.warm: return self.start + (self.top - self.start)*p/self.warm
         p = p if self.through else (p - self.warm)/(1 - self.warm)
         return self.end + (self.top - self.end)*(1 + math.cos(math.pi*p))/2
@@ -297,7 +297,7 @@ def recipe(method:str='co-advise', # 'co-advise' or 'patient'
 class DistillLearner(Learner):
     "A fastai `Learner` that looks without moving views, and says what does not suffice: memory, or pictures"
     @delegates(Learner.__init__)
-    def __init__(self, dls, model, loss_func=None, metrics=accuracy, cbs=None, **kwargs):
+    def __init__(self, dls, model, loss_func=None, metrics=accuracy, cbs=None, **kwargs): # As for `Learner`
         cbs = list(L(cbs))
         if not any(isinstance(cb, KeepViews) for cb in cbs): cbs.append(KeepViews())
         super().__init__(dls, model, loss_func=LabelLoss(loss_func), metrics=metrics, cbs=cbs, **kwargs)

@@ -14,8 +14,8 @@ from .files import publish
 from .runs import read_json
 
 # %% ../nbs/16_report.ipynb #5caff6a1
-def _missing(v): return v is None or isinstance(v, float) and math.isnan(v)
-def _is_number(v): return isinstance(v, (int, float)) and not isinstance(v, bool)
+def _missing(v): return v is None or isinstance(v, float) and math.isnan(v) # As for `number`
+def _is_number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) # As for `number`
 
 def number(v,       # What stands in a table: a number, a text, nothing
            digits=2, # Decimals

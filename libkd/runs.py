@@ -119,7 +119,7 @@ class _LastLine(io.TextIOBase):
         *lines, self.rest = (self.rest + text).split('\n')
         if said := [line for line in lines if line.strip()]: self._keep(said[-1])
         return len(text)
-    def _keep(self, line):
+    def _keep(self, line): # The last one so far
         with contextlib.suppress(OSError): self.path.write_text(line, encoding='utf-8')    # news are no reason to stop
 
 def _underway(path): return path.with_suffix('.underway')          # of the row that will come
@@ -139,7 +139,7 @@ def _standing(paths): # Of rows that will come
     return '· ' + '; '.join(filter(None, said)) if any(said) else ''
 
 # %% ../nbs/13_runs.ipynb #37c099f7
-def _with_path(do, fn, job, path, made): return path, do(fn, job, path, made)
+def _with_path(do, fn, job, path, made): return path, do(fn, job, path, made) # `_attempt` or `_aside`; as for these
 
 def _parallel(fn, todo, made, n_jobs, threads): # todo: dict path -> job
     "Yields (path, row) as jobs finish"
@@ -444,9 +444,9 @@ class _Printer:
     def write(self, text):
         *lines, self.rest = (self.rest + text).split('\n')
         for line in filter(self._due, lines): self._show(line)
-    def _due(self, line):
+    def _due(self, line): # Without its end
         return self.details or not line.startswith('·') or time.monotonic() - self.last >= self.every
-    def _show(self, line):
+    def _show(self, line): # Without its end
         from tqdm import tqdm
         tqdm.write(line, file=sys.stdout)                                  # it does not tear a progress bar
         self.last = time.monotonic()

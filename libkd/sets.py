@@ -32,12 +32,12 @@ def _rank_in_class(y):
     seen = Counter()
     return np.array([(seen.update([c]), seen[c])[1] for c in y.tolist()])
 
-def _save_png(a, path):
+def _save_png(a, path): # Pixels (H, W) or (H, W, 3) uint8; a `Path`
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(a).save(path, 'PNG', compress_level=1)
 
 # %% ../nbs/00b_sets.ipynb #11f022de
-def _blow_up(d, h, w):
+def _blow_up(d, h, w): # `d`: floats
     "A digit `(8, 8)` at `(h, w)` pixels: bilinear, written out so that the pixels are the same everywhere."
     def ramp(n, m): # (m, n) weights: output pixel -> input pixels
         x = np.clip((np.arange(m) + .5)*n/m - .5, 0, n - 1)
@@ -56,7 +56,7 @@ def digits(
     return write_once(data_home()/f'digits-v1-{size}px-seed{seed}', write)
 
 # %% ../nbs/00b_sets.ipynb #a1afe6ab
-def _place(rng, img, d):
+def _place(rng, img, d): # `rng`: NumPy's generator; the pictures: floats from 0 to 1
     "Draw `d` (h, w) into `img` (H, W, 3) at a random place in a random light colour."
     h, w = d.shape
     r, c = rng.integers(0, img.shape[0] - h + 1), rng.integers(0, img.shape[1] - w + 1)
@@ -68,7 +68,7 @@ def _fragment(rng, X): # A random digit of `X`, blown up; a random quarter of it
     d, r, c = _blow_up(X[rng.integers(len(X))], s, s), rng.integers(0, s//2 + 1), rng.integers(0, s//2 + 1)
     return d[r:r+s//2, c:c+s//2]
 
-def _scene(rng, X, i, size, fragments, noise):
+def _scene(rng, X, i, size, fragments, noise): # NumPy's generator; digits (n, 8, 8); which; as for `cluttered_digits`
     "Digit `i` of `X` among fragments of others, `(size, size, 3)` uint8."
     img = np.ones((size, size, 3))*rng.uniform(0, .25, 3)
     for _ in range(rng.integers(fragments[0], fragments[1] + 1)): _place(rng, img, _fragment(rng, X))
@@ -76,7 +76,8 @@ def _scene(rng, X, i, size, fragments, noise):
     return ((img + rng.normal(0, noise, img.shape)).clip(0, 1)*255).round().astype(np.uint8)
 
 # %% ../nbs/00b_sets.ipynb #e63aa304
-def _scenes(folder, X, y, n, key, names, size, fragments, noise):
+def _scenes(folder, X, y, n, key, names, # `X`, `y`: digits (m, 8, 8), their labels; `names`: such as '{c}/{j:05d}.png'
+            size, fragments, noise): # As for `cluttered_digits`
     "Write `n` scenes as PNG: scene `j` depends on `key` and `j` alone, the classes take turns."
     by_class = [np.flatnonzero(y == c) for c in range(10)]
     for j in range(n):

@@ -31,7 +31,7 @@ __all__ = []
 # %% ../nbs/06_sharing.ipynb #ff0a54f3
 class _Answers:
     "Numbers in the place of a teacher"
-    def __init__(self, name, z, bias, classes, wanted):
+    def __init__(self, name, z, bias, classes, wanted): # `z` (n, C) or (V, n, C); bias; its columns; the data's classes
         self.name, self.bias, self.classes = name, bias, wanted
         self.z = z if z.ndim == 3 else z[None]                          # (V, n, C)
         self.order = [classes.index(c) for c in wanted]
@@ -41,7 +41,7 @@ class _Answers:
 
 class _ArrayBuilder(CacheBuilder):
     "Builds shards from numbers instead of pictures"
-    def build_shard(self, i, tick=lambda n: None):
+    def build_shard(self, i, tick=lambda n: None): # `tick`: called with the number of rows when they are done
         if self.done(i): return
         rows = self.rows(i)
         for t in self.teachers:
@@ -58,7 +58,7 @@ def _dims_of(answers): # name -> array
     raise CacheError("Answers are arrays (n, C), or all (V, n, C); these are "
                      f"{', '.join(f'{k}: {np.shape(z)}' for k, z in answers.items())}.")
 
-def _asked_about(data, answers, dtype):
+def _asked_about(data, answers, dtype): # As for `from_arrays`
     "The loader whose samples, and the policy whose views were asked about"
     shapes = _dims_of(answers)
     views = finite(shapes[3]) if 3 in shapes else as_policy('clean')
@@ -70,7 +70,7 @@ def _asked_about(data, answers, dtype):
     return dl.new(all_of_them, mix=None), views
 
 # %% ../nbs/06_sharing.ipynb #ff60c35e
-def _checked_answers(answers, bias, classes, dl, V):
+def _checked_answers(answers, bias, classes, dl, V): # As for `from_arrays`; the loader asked about; number of its views
     "Arguments of `_Answers`, or the reason why these are no answers to these samples"
     n, wanted = len(dl.items), list(map(str, dl.vocab))
     classes = list(map(str, classes or wanted))
@@ -91,9 +91,7 @@ def _checked_answers(answers, bias, classes, dl, V):
 @patch(cls_method=True)
 def from_arrays(cls:LogitCache,
                 path:str|Path, # Folder of the cache
-                # `Samples`: the answers are about these pictures as they are.
-                # Loaders: about the training samples, `dls.train.items`
-                data,
+                data, # `Samples`: the answers are about these pictures as they are; loaders: about `dls.train.items`
                 answers:dict, # name -> logits (n, C), or (V, n, C) for views 0 to V−1 of the loaders
                 bias:dict, # name -> inductive bias: 'conv', 'inv', 'attn', …
                 classes:list=None, # Names of the C columns; default those of the data, in their order
@@ -111,13 +109,13 @@ def from_arrays(cls:LogitCache,
 
 # %% ../nbs/06_sharing.ipynb #feba5238
 @patch
-def _knows(self:LogitCache, t):
+def _knows(self:LogitCache, t): # A `Teacher`
     "Whether the cache holds the answers of just this teacher, under its name"
     there = self.teachers.get(t.name, {}).get('fingerprint')
     return there == teacher_entry(t, self.plan['teachers'])['fingerprint']
 
 @patch
-def _unknown(self:LogitCache, teachers, replace):
+def _unknown(self:LogitCache, teachers, replace): # `replace`: as for `add`
     "Those whose answers are not here; `CacheMismatch` where another one has the name and shall stay"
     new = [t for t in teachers if not self._knows(t)]
     taken = [t.name for t in new if t.name in self.teachers and not replace]
@@ -177,7 +175,7 @@ def _made_alike(self:LogitCache, dl):
 
 # %% ../nbs/06_sharing.ipynb #e6276b0f
 @patch
-def _make_new(self:LogitCache, new, plan, builder):
+def _make_new(self:LogitCache, new, plan, builder): # Folder of the change; its plan; a `CacheBuilder` or None
     "Make the shards and reference views that the changed cache has and this one lacks; their names"
     made = {'reference.safetensors'} if plan['schema'] > 1 else set()
     if builder:
@@ -190,7 +188,7 @@ def _make_new(self:LogitCache, new, plan, builder):
     return made
 
 # %% ../nbs/06_sharing.ipynb #313a77ea
-def _begin_change(new, plan):
+def _begin_change(new, plan): # Folder of the change; its plan
     "Announce a change, or find the announcement of the same one that was killed"
     if (new/'plan.json').is_file() and (diffs := differences(read_plan(new/'plan.json'), plan)):
         what, before, now = diffs[0]
@@ -201,7 +199,7 @@ def _begin_change(new, plan):
 
 # %% ../nbs/06_sharing.ipynb #b6b0d936
 @patch
-def _changed(self:LogitCache, plan, builder=None, live=None):
+def _changed(self:LogitCache, plan, builder=None, live=None): # `live`: name -> `Teacher` at hand; None: as before
     """Turn this cache into that of `plan`, of which `builder` makes the new shards; the old one stays whole until the
     last step"""
     with alone_in(self.path):
@@ -223,7 +221,7 @@ def _write_next(self:LogitCache, plan, made): # Names of the files that were mad
 
 # %% ../nbs/06_sharing.ipynb #f1acc261
 @patch
-def _references(self:LogitCache, plan, builder):
+def _references(self:LogitCache, plan, builder): # As for `_make_new`
     """Reference views of the changed cache: new ones where there are more views, else the old ones with the answers
     of all"""
     if plan['n_views'] != self.plan['n_views']: return builder.reference_views()
@@ -290,7 +288,7 @@ def to_frame(self:LogitCache,
 
 # %% ../nbs/06_sharing.ipynb #7070f23f
 @patch
-def _facts(self:LogitCache, licence):
+def _facts(self:LogitCache, licence): # As for `card`
     "What a card says of the cache as a whole, in its order"
     kept = 'top ' + str(self.plan['top_k']) if self.plan['top_k'] else 'all'
     sums = f"`{sha256(self.path/'manifest.json')}` (SHA-256 of manifest.json)"
@@ -341,15 +339,15 @@ def _zip_in(z, file, name): # An open zip; a file; what it is called in there
     with open(file, 'rb') as src, z.open(_entry(name, file.stat().st_size), 'w') as dst:
         shutil.copyfileobj(src, dst, 2**20)
 
-def _entry(name, size=0):
+def _entry(name, size=0): # What it is called in the zip; its size in bytes
     info = zipfile.ZipInfo(name)                # of 1980, so that the same cache gives the same bytes
     info.external_attr, info.file_size = 0o644 << 16, size
     return info
 
-def _zipped(plan): return ['plan.json', *plan_files(plan), 'manifest.json']
+def _zipped(plan): return ['plan.json', *plan_files(plan), 'manifest.json'] # Of a cache
 
 # %% ../nbs/06_sharing.ipynb #08204993
-def _entries_of(z):
+def _entries_of(z): # An open zip
     "name -> size of the entries of a zip: plain files, stored as they are, of the sizes that they declare"
     infos = z.infolist()
     sizes = {i.filename: i.file_size for i in infos}
@@ -370,7 +368,7 @@ def _why_no_plain_files(infos): # Entries of a zip
     return f'a compressed entry, {packed[0]!r}' if packed else ''
 
 # %% ../nbs/06_sharing.ipynb #71f2ebc9
-def _extract(z, rel, path, checksum):
+def _extract(z, rel, path, checksum): # An open zip; a name in it; folder to write it to; its SHA-256 in the manifest
     h, file = hashlib.sha256(), path/rel
     file.parent.mkdir(parents=True, exist_ok=True)
     with z.open(rel) as src, open(file, 'wb') as dst:
@@ -389,7 +387,7 @@ def _read_both(z): # An open zip; the content of plan.json and of manifest.json,
     check_manifest(manifest, plan, f'manifest.json in {z.filename}')
     return plan, manifest
 
-def _contents_of(z):
+def _contents_of(z): # An open zip
     "Plan and manifest of a zip whose entries are exactly those of a cache, checked before anything is written"
     sizes = _entries_of(z)
     plan, manifest = _read_both(z)
@@ -422,7 +420,7 @@ def unpack(cls:LogitCache,
     if dls is not None: cache.check_views(dls)
     return cache
 
-def _is_it(path, manifest):
+def _is_it(path, manifest): # `manifest`: bytes of the cache's manifest.json
     "Whether the folder holds just this cache already; an empty one makes place"
     if not path.is_dir() or not any(p.name != '.lock' for p in path.iterdir()):
         if path.is_dir(): shutil.rmtree(path)
@@ -430,7 +428,7 @@ def _is_it(path, manifest):
     if (path/'manifest.json').is_file() and (path/'manifest.json').read_bytes() == manifest: return True
     raise CacheError(f"The folder {path} holds something else. Give a new folder.")
 
-def _unzip(z, path, plan, manifest):
+def _unzip(z, path, plan, manifest): # An open zip; an empty folder; from `_contents_of`, both
     "Every file of the plan, with its checksum; plan and manifest"
     for rel in plan_files(plan): _extract(z, rel, path, manifest['files'][rel]['sha256'])
     for rel in ('plan.json', 'manifest.json'): store_bytes(path/rel, z.read(rel))

@@ -203,7 +203,7 @@ def _grey(x):
     "Pillow's grey of colours (B,3,N): (B,N)"
     return (x[:, 0]*19595 + x[:, 1]*38470 + x[:, 2]*7471 + 2**15) >> 16
 
-def _dull(grey, kind, share):
+def _dull(grey, kind, share): # Greys (B,N); kind of change (B,1): 0, 1 or 2; the share in 4096ths, (B,1)
     "A share (B,1) of the dull picture: black for brightness (0), the mean grey for contrast (1), else all greys (2)"
     n = grey.shape[1]
     mean = (2*grey.sum(1, keepdim=True) + n)//(2*n)             # rounded
@@ -230,7 +230,7 @@ RATIOS = np.array([1229, 1324, 1427, 1539, 1658, 1787, 1926, 2076, 2238, 2412, 2
                    4393, 4734, 5103, 5500, 5928, 6389, 6886, 7422, 8000, 8622, 9293, 10016, 10796, 11636, 12541, 13517])
 _root = np.vectorize(isqrt, otypes=[np.int64])
 
-def _sides(area, ratio, pixels):
+def _sides(area, ratio, pixels): # Draws (10,B), twice; H·W of the picture
     "Heights and widths of boxes, from draws of their area and ratio, in a picture of so many pixels: rounded roots"
     area, ratio = (1311 + below(area, 20317))*pixels, from_table(ratio, RATIOS)     # in 65536ths; in 4096ths
     return (_root(4*area*ratio >> 28) + 1)//2, (_root((area << 14)//(ratio << 16)) + 1)//2
@@ -286,7 +286,7 @@ class LightViews:
         n = int(self.colour*4096)
         return coloured(x, 4096 - n + below(u[:3].T, 2*n + 1), ORDERS[below(u[3], 6)]) if n else x
 
-    def _erased(self, x, keys):
+    def _erased(self, x, keys): # Pictures (B,3,H,W) uint8; from `view_keys`, (B,)
         gone = box_mask(erase_boxes(draws(keys, ERASE, 41), *x.shape[2:], self.erase), x)
         return torch.where(gone, x.new_tensor(MEAN_COLOUR)[:, None, None], x)
 
@@ -365,7 +365,7 @@ def lam_table(
     return np.concatenate([half, [2**15], 2**16 - half[::-1]])
 
 # %% ../nbs/01_views.ipynb #6801c17e
-def _cut_boxes(keep, row, col, H, W):
+def _cut_boxes(keep, row, col, H, W): # `row`, `col`: places of the centres in pixels, (B,)
     "Boxes (B,4) around centres, cut at the border; `keep` (B,), in 65536ths, is the share of the area outside of them"
     h, w = (_root((2**16 - keep)*n**2 >> 16) for n in (H, W))
     return np.stack([row - h//2, row + h//2, col - w//2, col + w//2], 1).clip(0, [H, H, W, W])
@@ -480,7 +480,7 @@ class LabelLoss:
     @property
     def reduction(self)->str: return self.base.reduction
     @reduction.setter
-    def reduction(self, v): self.base.reduction = v
+    def reduction(self, v): self.base.reduction = v # 'mean', 'sum' or 'none'
     def activation(self,
         x, # Logits (B,C)
     ) -> torch.Tensor: # (B,C)
@@ -493,13 +493,13 @@ class LabelLoss:
         return getattr(self.base, 'decodes', lambda o: o)(x)
     def to(self, device): return self
 
-    def __call__(self, pred, y, **kw):
+    def __call__(self, pred, y, **kw): # Logits (B,C); labels (B,), those of views with their `ride`
         ride = getattr(y, 'ride', None)
         if ride is None or not (ride.mixed or ride.unlabelled): return self.base(pred, y, **kw)
         return weighted_loss(self.base, pred, y, ride)
 
 # %% ../nbs/01_views.ipynb #55af06c9
-def _opened(o):
+def _opened(o): # As for `open_sample`
     "Anything that stands for a picture, as an RGB image of Pillow"
     return o.convert('RGB') if isinstance(o, PIL.Image.Image) else open_image(getattr(o, 'source', o))
 
@@ -529,17 +529,17 @@ class SampleCategory(Categorize):
     def __init__(self, classes): # Ordered class names
         super().__init__(vocab=list(classes), sort=False)
         self.loss_func = LabelLoss()
-    def encodes(self, o):
+    def encodes(self, o): # Number of a class, −1 for none, or its name
         if not isinstance(o, (int, np.integer)): return super().encodes(o)
         if o < len(self.vocab): return TensorCategory(int(o))
         raise ViewError(f"Label {o} is outside the {len(self.vocab)} classes {list(self.vocab)[:5]}….")
-    def decodes(self, o): return Category(self.vocab[o] if o >= 0 else '(unlabelled)')
+    def decodes(self, o): return Category(self.vocab[o] if o >= 0 else '(unlabelled)') # Of a class, or −1
 
 # %% ../nbs/01_views.ipynb #393686b1
 NORMALIZE = torchvision.transforms.Normalize, v2.Normalize
 
 # %% ../nbs/01_views.ipynb #bdffd821
-def _flat(tfms):
+def _flat(tfms): # A list of callables
     "All transforms of a list, also those inside of a `Compose`"
     inside = ((t, getattr(t, 'transforms', None)) for t in tfms)
     return [o for t, more in inside for o in (_flat(more) if isinstance(more, (list, tuple)) else [t])]
@@ -551,11 +551,11 @@ class TrainTfm(Transform):
         self.tfms = list(tfms)
         self.norms = [t for t in _flat(tfms) if isinstance(t, NORMALIZE)]
     def encodes(self, x:PIL.Image.Image): return self.apply(x)
-    def apply(self, x):
+    def apply(self, x): # An RGB image of Pillow
         "The transformed picture: a `PILImage`, or a `TensorImage` (C,H,W) from 0 to 255"
         for t in self.tfms: x = t(x)
         return TensorImage(self._to_255(x)) if isinstance(x, torch.Tensor) else PILImage.create(x)
-    def _to_255(self, x):
+    def _to_255(self, x): # One picture (C,H,W): whole numbers, or floats from 0 to 1, perhaps normalised
         if not x.is_floating_point(): return x
         tensor = lambda v: torch.as_tensor(v).view(-1, 1, 1)
         for t in reversed(self.norms): x = x*tensor(t.std) + tensor(t.mean)
@@ -592,7 +592,7 @@ def read_picture(
     h, w = fitted(im.height, im.width, size)
     return np.asarray(im if im.size == (w, h) else im.resize((w, h), PIL.Image.Resampling.BILINEAR))
 
-def _shape(source):
+def _shape(source): # As for `read_picture`
     "(height, width) of a picture; of a file, only the beginning is read"
     if isinstance(source, np.ndarray): return source.shape[:2]
     if isinstance(source, PIL.Image.Image): return source.size[::-1]
@@ -622,7 +622,7 @@ def free_memory(
 PIXELS = 2       # raised by hand when pictures are brought to their size otherwise
 
 # %% ../nbs/01_views.ipynb #7f24b3eb
-def _all_shapes(sources, size):
+def _all_shapes(sources, size): # As for `Pictures`
     "Heights and widths (n,2) of pictures, see `fitted`"
     shapes = np.zeros((len(sources), 2), np.int64)
     with progress(len(sources), 'looking at pictures', verbose=len(sources) > 10_000) as bar:
@@ -631,7 +631,7 @@ def _all_shapes(sources, size):
             bar.update(1)
     return shapes
 
-def _borders(shapes):
+def _borders(shapes): # Heights and widths (n,2)
     "Where pictures begin and end that lie one behind the other, (n+1,)"
     return np.r_[0, (3*shapes.prod(1)).cumsum()]
 
@@ -657,7 +657,7 @@ class Pictures:
         self.starts, self.nbytes = borders[:-1], int(borders[-1])
         self.have = np.zeros(len(self), bool)           # which are decoded
 
-    def _changed(self, i, how):
+    def _changed(self, i, how): # Position; what is to be said of it: 'has another size'
         who = self.sources[i] if isinstance(self.sources[i], (str, Path)) else f'Picture {i}'
         return ViewError(f"{who} {how} than when this loader first saw it. "
                          "Data must not change while they are used: make the loaders again.")
@@ -669,12 +669,12 @@ class Pictures:
         return x
 
 # %% ../nbs/01_views.ipynb #292a0f3b
-def _is_part(a, whole, size):
+def _is_part(a, whole, size): # `size`: (height, width)
     "Whether `a` is a picture of the right size that lies in the array `whole` as it will be shown"
     if not isinstance(a, np.ndarray) or a.base is not whole: return False
     return a.shape == (*size, 3) and a.dtype == np.uint8 and a.flags.c_contiguous
 
-def _one_block(sources, size):
+def _one_block(sources, size): # As for `Pictures`
     "(all pixels (N,), places (n,)) if the sources are parts of one array and have the right size; else None"
     whole = getattr(sources[0], 'base', None) if len(sources) else None
     if not isinstance(whole, np.ndarray) or not whole.flags.c_contiguous or not whole.flags.writeable: return None
@@ -699,12 +699,12 @@ def open(self:Pictures):
 
 # %% ../nbs/01_views.ipynb #b31e7cc7
 @patch
-def _hold(self:Pictures, pixels, starts):
+def _hold(self:Pictures, pixels, starts): # All pixels in a row, (N,) uint8; where each picture begins in it, (n,)
     self.flat, self.starts = torch.from_numpy(pixels), starts
     self.have[:] = True
 
 # %% ../nbs/01_views.ipynb #1695abda
-def _stamp(source):
+def _stamp(source): # As for `read_picture`
     "What can be told of a source without decoding it: of a file what the system says of it, of an array a checksum"
     if isinstance(source, np.ndarray): return zlib.crc32(np.ascontiguousarray(source))
     if not isinstance(source, (str, Path)): return None                 # others prove themselves, or cannot
@@ -712,7 +712,7 @@ def _stamp(source):
     except OSError: return None                                         # gone: what was decoded is all there is
     return s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino
 
-def _file_name(sources, size):
+def _file_name(sources, size): # As for `Pictures`
     "By what is seen in some of the pictures, not by the decoder's version: most releases change no picture"
     traits = [PIXELS, size, digests_of(sources).tobytes().hex(), decoded_digest(sources)]
     return f'pictures-{digest_of(traits)[:24]}.u8'
@@ -766,14 +766,14 @@ def _write(self:Pictures, path):
 SYNCED = 1000    # pictures after which the file is flushed to the disk: so many are decoded twice after a kill
 
 # %% ../nbs/01_views.ipynb #cb168338
-def _on_disk(half, borders):
+def _on_disk(half, borders): # Path of the unfinished file; from `_borders`
     "How many pictures of an unfinished file are there for sure: the last ones may not have reached the disk"
     size = half.stat().st_size if half.exists() else 0
     whole = int(np.searchsorted(borders, size, 'right')) - 1
     return max(0, whole - 1)//SYNCED*SYNCED
 
 @patch
-def _append(self:Pictures, half):
+def _append(self:Pictures, half): # Path of the unfinished file
     "Decode to a file what is not in it yet"
     borders = _borders(self.shapes)
     done = _on_disk(half, borders)
@@ -824,7 +824,7 @@ def load(self:Pictures,
             bar.update(1)
 
 # %% ../nbs/01_views.ipynb #f6812f06
-def _stretches(flat, starts, n):
+def _stretches(flat, starts, n): # A tensor (N,); the places, an array (k,)
     "`n` numbers from each of the places on"
     every = flat.as_strided((len(flat) - n + 1, n), (1, 1))                         # from any place on, no copy
     return every.index_select(0, torch.from_numpy(starts).to(flat.device))
@@ -844,7 +844,7 @@ def take(self:Pictures,
     return _stretches(flat, lines.reshape(-1), 3*W).view(len(rows), H, W, 3).permute(0, 3, 1, 2)
 
 @patch
-def _decoded(self:Pictures, rows):
+def _decoded(self:Pictures, rows): # Positions (B,)
     "(pixels, places) of these pictures alone"
     pixels = [self.read(i).reshape(-1) for i in rows]
     return torch.from_numpy(np.concatenate(pixels)), np.cumsum([0, *map(len, pixels)])[:-1]
@@ -872,11 +872,11 @@ def __getstate__(self:Pictures):
     return self.__dict__ | {'flat': None}
 
 # %% ../nbs/01_views.ipynb #33793fb1
-def _function(t):
+def _function(t): # A `Transform`
     "The plain function that fastai has wrapped in a `Transform`"
     return getattr(t.encodes, '_f', None)
 
-def _opened_by_us(dataset, items):
+def _opened_by_us(dataset, items): # fastai `Datasets`; its items
     "Are these `Sample`s that `open_sample` opens, with their label and nothing else?"
     tls = getattr(dataset, 'tls', ())
     if len(tls) != 2 or not len(items) or not isinstance(items[0], Sample): return False
@@ -922,7 +922,7 @@ def seeded(self:ViewDL)->bool:
     return getattr(self.dataset, 'split_idx', 1) == 0 and len(self.dataset) > 0
 
 @patch
-def new(self:ViewDL, dataset=None, cls=None, **kwargs):
+def new(self:ViewDL, dataset=None, cls=None, **kwargs): # fastai `Datasets`, None: its own; a class; as for `ViewDL`
     keep = {k: getattr(self, k) for k in ('seed', 'policy', 'mix', 'light', 'size', 'keep', 'stats')}
     if dataset is None or len(dataset): keep['samples'] = self.samples      # nothing of the data in an exported learner
     if dataset is None: keep |= dict(rows=self.rows, repeats=self.repeats, wgts=self.wgts)
@@ -1030,7 +1030,7 @@ def _light_views(self:ViewDL, rows, views):
     return x, rows, torch.ones(len(rows))
 
 @patch
-def _mixed_views(self:ViewDL, rows, views):
+def _mixed_views(self:ViewDL, rows, views): # As for `_light_views`
     u = draws(view_keys(self.seed, self.ids()[rows], views), MIX, 6)
     partner = self.pool()[below(u[5], len(self.items))]
     both = self._single(np.concatenate([rows, partner]), np.concatenate([views, views]))
@@ -1039,13 +1039,13 @@ def _mixed_views(self:ViewDL, rows, views):
 
 # %% ../nbs/01_views.ipynb #28d4e4f6
 @patch
-def _single(self:ViewDL, rows, views):
+def _single(self:ViewDL, rows, views): # As for `_light_views`
     "Unmixed views (B,3,H,W) uint8"
     keys = view_keys(self.seed, self.ids()[rows], views)
     return self.light(self.pictures.take(rows, draws(keys, WINDOW)[0]), keys)
 
 @patch
-def _ride(self:ViewDL, rows, views, partner, lam):
+def _ride(self:ViewDL, rows, views, partner, lam): # Positions; numbers of views; partners' positions; λ: (B,) each
     "What goes with the labels of training views"
     stored = np.zeros_like(views) if self.policy.name == 'clean' else views
     row = np.full(len(rows), -1) if self.rows is None else np.asarray(self.rows)[rows]
@@ -1071,12 +1071,12 @@ def _bare(self:ViewDL):
     return [type(f) for f in self.after_item.fs] == [ToTensor] and not self.before_batch.fs and self.bs is not None
 
 @patch
-def create_batches(self:ViewDL, samps):
+def create_batches(self:ViewDL, samps): # Encoded indices `view·n + i`, one after the other
     if self.light is None or not self._bare(): yield from super(ViewDL, self).create_batches(samps)
     else: yield from map(self.make_batch, chunked(samps, self.bs, self.drop_last))
 
 @patch
-def _light_item(self:ViewDL, s):
+def _light_item(self:ViewDL, s): # Encoded index `view·n + i`
     "A batch of one, with whatever transforms stand in `after_item`"
     x, *y = self.make_batch([s])
     seed = view_seed(self.seed, self.id_of(s % len(self.items)), s//len(self.items))
@@ -1086,11 +1086,11 @@ def _light_item(self:ViewDL, s):
 
 # %% ../nbs/01_views.ipynb #f648cb5c
 @patch
-def _view(self:ViewDL, i, v):
+def _view(self:ViewDL, i, v): # Position; number of the view
     with rng_scope(view_seed(self.seed, self.id_of(i), v)): return self._item(i)
 
 @patch
-def do_item(self:ViewDL, s):
+def do_item(self:ViewDL, s): # Encoded index `view·n + i`; None counts as 0
     s = s or 0
     if self.light is not None: return self._light_item(s)
     return self._make(s) if self.seeded else self._item(s, TensorCategory)
@@ -1117,7 +1117,7 @@ def _steps(self:ViewDL):
     return [f for f in self.after_item.fs if type(f) is TrainTfm and f.split_idx in (None, self.after_item.split_idx)]
 
 @patch
-def _item(self:ViewDL, i, label=int):
+def _item(self:ViewDL, i, label=int): # `label`: what is called with the label
     "(tensor, label) of item `i`, with the generators as they are"
     if (steps := self._steps()) is None: return super(ViewDL, self).do_item(i)
     o = self.items[i]
@@ -1126,13 +1126,13 @@ def _item(self:ViewDL, i, label=int):
     return (x if isinstance(x, torch.Tensor) else TensorImage(image2tensor(x))), label(o.label)
 
 # %% ../nbs/01_views.ipynb #266b0bb1
-def _drawn_box(shape, lam, rng):
+def _drawn_box(shape, lam, rng): # (C,H,W); λ; NumPy's generator of the view
     "timm's box for a picture of which the share λ stays"
     from timm.data.mixup import rand_bbox
     with rng_scope(int(rng.integers(2**63))): return rand_bbox(shape, lam)
 
 @patch
-def _mixed(self:ViewDL, x, y, i, v):
+def _mixed(self:ViewDL, x, y, i, v): # Picture (C,H,W); its label; its position; number of the view
     "`x` mixed with its partner, the partner's label, λ"
     rng = np.random.default_rng(view_seed(self.seed, self.id_of(i), v, b'mix'))
     lam, cut = self.mix.draw(rng)
@@ -1145,7 +1145,7 @@ def _mixed(self:ViewDL, x, y, i, v):
 
 # %% ../nbs/01_views.ipynb #95a2bb62
 @patch
-def create_batch(self:ViewDL, b):
+def create_batch(self:ViewDL, b): # A list of what `do_item` gives
     tickets = [o[-1].__dict__.pop('ticket', None) for o in b] if self.seeded else [None]
     res = super(ViewDL, self).create_batch(b)
     if None not in tickets: res[-1].ride = Ride.collate(tickets, res[-1].as_subclass(torch.Tensor))
@@ -1169,7 +1169,7 @@ class ViewSet(torch.utils.data.Dataset):
     ):
         self.dl = dl
     def __len__(self): return len(self.dl.items)
-    def __getitem__(self, s): return self.dl.do_item(s)
+    def __getitem__(self, s): return self.dl.do_item(s) # Encoded index `view·n + i`
 
 class ViewSampler(torch.utils.data.Sampler):
     "The positions that `sampler` draws, under the view of the loader's policy; every complete pass is an epoch"
@@ -1225,13 +1225,13 @@ def _typical_size(samples):
     short = int(np.median(shapes.min(1)))
     return (max(8, min(224, short//8*8)),)*2, False
 
-def _size(size, samples):
+def _size(size, samples): # `size`: as for `image_dls`
     own, agree = _typical_size(samples)
     if size is None: return own, agree
     size = (size, size) if isinstance(size, int) else tuple(size)
     return size, agree and size == own
 
-def _refuse_beside(tfms):
+def _refuse_beside(tfms): # A list, as for `image_dls`
     beside = [type(t).__name__ for t in tfms if not isinstance(t, LightViews)]
     if len(beside) < len(tfms): raise ViewError(
         "LightViews makes a view by itself, shift, mirror, colour and erasing, "
@@ -1239,7 +1239,7 @@ def _refuse_beside(tfms):
         "Give tfms=LightViews(…) alone, or tfms=[*light_tfms(size), …] with yours at the end: "
         "these run one picture at a time.")
 
-def _augmentation(tfms, size, agree, flip):
+def _augmentation(tfms, size, agree, flip): # As for `image_dls`; (height, width), `agree`: whether all pictures have it
     "(`LightViews` or None, item transforms)"
     if tfms is None: tfms = LightViews(flip=flip) if max(size) <= LIGHT_PIXELS else light_tfms(size, flip)
     if isinstance(tfms, LightViews): return tfms, []
@@ -1249,12 +1249,12 @@ def _augmentation(tfms, size, agree, flip):
     return None, ([] if agree else [Resize(size)]) + fastais + [TrainTfm(ours)]*bool(ours)
 
 # %% ../nbs/01_views.ipynb #52496f9d
-def _parted(data, valid, seed):
+def _parted(data, valid, seed): # As for `image_dls`
     "Samples with a validation part"
     samples = data if isinstance(data, Samples) else Samples.from_folder(data)
     return samples if samples.has('valid') or not len(samples.labelled) else samples.split(valid=valid, seed=seed)
 
-def _with_defaults(given, samples):
+def _with_defaults(given, samples): # dict name -> argument, what the caller gave
     "Arguments of the loaders: those that were given, and ours for the others"
     args = dict(bs=64, num_workers=0, device=default_device(), stats=tuple(map(tuple, imagenet_stats))) | given
     return dict(val_bs=2*args['bs'], drop_last=len(samples.train) > args['bs']) | args
