@@ -92,7 +92,7 @@ def drawn_for(t,  # `Teacher`
 RESULT = 1     # raised by hand when a teacher would be asked otherwise than before; 1 is not written into plans
 
 # %% ../nbs/04_cache.ipynb #6f754f57
-def _item_source(o):
+def _item_source(o): # An item of a loader: `Sample`, path or array
     o = getattr(o, 'source', o)
     return Path(o) if isinstance(o, str) else o
 
@@ -104,7 +104,7 @@ def ids_labels(dl):
     "Ids (n,16) uint8 and labels (n,) int32 of a loader's samples, in its order"
     return dl.ids(), dl.labels().astype(np.int32)
 
-def _check_unique(ids, dl):
+def _check_unique(ids, dl): # Those of its samples, (n, 16) uint8
     _, first, count = np.unique(ids, axis=0, return_index=True, return_counts=True)
     if (count > 1).any():
         same = np.flatnonzero((ids == ids[first[count > 1][0]]).all(1))
@@ -149,7 +149,7 @@ def _made_by(path):
     there = read_plan(path/'manifest.json').get('libkd') if (path/'manifest.json').is_file() else None
     return f' (made by libkd {there})' if there else ''
 
-def _compare(stored, wanted, path, complete):
+def _compare(stored, wanted, path, complete): # Plan that is there; plan asked for; folder; is the cache finished?
     "Refuse a plan that differs; a finished cache only warns of other library versions"
     diffs = differences({'result': 1, **stored}, {'result': 1, **wanted})
     versions = [d for d in diffs if d[0].startswith('versions') or d[0] == 'device']
@@ -167,21 +167,21 @@ def _compare(stored, wanted, path, complete):
 # %% ../nbs/04_cache.ipynb #d6ecd453
 _NAME = re.compile(r'(?!.*\.\.)[a-z0-9._-]{1,64}')
 
-def _shard_name(teacher, view, shard):
+def _shard_name(teacher, view, shard): # Name of a teacher; numbers of the view and of the shard
     "Where a shard lies: derived, never read from a file"
     if not _NAME.fullmatch(teacher):
         raise CacheError(f"The teacher's name {teacher!r} cannot name a folder: "
                          "use 1 to 64 of a-z, 0-9, '.', '_', '-', without '..'.")
     return f'logits/{teacher}/v{view:04d}-s{shard:05d}.safetensors'
 
-def _view_name(view, shard): return f'views/v{view:04d}-s{shard:05d}.safetensors'
+def _view_name(view, shard): return f'views/v{view:04d}-s{shard:05d}.safetensors'    # Numbers of both
 
-def _sum_of(file): return file.with_name(file.name + '.sum')
+def _sum_of(file): return file.with_name(file.name + '.sum')    # Path of a shard
 
 # %% ../nbs/04_cache.ipynb #e169b2db
 class _Indices:
     "A constant `get_idxs` (a class, so that loader workers can pickle it)"
-    def __init__(self, idxs): self.idxs = list(idxs)
+    def __init__(self, idxs): self.idxs = list(idxs)    # Indices `view·n + row`
     def __call__(self): return self.idxs
 
 class CacheBuilder:
@@ -239,10 +239,10 @@ def _digests(x): # Views before normalisation (B, 3, H, W): uint8, or numbers fr
 
 class _SeenDL(ViewDL):
     "A loader whose labels carry the digests of their views"
-    def make_batch(self, idxs): return _with_digest(super().make_batch(idxs))
-    def create_batch(self, b): return _with_digest(super().create_batch(b))
+    def make_batch(self, idxs): return _with_digest(super().make_batch(idxs))    # Indices `view·n + row`, (B,)
+    def create_batch(self, b): return _with_digest(super().create_batch(b))    # Items of the batch
 
-def _with_digest(batch):
+def _with_digest(batch): # (views, labels), or (views,) where there are none
     if len(batch) > 1: batch[-1].digest = _digests(batch[0])
     return batch
 
@@ -322,12 +322,12 @@ def _kept_of_top(logits, kept): # (B, C); their `TopK`, its values as they are s
     kind = torch.uint16 if kept.classes <= 2**16 else torch.int32
     return dict(values=kept.values, indices=kept.indices.to(kind), tail=kept.tail, lost=_lost(logits, kept)[None])
 
-def _lost(logits, kept):
+def _lost(logits, kept): # (B, C); their `TopK`, as it will be read
     "Sum over a batch of KL(dense‖read back), at the tail's temperature"
     p, q = (logits/kept.T).log_softmax(-1), (kept.dense()/kept.T).log_softmax(-1)
     return torch.where(p > -torch.inf, p.exp()*(p - q), 0.).sum()
 
-def _unstorable(name, logits, bad, row):
+def _unstorable(name, logits, bad, row): # Name of the teacher; (B, C); (B,) bool; row of the first
     large = not logits.isnan().any() and logits.max() < torch.inf
     why = 'too large for float16: build with dtype="float32"' if large else 'NaN or infinite: the teacher is broken'
     first = row + int(bad.nonzero()[0])
@@ -356,7 +356,7 @@ def drop_damaged(self:CacheBuilder)->list: # names of the files that were remove
     return bad
 
 # %% ../nbs/04_cache.ipynb #55fa3b39
-def _mean_lost(plan, name, files, where):
+def _mean_lost(plan, name, files, where): # Content of plan.json; name of the teacher; all files; name -> path
     "Mean KL(dense‖read back) over all stored answers of a teacher"
     total = sum(float(load_tensors(where(f))['lost']) for f in files if f.startswith(f'logits/{name}/'))
     return float(f"{total/(plan['n']*plan['n_views']):.4g}")
@@ -466,7 +466,7 @@ def adopt_change(path):
     for f in ('plan.json', 'manifest.json'): store_bytes(path/f, (new/f).read_bytes())
     forget_change(new)
 
-def forget_change(new):
+def forget_change(new): # Folder of the change
     "Remove a change; its manifest first, so that no half of it is ever put in place"
     (new/'manifest.json').unlink(missing_ok=True)
     shutil.rmtree(new, ignore_errors=True)
@@ -521,7 +521,7 @@ class LogitCache:
 
 # %% ../nbs/04_cache.ipynb #cb87ecb0
 @patch
-def _proved(self:LogitCache, rel):
+def _proved(self:LogitCache, rel): # Name relative to the cache's folder
     "Tensors of a file of the cache, which has its checksum and, if it holds answers, the shape that the plan says"
     path = self.path/rel
     if _stamp_of(self.path/'manifest.json') != self.stamp:
@@ -537,7 +537,7 @@ def _proved(self:LogitCache, rel):
 
 # %% ../nbs/04_cache.ipynb #fd86d3ad
 @patch
-def _promised(self:LogitCache, name, place, tensors):
+def _promised(self:LogitCache, name, place, tensors): # Name of a teacher; file in its folder; name -> tensor
     "(number of classes, {tensor: (shape, type)}) of a shard, as the plan says"
     rows = min(self.plan['shard_rows'], self.n - int(place[7:12])*self.plan['shard_rows'])
     C, k, kind = len(self.teachers[name]['classes']), self.plan['top_k'], DTYPES[self.plan['dtype']]
@@ -546,7 +546,7 @@ def _promised(self:LogitCache, name, place, tensors):
     return C, {'values': ((rows, k), kind), 'tail': ((rows,), torch.float32)}
 
 @patch
-def _check_shape(self:LogitCache, rel, tensors):
+def _check_shape(self:LogitCache, rel, tensors): # Name relative to the cache's folder; name -> tensor
     "Refuse a shard of another type, shape or set of tensors than its plan says"
     if not rel.startswith('logits/'): return
     C, want = self._promised(*rel.split('/')[1:], tensors)
@@ -557,12 +557,13 @@ def _check_shape(self:LogitCache, rel, tensors):
             raise CacheCorrupt(f"{self.path/rel}: {key} has to be {shape} {dtype} and is {has}.")
 
 # %% ../nbs/04_cache.ipynb #dbcf0a20
-def _whole_number(least, most=2**62): return lambda v: type(v) is int and least <= v <= most
+def _whole_number(least, most=2**62): return lambda v: type(v) is int and least <= v <= most    # Both belong to it
 def _one_of(*known): return lambda v: v in known and type(v) in (str, int)
-def _is_text(v): return isinstance(v, str) and len(v) <= 4096
-def _hex(v): return isinstance(v, str) and re.fullmatch('[0-9a-f]{64}', v) is not None
+def _is_text(v): return isinstance(v, str) and len(v) <= 4096    # Anything out of JSON
+def _hex(v): return isinstance(v, str) and re.fullmatch('[0-9a-f]{64}', v) is not None    # Anything out of JSON
+# Anything out of JSON
 def _are_names(v): return isinstance(v, list) and 0 < len(v) <= 10**6 and all(map(_is_text, v)) and len({*v}) == len(v)
-def _maybe(check): return lambda v: v is None or check(v)
+def _maybe(check): return lambda v: v is None or check(v)    # From anything out of JSON to bool
 
 PLAN = dict(schema=_one_of(1, SCHEMA), classes=_are_names, n=_whole_number(1), samples=_hex, device=_is_text,
             views=lambda v: isinstance(v, dict), policy=_one_of('clean', 'finite', 'replay'),
@@ -572,9 +573,10 @@ PLAN = dict(schema=_one_of(1, SCHEMA), classes=_are_names, n=_whole_number(1), s
             teachers=lambda v: isinstance(v, list) and len(v) > 0 and all(map(_is_teacher, v)))
 TEACHER = dict(name=lambda v: _is_text(v) and _NAME.fullmatch(v), bias=_is_text, fingerprint=_hex, classes=_are_names)
 
+# Anything out of JSON
 def _is_size(v): return isinstance(v, list) and len(v) == 2 and all(map(_whole_number(1, 10**4), v))
 
-def _is_teacher(v):
+def _is_teacher(v): # Anything out of JSON
     if not isinstance(v, dict) or v.keys() - {'size'} != TEACHER.keys(): return False
     return all(f(v[k]) for k, f in TEACHER.items()) and ('size' not in v or _is_size(v['size']))
 
@@ -658,7 +660,7 @@ def open(cls:LogitCache,
 # %% ../nbs/04_cache.ipynb #665a821a
 def _clean(dl): return dl.new(test_set(dl.dataset, dl.items, rm_tfms=0, with_labels=True), cls=ViewDL, mix=None)
 
-def stored_dl(dls, policy, dtype):
+def stored_dl(dls, policy, dtype): # `Policy` of the views; 'float16' or 'float32'
     "The loader whose views are stored"
     dl = dls.train
     if dtype not in DTYPES: raise CacheError(f"dtype={dtype!r}; choose from {', '.join(DTYPES)}.")
@@ -680,14 +682,14 @@ def checked_teachers(teachers):
     for n in names: _shard_name(n, 0, 0)
     return sorted(teachers, key=lambda t: t.name)         # the order in which teachers are given changes nothing
 
-def as_list(o): return list(o) if isinstance(o, (list, tuple)) else [o]
+def as_list(o): return list(o) if isinstance(o, (list, tuple)) else [o]    # One thing, a list or a tuple
 
 def teachers_for(dls, teachers): # The student's loaders; what `as_teacher` takes, or a list of these
     "`Teacher`s for these data in the order of their names, no two of one name"
     return checked_teachers([as_teacher(t, dls) for t in as_list(teachers)])
 
 # %% ../nbs/04_cache.ipynb #b1fa2382
-def _prepared(path, dls, teachers, views, dtype, check, shard_rows, top_k, T):
+def _prepared(path, dls, teachers, views, dtype, check, shard_rows, top_k, T): # As for `build`
     "A builder whose teachers and plan are sound; nothing is written yet"
     path, policy = Path(path), as_policy(views)
     dl, teachers = stored_dl(dls, policy, dtype), teachers_for(dls, teachers)
@@ -791,7 +793,7 @@ def build_shards(self:CacheBuilder):
 
 # %% ../nbs/04_cache.ipynb #bfb4298f
 @patch
-def _shard(self:LogitCache, name, view, shard):
+def _shard(self:LogitCache, name, view, shard): # Name of a teacher or None; numbers
     "Memory-mapped tensors of one shard of a teacher; without a name, the digests of its views"
     rel = _shard_name(name, view, shard) if name else _view_name(view, shard)
     if rel not in self._open:
@@ -828,7 +830,7 @@ def _by_shard(self:LogitCache, rows, view): # (B,) each
 
 # %% ../nbs/04_cache.ipynb #6b2fbc0f
 @patch
-def _there(self:LogitCache, rows):
+def _there(self:LogitCache, rows): # (B,) int64
     "These rows, if the cache has them"
     if not len(rows) or 0 <= int(rows.min()) and int(rows.max()) < self.n: return rows
     raise IndexError(f"Rows {int(rows.min())} to {int(rows.max())} were asked for; "
@@ -1014,7 +1016,7 @@ def ask_again(self:LogitCache,
 
 # %% ../nbs/04_cache.ipynb #257628bb
 @patch
-def _apart(self:LogitCache, t, rows, views, x, stats):
+def _apart(self:LogitCache, t, rows, views, x, stats): # `Teacher`; numbers (n,) each; (mean, std) of `x`
     "Largest difference of a teacher's answers to the batch `x` from those that are stored, relative to the largest"
     kept = self.gather(torch.tensor(rows), torch.tensor(views), [t.name])[t.name]
     now = t.logits(x, stats=stats).cpu()
@@ -1039,14 +1041,14 @@ def spot_check(self:LogitCache,
                         "It is another teacher, or the views are made differently here.")
 
 @patch
-def _farthest(self:LogitCache, dl, teachers, n, rng): # As for `spot_check`
+def _farthest(self:LogitCache, dl, teachers, n, rng): # As for `spot_check`; numpy's generator
     "(largest relative difference, name of the teacher)"
     rows, views = rng.integers(self.n, size=n), rng.integers(self.policy.n, size=n)
     shown = {t.name: _stored_batch(self._shown_to(t, dl), rows, views) for t in teachers}
     return max((self._apart(t, rows, views, shown[t.name], dl.stats), t.name) for t in teachers)
 
 @patch
-def _shown_to(self:LogitCache, t, dl):
+def _shown_to(self:LogitCache, t, dl): # `Teacher`; loader of the stored views
     "The loader of the views that a teacher was asked about"
     size = self.teachers.get(t.name, {}).get('size')
     return at_size(dl, size) if size else dl
@@ -1063,7 +1065,7 @@ def _check_result(cache):
                         f"(result: the cache has {then}, now {RESULT}). Build it anew with overwrite=True.")
 
 # %% ../nbs/04_cache.ipynb #c1865c30
-def _other_way(there, now):
+def _other_way(there, now): # What `describe` says of the views: the cache's; the loader's
     "The line that binds, where `LightViews` makes the views on one side and item transforms on the other"
     if now.get('light') and not there.get('light'):
         return ("Its views were made one by one, and these loaders make theirs by LightViews: "
@@ -1128,9 +1130,9 @@ class LogitDL(ViewDL):
             _check_views(self, cache)
             self.rows = _rows_for(self, cache)
 
-    def make_batch(self, idxs): return self._compared(super().make_batch(idxs))
-    def create_batch(self, b): return self._compared(super().create_batch(b))
-    def _compared(self, batch):
+    def make_batch(self, idxs): return self._compared(super().make_batch(idxs))    # Indices `view·n + row`, (B,)
+    def create_batch(self, b): return self._compared(super().create_batch(b))    # Items of the batch
+    def _compared(self, batch): # (views, labels), or (views,) where there are none
         """The batch; one in sixteen of its views was compared with what was answered: each row once in 16 epochs,
         then under another view"""
         ride = getattr(batch[-1], 'ride', None) if self.exact and self.policy.name != 'clean' else None
@@ -1140,7 +1142,7 @@ class LogitDL(ViewDL):
         if len(some): self.cache.compare(_digests(batch[0][some]), ride.row[some], ride.view[some], self)
         return batch
 
-    def new(self, dataset=None, cls=None, **kwargs):
+    def new(self, dataset=None, cls=None, **kwargs): # As fastai's: other data, another class, its arguments
         empty = dataset is not None and len(dataset) == 0
         ours = not empty and (cls is None or issubclass(cls, LogitDL))
         res = super().new(dataset, cls, **({'cache': self.cache} if ours else {}) | kwargs)
@@ -1170,7 +1172,7 @@ def _some_views(self:LogitCache, rows, n): # The row of each sample, −1: not h
     return at[pick], rows[at[pick]], np.arange(len(pick))*7919 % self.policy.n
 
 @patch
-def _prove_by_reference(self:LogitCache, dl, train):
+def _prove_by_reference(self:LogitCache, dl, train): # Loader that makes the views; the one that is bound
     "For other library versions, and for caches without digests: the eight reference views, pixel by pixel"
     gap, done = self.reference_gap(dl, train.rows)
     if gap <= 1/255 + 1e-6: return done
@@ -1242,12 +1244,12 @@ def _views_of(cache): # Arguments of `ViewDL`: seed, mix and light views as they
     return views
 
 # %% ../nbs/04_cache.ipynb #c401e035
-def _top(logits, classes, k=1):
+def _top(logits, classes, k=1): # (C,) of one picture; names; how many
     p = logits.softmax(-1).topk(k)
     return ', '.join(f'{classes[int(i)]} {v:.0%}' for v, i in zip(p.values, p.indices))
 
 @patch
-def _titled(self:LogitDL, its, rows, views, axs):
+def _titled(self:LogitDL, its, rows, views, axs): # (picture, label) each; numbers (n,) each; an `Axes` each
     "Show pictures, each below its label and what the teachers say of it"
     said = {n: dense_logits(z) for n, z in self.cache.gather(rows, views).items()}
     for i, ax in enumerate(axs):
@@ -1256,7 +1258,7 @@ def _titled(self:LogitDL, its, rows, views, axs):
         ax.set_title('\n'.join([f'label {its[i][1]}'] + lines), fontsize=8)
 
 @patch
-def show_batch(self:LogitDL, b=None, max_n=9, ctxs=None, show=True, unique=False, **kwargs):
+def show_batch(self:LogitDL, b=None, max_n=9, ctxs=None, show=True, unique=False, **kwargs): # As fastai's
     "Show a batch with each teacher's top answer; `kwargs` as for fastai's"
     b = self.one_batch() if b is None else b
     ride = getattr(b[-1], 'ride', None) if isinstance(b, (tuple, list)) else None

@@ -39,7 +39,7 @@ def as_array(a, # Tensor (of any device), array or list
     "Any tensor, array or list on the CPU, without gradients"
     return a.detach().cpu().numpy() if isinstance(a, torch.Tensor) else np.asarray(a)
 
-def _logits(a, name='logits'):
+def _logits(a, name='logits'): # Tensor, array or list; what an error calls it
     "Logits as a float64 array `(n, C)`, or an error that names them"
     a = as_array(a).astype(np.float64)
     if a.ndim != 2:
@@ -155,10 +155,11 @@ def is_teacher(m, # Anything
 
 def _at_home(net, x): return x.as_subclass(torch.Tensor).to(next(net.parameters()).device)     # where the model lives
 
+# `Teacher`, `Learner` or module
 def _net(m): return m if isinstance(m, torch.nn.Module) and not is_teacher(m) else m.model
-def _is_taught(m): return any(isinstance(cb, MultiTeacherDistill) for cb in getattr(m, 'cbs', []))
+def _is_taught(m): return any(isinstance(cb, MultiTeacherDistill) for cb in getattr(m, 'cbs', []))    # As `_net`
 
-def _answers(model, stats):
+def _answers(model, stats): # (mean, std) of the batch
     "A function from a normalised batch to the logits of a `Teacher`, `Learner` or module"
     if is_teacher(model): return lambda x: model.logits(x, stats=stats)
     net = _net(model); p = next(net.parameters())
@@ -168,7 +169,7 @@ def _answers(model, stats):
     return f
 
 # %% ../nbs/10_diagnose.ipynb #fb14df9f
-def _model_name(m):
+def _model_name(m): # `Teacher`, `Learner` or module
     "What a model calls itself: its `name`, its architecture in timm's registry, or its class"
     if own := vars(m).get('name'): return str(own)
     if is_teacher(m): return str(m.name)
@@ -201,7 +202,7 @@ def _batches(dl):
 
 # %% ../nbs/10_diagnose.ipynb #530785bc
 @contextmanager
-def _asking(models, stats):
+def _asking(models, stats): # name -> model; (mean, std) of the batch
     "Inside: a function from a normalised batch to {name: logits} of all models, in eval mode"
     fs = {k: _answers(m, stats) for k, m in models.items()}
     with ExitStack() as stack, torch.no_grad():
@@ -257,7 +258,7 @@ def clean_images(dls, # fastai `DataLoaders`
     return np.concatenate(out)[:n]
 
 # %% ../nbs/10_diagnose.ipynb #a8b89bb6
-def _comparable(preds):
+def _comparable(preds): # name -> logits
     "Logits of one number of classes, for one image or more"
     given = {k: _logits(v, k) for k, v in preds.items()}
     wide = {k: v.shape[1] for k, v in given.items()}
@@ -265,7 +266,7 @@ def _comparable(preds):
     if not all(map(len, given.values())): raise ValueError('there is no image here; one or more are needed')
     return given
 
-def _decisions(preds, y=None):
+def _decisions(preds, y=None): # name -> logits (n, C); labels (n,)
     d = {k: v.argmax(1) for k, v in _comparable(preds).items()}
     if y is not None: d = {'truth': as_array(y).astype(int), **d}
     n = {k: len(v) for k, v in d.items()}
@@ -285,7 +286,7 @@ def _right(logits, y, name='logits'):
     a, y = _labelled(logits, y, name)
     return a.argmax(1) == y
 
-def _kappa(ra, rb):
+def _kappa(ra, rb): # (n,) of bool: where one model is right, and where the other
     a, b, obs = ra.mean(), rb.mean(), (ra == rb).mean()
     exp = a*b + (1 - a)*(1 - b)
     return 1. if obs == 1 else float((obs - exp)/(1 - exp))
@@ -313,7 +314,7 @@ def bootstrap(measure, # A function of arrays with one row an image, e.g. `accur
     return tuple(map(float, found.confidence_interval))
 
 # %% ../nbs/10_diagnose.ipynb #99a352f4
-def _pair(ra, rb):
+def _pair(ra, rb): # (n,) of bool: where one model is right, and where the other
     "Kuncheva and Whitaker's measures from two columns of right (True) and wrong"
     n11, n10, n01, n00 = ((ra & rb).mean(), (ra & ~rb).mean(), (~ra & rb).mean(), (~ra & ~rb).mean())
     a, b = ra.mean(), rb.mean()
@@ -338,7 +339,7 @@ def diversity(preds:dict, # name -> logits (n, C)
 
 # %% ../nbs/10_diagnose.ipynb #6aa186f6
 def _soft(logits, T): return log_softmax(_logits(logits)/T, 1)
-def _entropy(logp): return -(np.exp(logp)*logp).sum(-1)
+def _entropy(logp): return -(np.exp(logp)*logp).sum(-1)    # Log-probabilities (..., C), in nats
 
 def soften(logits, # (n, C)
            T=1., # Temperature: 1 leaves the probabilities as they are, more makes them flatter
@@ -391,7 +392,7 @@ def _whole(y, C):
     if len(y) and y.max() >= C: raise ValueError(f'label {y.max()} does not fit {C} classes (0 to {C - 1})')
     return y.astype(int)
 
-def _case_of_each(d, y, teachers): # name -> (n,) decisions; labels (n,) or None
+def _case_of_each(d, y, teachers): # name -> (n,) decisions; labels (n,) or None; names
     "(n,) names of cases"
     if y is not None: return np.where(y < 0, 'no label', _cases({t: d[t] == y for t in teachers}))
     return np.where(np.ptp(np.stack([d[t] for t in teachers]), 0) == 0, 'agree', 'disagree')
@@ -435,9 +436,10 @@ def teacher_confusion(a, # Logits (n, C): rows
     return out
 
 # %% ../nbs/10_diagnose.ipynb #3301738a
+# (n, C); the same of each teacher; as for `head_agreement`
 def _equal(z, teachers, T): return [float((_logits(z).argmax(1) == _logits(t).argmax(1)).mean()) for t in teachers]
-def _nats(z, teachers, T): return [float(kl_divergence(t, z, T).mean()) for t in teachers]
-def _closest(z, teachers, T):
+def _nats(z, teachers, T): return [float(kl_divergence(t, z, T).mean()) for t in teachers]    # As `_equal`
+def _closest(z, teachers, T): # As `_equal`
     nearest = np.stack([kl_divergence(t, z, T) for t in teachers]).argmin(0)
     return np.bincount(nearest, minlength=len(teachers))/len(nearest)
 
@@ -466,7 +468,7 @@ def unfused(
     finally:
         for m, fused in was: m.fused_attn = fused
 
-def _checked(maps, model, n):
+def _checked(maps, model, n): # A map (n, H, N, N) of each layer; its network; how many images
     "Maps of whole images, or an error that says what the model has instead"
     name = type(model).__name__
     if not maps:
@@ -505,7 +507,7 @@ def token_layout(model, # A timm ViT, a student of libkd, or a `Learner`/`Teache
         raise TypeError(f'{type(net).__name__} does not say how its tokens lie; pass n_prefix and grid yourself')
     return n, tuple(grid)
 
-def _patches(A, n_prefix, grid):
+def _patches(A, n_prefix, grid): # Tokens before the patches; (height, width) in patches
     "The patch-to-patch part of `A` (B, L, H, N, N), after checking that the numbers fit"
     A, n = torch.as_tensor(A), grid[0]*grid[1]
     if A.shape[-1] != n_prefix + n:
@@ -514,7 +516,7 @@ def _patches(A, n_prefix, grid):
     return A[..., n_prefix:, n_prefix:]
 
 # %% ../nbs/10_diagnose.ipynb #1197b318
-def _rollouts(A):
+def _rollouts(A): # (B, L, H, N, N)
     "The rollout (B, N, N) through the first layer, the first two, and so on"
     A = A.mean(2)
     R = eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device).expand(len(A), -1, -1)
@@ -529,7 +531,7 @@ def rollout(A, # (B, L, H, N, N) from `attention_maps`
     return R
 
 # %% ../nbs/10_diagnose.ipynb #b4d603f4
-def _distances(grid):
+def _distances(grid): # (height, width) in patches
     "(n, n) distances between the patches of a grid, in patches"
     pos = np.stack(np.meshgrid(range(grid[0]), range(grid[1]), indexing='ij'), -1).reshape(-1, 2)
     return np.linalg.norm(pos[:, None] - pos[None], axis=-1)
@@ -584,7 +586,7 @@ def _last_map(net, mods): # A network; name -> module
         raise TypeError(f'{type(net).__name__} has no convolution whose feature map could be read; name a layer')
     return info[-1]['module'] if info else convs[-1]
 
-def _layer(net, name=None):
+def _layer(net, name=None): # Its name, or the module itself
     "A module by name; by default the last with a feature map"
     if isinstance(name, torch.nn.Module): return name
     mods = dict(net.named_modules())
@@ -604,7 +606,7 @@ def grad_cam(model, # A network with feature maps (B, C, h, w), or the `Teacher`
     seen, g = _map_and_gradient(net, _layer(net, layer), x, target)
     return _unit((g.mean((2, 3), keepdim=True)*seen).sum(1).relu())
 
-def _unit(heat): return heat/heat.amax((1, 2), keepdim=True).clamp_min(1e-12)
+def _unit(heat): return heat/heat.amax((1, 2), keepdim=True).clamp_min(1e-12)    # (B, h, w), not negative
 
 # %% ../nbs/10_diagnose.ipynb #03db5090
 def involution_energy(model, # A network with `Involution2d` layers, or the `Teacher`/`Learner` that holds it
@@ -649,7 +651,7 @@ def saliency_kind(model, # `Teacher`, `Learner` or module
     if any(isinstance(m, Involution2d) for m in mods): return 'kernel energy'
     return 'attention rollout' if any(hasattr(m, 'fused_attn') for m in mods) else 'Grad-CAM'
 
-def _rollout_map(model, x):
+def _rollout_map(model, x): # `Teacher`, `Learner` or module; its batch
     "The last rollout of the first token (or of all patches) as a map"
     A = attention_maps(model, x); n_prefix, grid = token_layout(model)
     return torch.as_tensor(token_maps(A, n_prefix, grid)[:, -1, 0, -1])
@@ -682,7 +684,7 @@ def edges(imgs, # (n, H, W, 3) uint8
     return on_grid(change, grid)
 
 # %% ../nbs/10_diagnose.ipynb #231d7949
-def _standard(maps):
+def _standard(maps): # (..., h, w)
     "Maps flattened, with mean 0 and length 1 (0 for a map that is the same everywhere)"
     flat = as_array(maps).astype(np.float64).reshape(*np.shape(maps)[:-2], -1)
     flat = flat - flat.mean(-1, keepdims=True)
@@ -767,7 +769,7 @@ def _pictures(dls, part, rows, others):
     order = rows + [i for i in range(len(x)) if i not in set(rows)][:others]
     return x[order], y[order], rows
 
-def _in_parts(f, x, size=16):
+def _in_parts(f, x, size=16): # `size`: images in a piece
     "`f` of a batch, piece by piece: attention of many pictures at once would not fit"
     return np.concatenate([as_array(f(part)) for part in x.split(size)])
 
@@ -783,7 +785,7 @@ def _advised_by(learn, # `Learner` or module
     return found or by_bias
 
 # %% ../nbs/10_diagnose.ipynb #8e77a100
-def _layout_or_reason(model, x):
+def _layout_or_reason(model, x): # `Learner` or module; its batch
     "Prefix tokens and grid of a transformer; or None, a grid for the teachers' maps, and why there is no attention"
     try:
         attention_maps(model, x[:1]); n, grid = token_layout(model)
@@ -791,7 +793,7 @@ def _layout_or_reason(model, x):
     heads = tuple(getattr(_net(model), 'heads', ()))
     return heads if len(heads) == n else ('cls', *(f'token {i}' for i in range(2, n + 1)))[:n], grid, ''
 
-def _saliencies(models, x, stats, grid, notes):
+def _saliencies(models, x, stats, grid, notes): # name -> model; (mean, std) of `x`; (height, width); sentences
     "name -> (n, *grid) of all models that have one; why the others have none goes to `notes`"
     out = {}
     for k, m in models.items():
@@ -800,7 +802,7 @@ def _saliencies(models, x, stats, grid, notes):
         else: notes.append(f'Saliency of {k}: {saliency_kind(m)}.')
     return out
 
-def _targets(tokens, guides, seen, imgs, grid):
+def _targets(tokens, guides, seen, imgs, grid): # Names; token -> name; name -> (n, *grid); (n, H, W, 3); (h, w)
     "token -> (what it is compared with, in words; the maps (n, *grid))"
     if not seen: rest = 'the edges of the picture', edges(imgs, grid)
     elif len(seen) == 1: rest = f'the saliency of {[*seen][0]}', [*seen.values()][0]
@@ -813,6 +815,7 @@ def _among(maps, goals, n, rivals=None): # (N, L, T, H+2, h, w); a target for ea
     among = lambda t: None if rivals is None else rivals[:, :, :, t]
     return np.stack([map_percentile(maps[:, :, t], goal, among(t))[:n] for t, goal in enumerate(goals)], 2)
 
+# `Learner` or module; its batch; maps and goals as for `_among`; pictures; tokens before patches; shuffled networks
 def _percentiles(model, x, maps, goals, n, n_prefix, shuffles):
     "(2, n, L, T, H+2): percentiles of the first `n` pictures' maps among other pictures, and among shuffled weights"
     first = _among(maps, goals, n)
@@ -821,7 +824,7 @@ def _percentiles(model, x, maps, goals, n, n_prefix, shuffles):
     rivals = np.stack([token_maps(attention_maps(net, x[:n]), n_prefix, maps.shape[-2:]) for net in nets])
     return np.stack([first, _among(maps[:n], [g[:n] for g in goals], n, rivals)])
 
-def _said_of_each(models, x, y, dls):
+def _said_of_each(models, x, y, dls): # name -> model
     "What is said about each picture, in words"
     with _asking(models, stats_of(dls)) as ask: says = {k: z.argmax(1).tolist() for k, z in ask(x).items()}
     v = list(map(str, dls.vocab))
@@ -829,7 +832,7 @@ def _said_of_each(models, x, y, dls):
     return ['; '.join(told(i, t)) for i, t in enumerate(y.tolist())]
 
 # %% ../nbs/10_diagnose.ipynb #31f8e1f2
-def _known(model, dls, teachers, pictures):
+def _known(model, dls, teachers, pictures): # `Learner` or module; name -> `Teacher`; from `_pictures`
     "The batch; fields of `TokenMaps` that any model has; pixels and saliencies of all pictures, the others too"
     x, y, rows = pictures; n, everybody = len(rows), {'student': model, **teachers}
     tokens, grid, why = _layout_or_reason(model, x)
@@ -839,6 +842,7 @@ def _known(model, dls, teachers, pictures):
                  labels=[str(r) for r in rows], answers=_said_of_each(everybody, x[:n], y[:n], dls))
     return x, known, imgs, seen
 
+# As for `_percentiles`; grid (height, width) in patches; goals from `_targets`
 def _attention(model, x, n, n_prefix, grid, goals, shuffles):
     "What only a transformer has: attention of the first `n` pictures, percentiles, and what they compare"
     maps = _in_parts(lambda part: token_maps(attention_maps(model, part), n_prefix, grid), x)
@@ -903,7 +907,7 @@ def last_features(model, # `Teacher`, `Learner` or module
     return torch.cat(out).numpy()
 
 # %% ../nbs/10_diagnose.ipynb #059add0f
-def _drawable(features):
+def _drawable(features): # Tensor, array or list
     "(n, D) that can be drawn in a plane, or an error"
     X = as_array(features).astype(np.float64)
     if X.ndim != 2 or min(X.shape) < 2:
@@ -1016,6 +1020,7 @@ def tells_apart(a, # Numbers of networks of one kind, one for each seed
     return max(area, 1 - area)
 
 # %% ../nbs/10_diagnose.ipynb #333564e4
+# Shapes: input, kernels (B, G, K², H', W'), output
 def _involution_flops(x, weight, *args, out_shape=None, **kwargs): return 2*int(np.prod(out_shape))*weight[2]
 
 def macs(model, # `Teacher`, `Learner` or module
@@ -1055,16 +1060,16 @@ class Scoreboard(pd.DataFrame):
 def _quality(z, y):
     measures = {'accuracy': accuracy, 'macro accuracy': macro_accuracy, 'ECE': ece, 'NLL': nll}
     return {k: f(z, y) for k, f in measures.items()}
-def _role(m): return 'teacher' if is_teacher(m) else 'taught student' if _is_taught(m) else 'student'
+def _role(m): return 'teacher' if is_teacher(m) else 'taught student' if _is_taught(m) else 'student'    # As `_net`
 
 # %% ../nbs/10_diagnose.ipynb #9a137fb5
-def _mean_of_teachers(preds, models):
+def _mean_of_teachers(preds, models): # name -> logits (n, C); name -> model
     "Log of the teachers' mean probability, when there are two teachers or more of the same classes"
     t = [_soft(preds[k], 1.) for k, m in models.items() if is_teacher(m)]
     alike = len(t) > 1 and len({z.shape for z in t}) == 1
     return logsumexp(t, 0) - np.log(len(t)) if alike else None
 
-def _cost(m, x, timing):
+def _cost(m, x, timing): # `Teacher`, `Learner` or module; (B, C, H, W); also the time?
     "Parameters, multiply-adds and, where asked for, milliseconds an image"
     cost = dict(params=sum(p.numel() for p in _net(m).parameters()), MACs=macs(m, x))
     return cost | {'ms/image': ms_per_image(m, x)} if timing else cost

@@ -56,7 +56,7 @@ class Packed:
         return f'Packed: {len(self.ops)} operations ({kinds}), {len(self.weights)/1000:.0f} kB'
 
 # %% ../nbs/12a_playground.ipynb #48e4ca4d
-def _refused(at, kind, kinds):
+def _refused(at, kind, kinds): # Dotted name of the module, '' for the network; its class; the known ones
     "The sentence for a module that the page has no operator for"
     known = ', '.join(sorted({k.__name__ for k in kinds}))
     return (f'{at or "The network"} is a {kind.__name__}, and the page has no operator for it, so this network '
@@ -105,14 +105,14 @@ class Packer:
         return x
 
 # %% ../nbs/12a_playground.ipynb #4142ccc4
-def _both(v): return [int(v), int(v)] if isinstance(v, int) else [int(i) for i in v]
+def _both(v): return [int(v), int(v)] if isinstance(v, int) else [int(i) for i in v]    # A number, or two
 
-def _convolve(p, x, weight, bias, stride=1, pad=0, dilation=1, groups=1): # weight (O, C/groups, kh, kw)
+def _convolve(p, x, weight, bias, stride=1, pad=0, dilation=1, groups=1): # As `_conv`; weight (O, C/groups, kh, kw)
     about = dict(kernel=list(weight.shape[2:]), stride=_both(stride), pad=_both(pad), dilation=_both(dilation))
     w = p.tensor(weight.permute(0, 2, 3, 1))
     return p.op('conv', x, weight=w, bias=p.tensor(bias), out=weight.shape[0], groups=groups, **about)
 
-def _conv(p, m, x):
+def _conv(p, m, x): # `Packer`; a convolution; number of the value that comes in
     if isinstance(m.padding, str) or m.padding_mode != 'zeros':
         at, how = '.'.join(p.at), m.padding if isinstance(m.padding, str) else m.padding_mode
         raise UserError(f'{at} is a convolution with padding {how!r}; the page pads with a number of zeros.')
@@ -125,13 +125,13 @@ def _scale_of(m):
     scale = (var + m.eps).rsqrt() * (1 if m.weight is None else m.weight.detach())
     return scale, (0 if m.bias is None else m.bias.detach()) - mean*scale
 
-def _batchnorm(p, m, x):
+def _batchnorm(p, m, x): # `Packer`; a batch norm; number of the value that comes in
     scale, shift = _scale_of(m)
     last = p.ops[-1] if p.ops else {}
     if x == len(p.ops) and last.get('op') == 'conv': return _into_conv(p, last, scale, shift, x)
     return p.op('scale', x, scale=p.tensor(scale), shift=p.tensor(shift))
 
-def _into_conv(p, conv, scale, shift, x): # conv: the operation before, which gave `x`
+def _into_conv(p, conv, scale, shift, x): # conv: the operation before, which gave value `x`
     "Scale and shift as a part of the weights of the convolution before them"
     w, b = conv['weight'], conv['bias']
     p.tensors[w] = p.tensors[w]*scale.view(-1, 1, 1, 1).cpu()
@@ -139,71 +139,77 @@ def _into_conv(p, conv, scale, shift, x): # conv: the operation before, which ga
     else: conv['bias'] = p.tensor(shift)
     return x
 
-def _batchnorm_act(p, m, x): return p.through(m, _batchnorm(p, m, x), 'drop', 'act')
+def _batchnorm_act(p, m, x): return p.through(m, _batchnorm(p, m, x), 'drop', 'act')    # As above, `m` with an `act`
 
-def _layernorm(p, m, x):
+def _layernorm(p, m, x): # `Packer`; a layer norm; number of the value that comes in
     D = m.normalized_shape[-1]
     scale = torch.ones(D) if m.weight is None else m.weight
     shift = torch.zeros(D) if m.bias is None else m.bias
     return p.op('layernorm', x, scale=p.tensor(scale), shift=p.tensor(shift), eps=m.eps)
 
 # %% ../nbs/12a_playground.ipynb #14b41163
-def _pass_on(p, m, x): return x
+def _pass_on(p, m, x): return x    # `Packer`; what changes nothing in eval mode; number of the value
+# `Packer`; a module that calls its children in order; number of the value that comes in
 def _sequence(p, m, x): return p.through(m, x, *(n for n, _ in m.named_children()))
 
 def _children(*names): # In the order in which a picture passes them
     "Pack a module by its children, one after the other"
     return lambda p, m, x: p.through(m, x, *names)
 
-def _act(curve): return lambda p, m, x: p.op('act', x, curve=curve)
+def _act(curve): return lambda p, m, x: p.op('act', x, curve=curve)    # 'relu' or 'silu', as the page calls it
 
+# `Packer`; `nn.Linear`; number of the value that comes in
 def _linear(p, m, x): return p.op('linear', x, weight=p.tensor(m.weight), bias=p.tensor(m.bias), out=m.out_features)
+# `Packer`; `nn.GELU`; number of the value that comes in
 def _gelu(p, m, x): return p.op('act', x, curve='gelu' if getattr(m, 'approximate', 'none') == 'none' else 'gelu_tanh')
 
-def _side(p, m, name):
+def _side(p, m, name): # `Packer`, for the error; the module; its attribute
     "A setting of a pooling module, the same in both directions"
     value = _both(getattr(m, name))
     if value[0] == value[1] and not m.ceil_mode: return value[0]
     raise UserError(f'{".".join(p.at)}: the page pools in squares and leaves out what does not fill one.')
 
-def _pool(how):
+def _pool(how): # 'avg' or 'max'
     def pack(p, m, x):
         about = dict(kernel=_side(p, m, 'kernel_size'), stride=_side(p, m, 'stride'), pad=_side(p, m, 'padding'))
         return p.op('pool', x, how=how, padded=getattr(m, 'count_include_pad', True), **about)
     return pack
 
-def _global_pool(p, m, x):
+def _global_pool(p, m, x): # `Packer`; timm's pooling before a head; number of the value that comes in
     if m.pool_type not in ('avg', 'fast'):
         raise UserError(f'{".".join(p.at)}: the page pools globally by the average only.')
     return p.op('mean', x)
 
 # %% ../nbs/12a_playground.ipynb #4a3bb551
-def _involution(p, m, x):
+def _involution(p, m, x): # `Packer`; `Involution2d`; number of the value that comes in
     small = p.through(m, x, 'pool', 'reduce', 'norm', 'act')
     kernels = _convolve(p, small, m.span.weight, m.span.bias)
     return p.op('involution', x, kernels, kernel=m.kernel_size, stride=m.stride, groups=m.groups)
 
+# `Packer`; a block with `downsample`; number of the value that enters it
 def _skip(p, m, x): return x if m.downsample is None else p(m.downsample, x, 'downsample')
 
-def _involution_block(p, m, x):
+def _involution_block(p, m, x): # `Packer`; `InvolutionBlock`; number of the value that comes in
     y = p.through(m, x, 'conv1', 'bn1', 'act', 'inv', 'bn2', 'act', 'conv3', 'bn3')
     return p(m.act, p.op('add', y, _skip(p, m, x)), 'act')
 
-def _basic_block(p, m, x):
+def _basic_block(p, m, x): # `Packer`; timm's `BasicBlock`; number of the value that comes in
     also = [n for n in ('se', 'drop_path') if getattr(m, n) is not None]
     y = p.through(m, x, 'conv1', 'bn1', 'drop_block', 'act1', 'aa', 'conv2', 'bn2', *also)
     return p(m.act2, p.op('add', y, _skip(p, m, x)), 'act2')
 
 # %% ../nbs/12a_playground.ipynb #98b06a41
-def _pack_attention(p, m, x, scores=None): # scores (heads, N, N), added before the softmax
+def _pack_attention(p, m, x, scores=None): # As `_block`; scores (heads, N, N), added before the softmax
     if getattr(m, 'gate', None) is not None or any(not isinstance(o, nn.Identity) for o in (m.q_norm, m.k_norm)):
         raise UserError(f'{".".join(p.at)}: the page has attention without gates and norms of queries and keys.')
     y = p.op('attention', p(m.qkv, x, 'qkv'), heads=m.num_heads, scores=p.tensor(scores))
     return p.through(m, y, 'norm', 'proj')
 
+# `Packer`; `MultiHeadConvAttention`; number of the value that comes in
 def _conv_attention(p, m, x): return _pack_attention(p, m, x, m.position_scores())
+# `Packer`; `LayerScale`; number of the value that comes in
 def _layerscale(p, m, x): return p.op('scale', x, scale=p.tensor(m.gamma), shift=p.tensor(torch.zeros_like(m.gamma)))
-def _block(p, m, x):
+def _block(p, m, x): # `Packer`; timm's `Block`; number of the value that comes in
     x = p.op('add', p.through(m, x, 'norm1', 'attn', 'ls1'), x)
     return p.op('add', p.through(m, x, 'norm2', 'mlp', 'ls2'), x)
 
@@ -216,7 +222,7 @@ def _refuse_arrangement(m):
     raise UserError(f'The page runs transformers with a class token that has a position and is read at the end; '
                     f'this {type(m).__name__} has another arrangement ({", ".join(odd) or m.global_pool}).')
 
-def _transformer(p, m, x):
+def _transformer(p, m, x): # `Packer`; `VisionTransformer`; number of the pictures
     "timm's ViT with a class token"
     _refuse_arrangement(m)
     patches = p(m.patch_embed, x, 'patch_embed')
@@ -226,12 +232,12 @@ def _transformer(p, m, x):
     return p.through(m, p.op('row', x, row=0), 'fc_norm', 'head')
 
 # %% ../nbs/12a_playground.ipynb #4020b1d4
-def _maps(p, embed, x): # A student's `patch_embed`: stem -> number of its map, and that of their sum
+def _maps(p, embed, x): # A student's `patch_embed`; x a number: stem -> number of its map, and that of their sum
     maps = {s: p(getattr(embed, s), x, f'patch_embed.{s}') for s in embed.stems}
     first, *others = maps.values()
     return maps, reduce(partial(p.op, 'add'), others, first)
 
-def _special(p, m, maps):
+def _special(p, m, maps): # `Packer`; `TokenViT`; stem -> number of its map
     "Tokens before the patches: numbers of what maps became, and in their order a tensor's place or −1, −2, … for these"
     made, special = [], []
     for h, source in m.tokens.items():
@@ -239,11 +245,11 @@ def _special(p, m, maps):
         else: made.append(p.op('mean', maps[source])); special.append(-len(made))
     return made, special
 
-def _pack_heads(p, m, x): # head -> number of its logits
+def _pack_heads(p, m, x): # `x`: number of all tokens; head -> number of its logits
     layer = lambda h: getattr(m, 'head' if h == 'cls' else f'head_{h}')
     return {h: p(layer(h), p.op('row', x, row=i), f'head of {h}') for i, h in enumerate(m.heads)}
 
-def _student(p, m, x):
+def _student(p, m, x): # `Packer`; `TokenViT`; number of the pictures
     maps, patches = _maps(p, m.patch_embed, x)
     made, special = _special(p, m, maps)
     x = p.op('tokens', patches, *made, special=special, positions=p.tensor(m.pos_embed))
@@ -267,7 +273,7 @@ KINDS = {
     VisionTransformer: _transformer, Stem: _children('body', 'proj'), TokenViT: _student}
 
 # %% ../nbs/12a_playground.ipynb #2d9d2b77
-def _read_packed(packed):
+def _read_packed(packed): # A `Packed`
     "The tensors of a packed network, as the page reads them"
     for t in packed.tensors:
         n = int(np.prod(t['shape']))
@@ -279,13 +285,13 @@ def _below(x, K, stride, groups): # (B, H, W, C) -> (B, G, C/G, K², H', W'): wh
     below = nn.functional.unfold(x.permute(0, 3, 1, 2), K, padding=K//2, stride=stride)
     return below.view(B, groups, C//groups, K*K, -(-H//stride), -(-W//stride))
 
-def _involve(x, k, o):
+def _involve(x, k, o): # (B, H, W, C); kernels (B, H', W', G·K²); the operation
     "Involution with given kernels, channels last"
     below = _below(x, o['kernel'], o['stride'], o['groups'])
     weights = k.permute(0, 3, 1, 2).unflatten(1, (o['groups'], 1, -1))
     return (below*weights).sum(3).flatten(1, 2).permute(0, 2, 3, 1)
 
-def _attend(x, o, t):
+def _attend(x, o, t): # (B, 1, N, 3·D): queries, keys, values; the operation; all tensors
     q, k, v = x[:, 0].unflatten(-1, (3, o['heads'], -1)).permute(2, 0, 3, 1, 4)
     scores = q @ k.transpose(-2, -1)/q.shape[-1]**.5
     if o['scores'] >= 0: scores = scores + t[o['scores']]
@@ -296,14 +302,14 @@ def _as_map(f):
     "A function of (B, C, H, W), for maps with channels last"
     return lambda x, o, t: f(x.permute(0, 3, 1, 2), o, t).permute(0, 2, 3, 1)
 
-def _t(o, t, name): return t[o[name]] if o[name] >= 0 else None
+def _t(o, t, name): return t[o[name]] if o[name] >= 0 else None    # Operation; all tensors; which of its
 
-def _pooled(x, o, t):
+def _pooled(x, o, t): # (B, C, H, W); the operation; all tensors
     k, s, pad = o['kernel'], o['stride'], o['pad']
     if o['how'] == 'max': return nn.functional.max_pool2d(x, k, s, pad)
     return nn.functional.avg_pool2d(x, k, s, pad, count_include_pad=o['padded'])
 
-def _tokens(xs, o, t):
+def _tokens(xs, o, t): # Patches (B, h, w, D), then means (B, 1, 1, D); the operation; all tensors
     patches, *made = xs
     one = lambda i: made[-1 - i].flatten(1, 2) if i < 0 else t[i].view(1, 1, -1).expand(len(patches), -1, -1)
     return (torch.cat([*map(one, o['special']), patches.flatten(1, 2)], 1) + t[o['positions']])[:, None]
@@ -342,7 +348,7 @@ def _raw(t): # A tensor; its bytes, a multiple of four, and whether they are of 
     raw = np.ascontiguousarray(t.numpy(), '<f2' if half else '<f4').tobytes()
     return raw + bytes(-len(raw) % 4), half
 
-def _laid_out(tensors):
+def _laid_out(tensors): # Of a `Packer`: on the CPU, float32
     "Tensors behind each other: matrices in half precision, what is one-dimensional in single"
     about, parts, at = [], [], 0
     for t in tensors:
@@ -357,7 +363,7 @@ def _unpacked_logits(model, x, stats): # Pictures (n, H, W, 3) as the packed net
     device = next(model.parameters()).device
     with torch.no_grad(), evaluating(model): return model(((x - mean)/std).permute(0, 3, 1, 2).to(device)).float().cpu()
 
-def _far_from_model(model, packed, stats):
+def _far_from_model(model, packed, stats): # Its `Packed`; (mean, std) of its pictures, or None
     "How far a packed network's logits are from its model's, on random pictures, in units of the largest"
     x = torch.rand(8, *packed.input, generator=torch.Generator().manual_seed(0))
     want, got = _unpacked_logits(model, x, stats), packed_logits(packed, x)
@@ -460,17 +466,18 @@ class Evidence:
         return means and f'{NUMBERS[preset]}: {means}.', bias_verdict(groups, self.numbers.get('as it is'))
 
 # %% ../nbs/12a_playground.ipynb #13e22501
-def _covered(imgs, share=.4):
+def _covered(imgs, share=.4): # (n, H, W, 3); share of height and width
     "A square in the middle, in the colour of the ground"
     imgs = np.asarray(imgs).copy(); H, W = imgs.shape[1:3]
     rows, cols = (np.abs(np.arange(n) + .5 - n/2) < share*n/2 for n in (H, W))
     return np.where((rows[:, None] & cols)[None, ..., None], ground(imgs)[:, None, None], imgs)
 
+# (n, H, W, 3), 0 to 1
 def _grey_pixels(imgs): return np.repeat(imgs @ np.array([.299, .587, .114], imgs.dtype)[:, None], 3, -1)
-def _noisy(imgs): return (imgs + np.random.default_rng(0).normal(0, .2, imgs.shape)).clip(0, 1)
+def _noisy(imgs): return (imgs + np.random.default_rng(0).normal(0, .2, imgs.shape)).clip(0, 1)   # (n, H, W, 3), 0 to 1
 _CHANGES = dict(shuffle=shuffle_patches, silhouette=silhouettes, grey=_grey_pixels, noise=_noisy, cover=_covered)
 
-def _after(answer, key, imgs, y):
+def _after(answer, key, imgs, y): # From pictures to logits; name of the preset; (n, H, W, 3), 0 to 1; (n,)
     "Accuracy after a preset; of shifts the mean over 1 and 2 pixels in both directions"
     if key in _CHANGES: return changed_accuracy(answer, imgs, y, _CHANGES[key])
     return float(np.mean([changed_accuracy(answer, imgs, y, lambda x: shift_images(x, d)) for d in (-2, -1, 1, 2)]))
@@ -494,7 +501,7 @@ def preset_numbers(answer, # From pictures (n, H, W, 3), 0 to 1, to logits (n, C
     return dict(shift=shift_consistency(answer, imgs), shuffle=patch_shuffle_drop(answer, imgs, y), **after)
 
 # %% ../nbs/12a_playground.ipynb #4d46c985
-def _unwrapped(model, stats):
+def _unwrapped(model, stats): # `Teacher`, `Learner` or module; (mean, std) of a module, or None
     "The network, and the mean and std of its pictures"
     if isinstance(model, Learner): return model.model, stats_of(model.dls)
     if not is_teacher(model): return model, stats
@@ -508,7 +515,7 @@ def _kind(net):
     heads = getattr(net, 'heads', ())
     return _BIAS_WORDS[bias_of(net)] + (f', {len(heads)} heads' if len(heads) > 1 else '')
 
-def _dash(look):
+def _dash(look): # Matplotlib's: a text, or (offset, lengths)
     "A dash of `looks` for the page"
     named = {'-': '', '--': '7 4', '-.': '8 3 2 3', ':': '2 3'}
     return named[look] if isinstance(look, str) else ' '.join(str(3*d) for d in look[1])
@@ -519,7 +526,7 @@ def _as_labels(labels, n):
     if not np.isfinite(labels).all(): raise UserError('some labels are NaN; a picture without a label has the label -1')
     return labels.astype(int)
 
-def _as_pixels(images):
+def _as_pixels(images): # (n, H, W, 3), uint8 or 0 to 1
     "(n, H, W, 3) uint8"
     images = as_array(images)
     if images.ndim != 4 or images.shape[-1] != 3:
@@ -564,7 +571,7 @@ def _packed_one(name, model, size, stats): # The network's name, for an error; (
     return packed, _kind(net), bias_of(net)
 
 @patch
-def _pack(self:BiasPlayground, models, stats):
+def _pack(self:BiasPlayground, models, stats): # name -> model; (mean, std) of plain modules, None: ImageNet's
     "Every network for the page"
     if not models: raise UserError('no networks: give a dict with names, or a list')
     packed = {name: _packed_one(name, m, self.pool.shape[1:3], stats) for name, m in models.items()}
@@ -582,11 +589,12 @@ def _alike(biases): # name -> bias
     first = {r: n for n, r in reversed(roles.items())}
     return {n: r if first[r] == n else n for n, r in roles.items()}
 
+# A `Packed`; (n, H, W, 3), 0 to 1
 def _ask(packed, imgs): return packed_logits(packed, torch.as_tensor(np.asarray(imgs), dtype=torch.float32)).numpy()
 
 # %% ../nbs/12a_playground.ipynb #fbb110a6
 @patch
-def _check(self:BiasPlayground, C):
+def _check(self:BiasPlayground, C): # Classes of the first network
     "Do networks, classes, labels and pictures fit each other?"
     other = {n: q.classes for n, q in self.nets.items() if q.classes != C}
     if other: raise UserError(f'the networks answer in different numbers of classes: {C}, and {other}')
@@ -602,7 +610,7 @@ def _checked_names(names, n): # One for each of `n` pictures, or None: they are 
     return names
 
 @patch
-def _about(self:BiasPlayground, names=None, kinds=None, probe=None, evidence=None, note=''):
+def _about(self:BiasPlayground, names=None, kinds=None, probe=None, evidence=None, note=''): # As for `bias_playground`
     "Names, kinds, what was measured on other pictures"
     self.names = _checked_names(names, len(self.pool))
     self.kinds |= kinds or {}
@@ -615,7 +623,7 @@ def _about(self:BiasPlayground, names=None, kinds=None, probe=None, evidence=Non
 
 # %% ../nbs/12a_playground.ipynb #7b1f0c5e
 @patch
-def _take(self:BiasPlayground, rows):
+def _take(self:BiasPlayground, rows): # Positions in `self.pool`
     "Put these pictures of the pool on the page, and what the networks say of them"
     n, rows = len(self.pool), as_array(rows).astype(int)
     if not len(rows) or rows.min() < 0 or rows.max() >= n:
@@ -722,7 +730,7 @@ def bias_playground(models, # `Teacher`s, `Learner`s, modules: a list, or a dict
     return BiasPlayground(models, images, labels, classes, T, **more)
 
 # %% ../nbs/12a_playground.ipynb #915737bc
-def _spread(rows, y, k):
+def _spread(rows, y, k): # Positions, the best first; labels (n,) of all pictures; how many
     "The first `k` of `rows`, a class again only after all others"
     seen = {}
     turn = [seen.setdefault(int(y[r]), []).append(r) or len(seen[int(y[r])]) for r in rows]
@@ -740,7 +748,7 @@ def telling(logits:dict, # name -> (n, C)
     one = _spread(first[np.argsort(js[first], kind='stable')], y, k - k//2)
     return np.array(one + _spread(others[np.argsort(-js[others], kind='stable')], y, k - len(one)), int)
 
-def _others(n, rows, k):
+def _others(n, rows, k): # How many there are; positions; how many are wanted
     "Up to `k` of `n` rows from all over the data (which may be in the order of the classes), without `rows`"
     rest = np.setdiff1d(np.arange(n), rows)
     return rest[np.unique(np.linspace(0, len(rest) - 1, min(k, len(rest))).round().astype(int))]
@@ -764,7 +772,7 @@ def playground(self:Learner,
 
 def _labels(dls, part): return np.concatenate([as_array(b[1]) for b in clean_dl(dls, part)])
 
-def _say_all(models, imgs, stats=None):
+def _say_all(models, imgs, stats=None): # name -> model; (n, H, W, 3) uint8; (mean, std) of plain modules
     "name -> logits (n, C), from the packed networks"
     stats = stats or (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     own = {n: _unwrapped(m, stats) for n, m in models.items()}
@@ -782,7 +790,7 @@ def _run_facts(folder):
                                 'libkd run writes one.')
     return json.loads(file.read_text(encoding='utf-8'))
 
-def _run_pictures(params, size, stats):
+def _run_pictures(params, size, stats): # Of the run; (height, width); not read
     "The pictures and labels of the part that the verdict of a run is on"
     drawn = dict(size=params['size']) if params.get('size') else {}
     data = params.get('data')
@@ -791,7 +799,7 @@ def _run_pictures(params, size, stats):
     dls, part = image_dls(samples, size=size, check=False), 'test' if samples.has('test') else 'valid'
     return clean_images(dls, part), _labels(dls, part), samples.classes
 
-def _run_students(folder, facts):
+def _run_students(folder, facts): # `facts`: content of result.json
     "name -> student of the first seed, and its `config.json`"
     files = {}
     for row in facts.get('runs', []):

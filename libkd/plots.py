@@ -28,7 +28,7 @@ from .diagnose import TokenMaps, as_array, ece, on_grid, reliability, roles_of, 
 from .diagnose import teacher_confusion, uniform_distance
 
 # %% ../nbs/11_plots.ipynb #ff7717d6
-def _boxes_of(artist, ax):
+def _boxes_of(artist, ax): # An image or `QuadMesh` on these axes
     "A picture's box on the canvas, or those of the pictures on it"
     spots = getattr(artist, 'tiles', None)
     if spots is None: return [artist.get_window_extent()]
@@ -49,7 +49,7 @@ class LibkdFigure(Figure):
     def __init__(self, width=6., # Inches
                  height=3., # Inches
                  alt='', # What the figure shows, in a sentence or two
-                 dpi=80):
+                 dpi=80): # Dots per inch
         super().__init__(figsize=(width, height), dpi=dpi, facecolor='white')
         FigureCanvasAgg(self)
         self.alt = alt
@@ -110,7 +110,7 @@ def figure_html(png, # PNG bytes
 
 # %% ../nbs/11_plots.ipynb #4596fb6b
 @patch
-def _repr_mimebundle_(self:LibkdFigure, include=None, exclude=None):
+def _repr_mimebundle_(self:LibkdFigure, include=None, exclude=None): # IPython's, not read
     return {'text/html': figure_html(self.png(), self.alt), 'text/plain': self.alt}
 
 @patch
@@ -163,13 +163,14 @@ def short_names(names, # Names that should stay different
     tries = ([middle(s, k) for s in bare] for k in range(n, n + 24))
     return next((t for t in tries if len(set(t)) == len(set(names))), [middle(s, n) for s in bare])
 
-def _text(s, n=16):
+def _text(s, n=16): # Any name; letters that fit
     "Any name as plain, short text, which matplotlib does not read as a formula"
     return middle(s, n).replace('$', r'\$')
 
+# Names or None; how many
 def _class_names(classes, C): return [str(c) for c in classes] if classes is not None else [str(i) for i in range(C)]
 
-def _axes(fig, box, title='', x='', y='', frame=True):
+def _axes(fig, box, title='', x='', y='', frame=True): # Shares of the figure; title; names of both axes; are they seen?
     "Axes at a fixed place (left, bottom, width, height), in the house style"
     ax = fig.add_axes(box)
     ax.set_title(title, fontsize=10, color=_INK, loc='left')
@@ -191,14 +192,14 @@ _ROLES = {'teacher': _LOOKS[1], 'teachers': _LOOKS[7], 'student': _LOOKS[4], 'ta
 
 _SHARES = ('accuracy', 'macro accuracy')
 
-def _short_number(v, metric=''): return f'{100*v:.1f} %' if metric in _SHARES else f'{v:.4g}'
+def _short_number(v, metric=''): return f'{100*v:.1f} %' if metric in _SHARES else f'{v:.4g}'    # A number; its column
 
-def _size_note(r):
+def _size_note(r): # Row of `scoreboard`
     size = f'{r.params/1e3:,.0f}k' if pd.notna(r.get('params')) else ''
     time = f'{r["ms/image"]:.2g} ms' if pd.notna(r.get('ms/image')) else ''
     return '  '.join(s for s in (size, time) if s)
 
-def _score(ax, i, v, r, metric):
+def _score(ax, i, v, r, metric): # Place from the top; the number; row of `scoreboard`; column
     "The bar of one model, its number, and what it costs"
     c, h, *_ = _ROLES.get(r.get('role'), _LOOKS[0])
     ax.barh(i, v, color=c, hatch=h, edgecolor='white', height=.72)
@@ -213,7 +214,7 @@ def _scores(ax, board, v, metric): # Values of the metric, one a model
     if metric in _SHARES: ax.xaxis.set_major_formatter(PercentFormatter(1, 0))      # as the numbers beside the bars
 
 # %% ../nbs/11_plots.ipynb #54ac4dfa
-def _role_legend(fig, board):
+def _role_legend(fig, board): # From `scoreboard`
     shown = set(board.get('role', []))
     roles = {r: look for r, look in _ROLES.items() if r in shown}
     handles = [Patch(facecolor=c, hatch=h, edgecolor='white', label=r) for r, (c, h, *_) in roles.items()]
@@ -242,13 +243,13 @@ def paired_differences(results:pd.DataFrame, # Columns arm, seed and the metric
     if baseline not in wide: raise KeyError(f'no arm {baseline!r}; there are: {", ".join(map(str, wide.columns))}')
     return wide.drop(columns=baseline).sub(wide[baseline], axis=0)
 
-def _interval(d, level=.95):
+def _interval(d, level=.95): # A Series, one a seed; share of such intervals that hold the true mean
     "Mean and half width of Student's interval; the width of one difference alone is unknown (NaN)"
     d = d.dropna(); n = len(d)
     return d.mean(), stats.t.ppf((1 + level)/2, n - 1)*d.std(ddof=1)/np.sqrt(n) if n > 1 else np.nan
 
 # %% ../nbs/11_plots.ipynb #0abc431b
-def _paired_axes(fig, arms, title, x, margin):  # Names of the arms, from top to bottom; what the axes are called
+def _paired_axes(fig, arms, title, x, margin): # Arms from top to bottom; title; name of the axis; what does not matter
     "Axes with a row for each arm, a line at zero and the band of what does not matter"
     ax = _axes(fig, _inches(fig, 1.89, .65, 3.64, .55*len(arms)), title, x)
     if margin: ax.axvspan(-margin, margin, color='#eeeeee', zorder=0)
@@ -261,7 +262,7 @@ def _paired_note(fig, margin): # What the marks mean, below the axes
     fig.text(.27, .04/fig.get_figheight(), note, fontsize=8, color=_PALE)
 
 # %% ../nbs/11_plots.ipynb #2fba9107
-def _differences(ax, i, arm, d):
+def _differences(ax, i, arm, d): # Place from the top; name; a Series, one a seed
     "One arm's differences, their mean and interval; the same in words"
     m, w = _interval(d); said = f'{m:+.1f} ± {w:.1f}' if w == w else f'{m:+.1f}, one seed'
     ax.plot(d, np.full(len(d), i - .17), 'o', mfc='none', color=_LOOKS[0][0], ms=6)
@@ -301,9 +302,9 @@ def _known_columns(table): # Names, in the table's order
     known = lambda c: pd.to_numeric(table[c], errors='coerce').notna().any()
     return [c for c in table.columns if c not in ('step', 'epoch', 'time') and known(c)]
 
-def _is_loss(c): return 'loss' in c or c == 'label' or c.startswith('kd')       # terms of a distilled Learner too
+def _is_loss(c): return 'loss' in c or c == 'label' or c.startswith('kd')  # A column; terms of a distilled Learner too
 
-def _curves(ax, df, cols):
+def _curves(ax, df, cols): # One row an epoch; names of the columns
     for c, (colour, _, marker, dash) in looks(cols).items():
         v = pd.to_numeric(df[c], errors='coerce')
         ax.plot(range(1, len(df) + 1), v, color=colour, ls=dash, marker=marker, ms=5, lw=1.8, label=_text(c, 24))
@@ -330,7 +331,7 @@ def training_parts(table:pd.DataFrame, # One row a look, with the column `step`
     shares = [c for c in num if not _is_loss(c) and c != 'lr']
     return {'losses': [*filter(_is_loss, num)], 'shares': shares, 'learning rate': [c for c in num if c == 'lr']}
 
-def _steps(ax, table, cols):
+def _steps(ax, table, cols): # From `TrainingMonitor.table`; names of the columns
     "A line for each column, through the batches that know it"
     for c, (colour, _, _, dash) in looks(cols).items():
         known = table[['step', c]].dropna()
@@ -372,7 +373,7 @@ def plot_arms(results:pd.DataFrame, # From `run_jobs`: one row a run, with `arm`
     return fig
 
 # %% ../nbs/11_plots.ipynb #41b3d94d
-def _reliability(ax, low, r, label, look):
+def _reliability(ax, low, r, label, look): # Axes of the counts; from `reliability`; text of the legend; from `looks`
     "One model: accuracy over confidence, and below it how many answers each point rests on"
     c, _, marker, dash = look
     ax.plot(r.confidence, r.accuracy, color=c, marker=marker, ls=dash, label=label)
@@ -400,10 +401,10 @@ def plot_reliability(preds:dict, # name -> logits (n, C)
     return fig
 
 # %% ../nbs/11_plots.ipynb #a9a5358f
-def _cell(ax, i, j, text, dark, size=8): # The number of a cell, white on a dark one
+def _cell(ax, i, j, text, dark, size=8): # The number of a cell, white on a dark one; points of its letters
     ax.text(j, i, text, ha='center', va='center', fontsize=size, color='white' if dark else 'black')
 
-def _matrix_axes(fig, df, title):
+def _matrix_axes(fig, df, title): # `title` stands above all
     "Axes with the table's names above and beside, without frame"
     r, c = df.shape; ax = _axes(fig, _inches(fig, 1.7, .12, .72*c, .36*r))
     ax.set_title(_text(title, 60), fontsize=10, loc='left', x=-1.6/(.72*c), pad=24)
@@ -429,7 +430,7 @@ def plot_matrix(df:pd.DataFrame, # Square or not, numbers from 0 up
     return fig
 
 # %% ../nbs/11_plots.ipynb #b97adaa3
-def _counts(ax, M, top):
+def _counts(ax, M, top): # (C, C) counts; the largest off the diagonal
     "The numbers of a confusion table that are not 0"
     for (i, j), n in np.ndenumerate(M):
         if n and i == j: ax.text(j, i, n, ha='center', va='center', fontsize=8, color=_PALE)
@@ -442,7 +443,7 @@ def _class_ticks(ax, classes):
     ax.set_xticks(where, short, rotation=0 if max(map(len, short)) < 4 else 60)
     ax.set_yticks(where, short); ax.tick_params(length=0)
 
-def _confusion(ax, M, classes, names):
+def _confusion(ax, M, classes, names): # (C, C) counts; names of the classes, of the two models
     "Draw a confusion table into axes, the diagonal in words only"
     off = M.astype(float); np.fill_diagonal(off, np.nan); C = len(M)
     top = max(np.nanmax(off), 1) if C > 1 else 1
@@ -473,7 +474,7 @@ def plot_confusion(a, # Logits (n, C) of one model: rows
     return fig
 
 # %% ../nbs/11_plots.ipynb #04e087fb
-def _groups(ax, P, style):
+def _groups(ax, P, style): # name -> probabilities (k,); a look of `looks` for each
     "A bar of each model beside each other at every place"
     w = .84/len(P)
     for aside, (name, p), (c, h, *_) in zip(_centred(len(P))*w, P.items(), style):
@@ -484,12 +485,12 @@ def _answer_ticks(ax, names, true): # Names of the classes that are drawn; which
     marked = ['▸'*bool(t) + _text(c, 30) for t, c in zip(true, short)]
     ax.set_xticks(range(len(short)), marked, rotation=0 if max(map(len, short)) < 7 else 30)
 
-def _room_for_legend(ax, high):
+def _room_for_legend(ax, high): # Where the y axis ends
     "Space for the legend above the bars, and no tick beyond what a probability can be"
     ax.set_ylim(0, high); ax.set_yticks([t for t in ax.get_yticks() if 0 <= t <= min(1, high)])
     _legend(ax, ncols=3, loc='upper left', columnspacing=.8, handlelength=1.2, handletextpad=.4)
 
-def _bars(ax, P, classes, y=None, top=10, like=None):
+def _bars(ax, P, classes, y=None, top=10, like=None): # name -> probabilities (C,); others as for `plot_softened`
     "Grouped, hatched bars of several distributions over the most probable classes"
     highest = np.max(list(P.values()), 0)
     order = np.sort(np.argsort(-highest)[:top])
@@ -534,12 +535,12 @@ def contact_sheet(imgs, # (n, H, W, 3) uint8
     return sheet
 
 # %% ../nbs/11_plots.ipynb #54bfb9eb
-def _tiles(which, cols, size, pad):
+def _tiles(which, cols, size, pad): # Positions on the sheet; others as for `contact_sheet`
     "(left, bottom, right, top) of some pictures of a contact sheet, as its axes count"
     at = lambda k: (k % cols*(size + pad[0]) - .5, k//cols*(size + pad[1]) - .5)
     return [(x, y, x + size, y + size) for x, y in map(at, which)]
 
-def _thumbs(ax, imgs, captions, cols=8, size=48, pad=(2, 14)):
+def _thumbs(ax, imgs, captions, cols=8, size=48, pad=(2, 14)): # A text below each; others as for `contact_sheet`
     sheet = ax.imshow(contact_sheet(imgs, cols, size, pad), interpolation='none', aspect='equal'); ax.set_anchor('NW')
     sheet.tiles = _tiles(range(len(imgs)), cols, size, pad)
     for k, cap in enumerate(captions):
@@ -575,20 +576,20 @@ def disagreement_alt(df, # Of `sample_disagreement`
             f'(mean Jensen-Shannon divergence {df.js.mean():.3f}). By case: {cases}.')
 
 # %% ../nbs/11_plots.ipynb #ac1b8f27
-def _captions(df, teachers, classes):
+def _captions(df, teachers, classes): # From `sample_disagreement`; names of the teachers, of the classes
     "What the teachers say about each image, and the truth"
     short = short_names(classes, 4)
     says = lambda r: '|'.join(short[r[f'says_{t}']] for t in teachers)
     truth = lambda r: f' ({short[r.y]})' if 'y' in r and r.y >= 0 else ''
     return [_text(says(r) + truth(r), 14) for _, r in df.iterrows()]
 
-def _disputed_sheet(fig, imgs, df, teachers, classes): # Images to show and their rows of `sample_disagreement`
+def _disputed_sheet(fig, imgs, df, teachers, classes): # Images to show, their rows of `sample_disagreement`; names
     "The left part of `plot_disagreement`: the images with what is said about them"
     _thumbs(_axes(fig, (.01, .05, .42, .8), frame=False), imgs, _captions(df, teachers, classes))
     head = f'Sorted by disagreement. Below each: {" | ".join(_text(t, 12) for t in teachers)} say'
     fig.text(.015, .93, head + (' (truth)' if 'y' in df else ''), fontsize=10, color=_INK)
 
-def _answers_aside(fig, preds, i, df, classes, teachers, T):
+def _answers_aside(fig, preds, i, df, classes, teachers, T): # name -> logits (n, C); names as for `_captions`
     "The right part of `plot_disagreement`: bars of image `i`, confusion of the first two teachers"
     y, P = df.y[i] if 'y' in df else None, {k: soften(as_array(z)[[i]], T)[0] for k, z in preds.items()}
     _bars(_axes(fig, (.485, .2, .23, .63), f'The first image, T = {T:g}', '', 'probability'), P, classes, y, 8)
@@ -624,23 +625,23 @@ def plot_disagreement(imgs, # (n, H, W, 3) uint8
     return fig
 
 # %% ../nbs/11_plots.ipynb #277a555f
-def _scale(values, least=2.):
+def _scale(values, least=2.): # A list of arrays; what the end is at least
     "The end of a colour scale: 98 in 100 values lie below it"
     return max(least, float(np.quantile(np.concatenate([np.ravel(v) for v in values]), .98))) if len(values) else least
 
-def _heat(m, size, end):
+def _heat(m, size, end): # `m`: in multiples of uniform attention; `size`: pixels
     "A map (h, w) in colours from 0 to `end`, as a (size, size, 3) picture"
     colours = (colormaps['cividis'](np.asarray(m)/end)[..., :3]*255).astype(np.uint8)
     return np.asarray(Image.fromarray(colours).resize((size, size), Image.Resampling.NEAREST))
 
-def _token_row(maps, i, layer, t, name): # Which picture, layer and token; the token's name
+def _token_row(maps, i, layer, t, name): # `TokenMaps`; which picture, layer and token; the token's name
     "Cells of a token: its teacher's saliency where there is one, each head, their mean, the rollout"
     tell = lambda c: '' if maps.percentiles is None else f'{maps.percentiles[0, i, layer, t, c]:.0f} %'
     guide = maps.saliency.get(maps.guides.get(name))
     beside = [(None if guide is None else guide[i], '')] if maps.guides else []
     return beside + [(m, tell(c)) for c, m in enumerate(maps.maps[i, layer, t])]
 
-def _attention_cells(maps, i, layer):
+def _attention_cells(maps, i, layer): # `TokenMaps`; which picture; which layer
     "Columns, and for each row its name and its (map or None, caption) cells"
     if maps.attn is None: return list(maps.saliency), [('', [(m[i], '') for m in maps.saliency.values()])]
     names = (list(maps.tokens) or ['patches'])[:maps.maps.shape[2]]
@@ -676,7 +677,7 @@ def _map_row(ax, top, name, cells, middles, size): # Where the row begins; middl
     for x, (_, caption) in zip(middles, cells):
         ax.text(x, top + size + 1, caption, ha='center', va='top', fontsize=8, color=_INK)
 
-def _map_table(ax, heats, cols, rows, size):
+def _map_table(ax, heats, cols, rows, size): # As `_map_sheet`; `cols`: their names
     "Cells of maps with the names of columns and rows and a caption below each"
     _map_sheet(ax, heats, rows, size)
     middles = np.arange(len(cols))*(size + 4) + size/2
@@ -687,7 +688,7 @@ def _map_ramp(fig): # 100 pixels of the colour scale, below the table
     ramp = fig.add_axes(_inches(fig, 62/80, 24/80, 100/80, 8/80))
     ramp.imshow(np.linspace(0, 1, 64)[None], cmap='cividis', aspect='auto'); ramp.set_axis_off()
 
-def _map_legend(fig, maps, layer, end):
+def _map_legend(fig, maps, layer, end): # `TokenMaps`; which layer; where the colours end
     "Colour scale and what the captions mean"
     _map_ramp(fig); w, h = fig.get_size_inches()*80
     layers = '' if maps.attn is None else f'layer {layer % maps.attn.shape[1] + 1} of {maps.attn.shape[1]} · '
@@ -698,7 +699,7 @@ def _map_legend(fig, maps, layer, end):
     fig.text(62/w, 6/h, below, fontsize=8, color=_PALE)
 
 # %% ../nbs/11_plots.ipynb #45de61de
-def _map_heats(maps, picture, rows, size): # Rows of `_attention_cells`; pixels of a cell
+def _map_heats(maps, picture, rows, size): # `TokenMaps`; which picture; rows of `_attention_cells`; pixels of a cell
     "Pictures of each row, the photograph first, and the end of the scale that all maps share"
     end = _scale([m for _, cells in rows for m, _ in cells if m is not None])
     thumb, blank = as_rgb(maps.imgs)[[picture]], np.full((size, size, 3), 255, np.uint8)
@@ -737,7 +738,7 @@ def plot_attention(img, # (H, W, 3) uint8
     return plot_token_maps(maps, 0, layer)
 
 # %% ../nbs/11_plots.ipynb #0d4a9b92
-def _distance(ax, D, aside, label, look):
+def _distance(ax, D, aside, label, look): # (L, H); to the right, in layers; text of the legend; from `looks`
     "One model: a mark for each head, a line through their means"
     c, _, marker, dash = look; at = np.arange(len(D)) + aside
     ax.plot(np.repeat(at, D.shape[1]), D.ravel(), marker, mfc='none', color=c, ms=6)

@@ -51,13 +51,13 @@ def bundle(name, # File in `libkd/static`, such as 'attention.js'
 class Synced:
     "A value of a view; while the view is live it is the page's, so that Python and the page never differ"
     def __init__(self, default): self.default = default # What the value is before anybody chooses
-    def __set_name__(self, owner, name): self.name = name
+    def __set_name__(self, owner, name): self.name = name    # Class of the view; its attribute
 
-    def __get__(self, view, owner=None):
+    def __get__(self, view, owner=None): # A `View`, None where the class is asked; its class
         if view is None: return self
         return getattr(view._model, self.name) if view._model else view._kept.get(self.name, self.default)
 
-    def __set__(self, view, value):
+    def __set__(self, view, value): # A `View`; what the value becomes
         changed = value != self.__get__(view)
         view._kept[self.name] = value
         if view._model: setattr(view._model, self.name, value)                        # the model tells those who listen
@@ -96,7 +96,7 @@ class View:
         "Call `f` with the name of each value that Python or the page changes"
         self._listeners.append(f)
 
-    def _heard(self, change):
+    def _heard(self, change): # What traitlets gives: a dict with the `name`
         for f in self._listeners: f(change['name'])
 
     def __repr__(self): return f'{type(self).__name__}: {self.alt}'
@@ -121,9 +121,9 @@ def static_text(name, # File in `libkd/static`
     return (files('libkd')/'static'/name).read_text(encoding='utf-8')
 
 # %% ../nbs/12_widgets.ipynb #f79ba428
-def _style(sheets): return ''.join(map(static_text, sheets))
+def _style(sheets): return ''.join(map(static_text, sheets))    # Files in `libkd/static`
 
-def _packed(state):
+def _packed(state): # From `View.state`
     "The state as JSON that is safe inside html: bytes deflated and in base64"
     squeeze = lambda v: base64.b64encode(zlib.compress(v, 9)).decode()
     raw = dict(values={k: v for k, v in state.items() if not isinstance(v, bytes)},
@@ -152,14 +152,14 @@ def to_html(self:View, path, # File to write
 _TRAITS = {bytes: 'Bytes', dict: 'Dict', float: 'Float', int: 'Int', str: 'Unicode', list: 'List'}
 
 @cache
-def _model_class(module, sheets, names):
+def _model_class(module, sheets, names): # File of the module; files of its style; (name, type) of each value
     "The anywidget class of a module: one for each, made on first use, with a trait for every (name, type)"
     import anywidget, traitlets
     traits = {k: getattr(traitlets, _TRAITS[t])().tag(sync=True) for k, t in names}
     return type('LibkdView', (anywidget.AnyWidget,), dict(_esm=bundle(module), _css=_style(sheets), **traits))
 
 @patch
-def _open(self:View, model=None):
+def _open(self:View, model=None): # An anywidget to take over; None: a new one
     "Become live, in a model of our own or in that of a view that is gone"
     state = self.state()
     traits = tuple((k, type(v)) for k, v in state.items())
@@ -171,7 +171,7 @@ def _open(self:View, model=None):
     model.observe(self._heard, list(self.values())); model.on_msg(self._asked)
 
 @patch
-def _asked(self:View, model, body, buffers):
+def _asked(self:View, model, body, buffers): # The anywidget; the question; bytes beside it, not read
     "A question of the page; the answer carries its number, so that the page can drop what is stale"
     reply = {k: body.pop(k) for k in ('kind', 'number')}
     model.send(reply, self.answer(reply['kind'], **body))
@@ -219,7 +219,7 @@ class Places:
         self.cells[cell] = run, shown, before
 
 # %% ../nbs/12_widgets.ipynb #fcd61feb
-def _enter(view):
+def _enter(view): # A `View`
     "Show `view` in the running cell; the shell that runs the cells holds their `Places`"
     shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
     if shell is None: return view.widget
@@ -237,7 +237,7 @@ _EXTRA = 'To explore interactively: pip install "libkd[widgets]" and restart the
 _HIDE = '<style>.jp-OutputArea-child:has(+ .jp-OutputArea-child .{0}):not(:has(.kd)){{display:none}}</style>'
 
 @patch
-def _repr_mimebundle_(self:View, include=None, exclude=None):
+def _repr_mimebundle_(self:View, include=None, exclude=None): # IPython's, not read
     missing = _EXTRA if is_live() and not _has_anywidget() else ''
     figure = figure_html(self.snapshot().png(), self.alt, f'kd-snap-{self.id}')
     if missing: figure += f'<p>{escape(missing)}</p>'
@@ -285,13 +285,13 @@ class Known:
     teachers: list=None   # Names among the answers; by default all but the student
     student: str=None     # Name among the answers; by default 'student', if there is one
 
-def _strings(values, n, what):
+def _strings(values, n, what): # One each, or None; how many; what they are, for the error
     "`values` as strings, or their positions"
     if values is None: return [str(i) for i in range(n)]
     if len(values) != n: raise ValueError(f'{len(values)} {what} for {n}; give one each, or leave them out')
     return [str(v) for v in values]
 
-def _chosen(js, C, max_items, logits=1_000_000):
+def _chosen(js, C, max_items, logits=1_000_000): # (n,) divergences; classes; how many images, numbers at most
     "Rows to ship, in the order of the data: all of them, or the most divergent"
     k = max(1, min(max_items, logits//max(C, 1)))
     return np.arange(len(js)) if len(js) <= k else np.sort(np.argsort(-js, kind='stable')[:k])
@@ -332,7 +332,7 @@ class Explorer(View):
 
 # %% ../nbs/12_widgets.ipynb #f2634e2f
 @patch
-def _take(self:Explorer, imgs, preds, y, known, max_items):
+def _take(self:Explorer, imgs, preds, y, known, max_items): # As for `Explorer`, `imgs` in uint8; a `Known`
     "Keep what is shown: images, labels, names, answers"
     n, C = len(self.df), as_array(next(iter(preds.values()))).shape[1]
     if len(imgs) != n: raise ValueError(f'{len(imgs)} images but predictions of {n}')
@@ -342,7 +342,7 @@ def _take(self:Explorer, imgs, preds, y, known, max_items):
     self._answers(preds, {f'{h} head': z for h, z in (known.heads or {}).items()})
 
 @patch
-def _answers(self:Explorer, preds, heads):
+def _answers(self:Explorer, preds, heads): # name -> logits (n, C); name of a head -> the same
     "Answers of the rows that are shown, teachers first, and what they decide"
     names = [*self.teachers, *([self.student] if self.student else [])]
     given = {k: as_array(z)[self.rows] for k, z in ({k: preds[k] for k in names} | heads).items()}
@@ -425,7 +425,7 @@ def as_bytes(maps, # (..., h, w), not negative
     scaled = maps/np.maximum(seen, 1e-6)[..., None, None]
     return (scaled*31).round().clip(0, 31).astype('u1').tobytes(), half(peak)
 
-def _patch_rows(maps, budget=25_000):
+def _patch_rows(maps, budget=25_000): # A `TokenMaps`
     "The patches' own maps that may travel: (pictures, L, heads or 1, P, h, w) within `budget` bytes"
     P, n_prefix = int(np.prod(maps.grid)), len(maps.tokens)
     L, H = maps.attn.shape[1:3]
@@ -465,7 +465,7 @@ class AttentionView(View):
 NOT_AN_EXPLANATION = ('Attention is not an explanation: it says where a token reads, not what the answer rests on. '
                       'A map counts only as far as it fits this picture better than it would fit others.')
 
-def _far(maps):
+def _far(maps): # A `TokenMaps`
     "Mean attention distances, their reference line, and the notes of a view"
     if maps.attn is None: return dict(distances=[], uniform=0)
     far = mean_attention_distance(maps.attn, len(maps.tokens), maps.grid)
@@ -479,7 +479,7 @@ def _words(self:AttentionView):
 
 # %% ../nbs/12_widgets.ipynb #6b7bd718
 @patch
-def _shape(self:AttentionView, rows):
+def _shape(self:AttentionView, rows): # From `_patch_rows`
     "Sizes and names that the page needs to read the bytes"
     m, (L, H) = self.maps, self.shape
     others, shuffles = m.rivals
@@ -525,7 +525,7 @@ def show(self:AttentionView, row): # Position of a picture in the data
     if model: self._open(model)
 
 # %% ../nbs/12_widgets.ipynb #68dafe50
-def _square(attn, tokens):
+def _square(attn, tokens): # (n, L, H, N, N); names of the tokens before the patches
     "The grid of patches, where it is square"
     n = np.shape(attn)[-1] - len(tokens); side = round(n**.5)
     if side*side != n:
@@ -556,7 +556,7 @@ def explore_attention(source, # A `Learner`, a student, any timm ViT; a `TokenMa
 def link(*views, # `Explorer`, `AttentionView`, …: views of the same images, with `rows` (their positions in the data)
          ):
     "The picture chosen in one view is chosen in the others"
-    def follow(view, name):
+    def follow(view, name): # A `View`; which of its values changed
         if name != 'selected': return
         for other in views:
             if other is not view: other.show(int(view.rows[view.selected]))
@@ -583,7 +583,7 @@ def teachers_of(learn, # `Learner`
     if isinstance(teachers, dict): return list(teachers.values())
     return as_list(teachers)
 
-def _beside_student(learn, live, part):
+def _beside_student(learn, live, part): # `live`: the `Teacher`s
     "What `Teacher`s and the student of a `Learner` say: `predictions`"
     return predictions({**{t.name: t for t in live}, 'student': learn}, learn.dls, part)
 
@@ -636,7 +636,7 @@ def _disputed(dls, part, preds, y): # name -> logits (n, C), the student last; l
     teachers = list(preds)[:-1] if len(preds) > 2 else list(preds)
     return plot_disagreement(clean_images(dls, part), preds, y, classes=list(dls.vocab), teachers=teachers)
 
-def _chapter(heading, reading, fig):
+def _chapter(heading, reading, fig): # What it is about; how to read the figure; a `LibkdFigure`
     frame = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(heading)}">'
     return (f'<section><h2>{escape(heading)}</h2><p>{escape(reading)}</p>{frame}{figure_html(fig.png(), fig.alt)}</div>'
             f'<p class="said">{escape(fig.alt)}</p></section>')
@@ -660,7 +660,7 @@ def report(self:Learner,
     return path
 
 # %% ../nbs/12_widgets.ipynb #cd49cde4
-def _thin(xs, ys, n=200):
+def _thin(xs, ys, n=200): # A column of a table each; how many points
     "At most about `n` points of a curve, the last one included, without those that are not known"
     keep = [(x, y) for x, y in zip(xs, ys) if y == y and y is not None]
     return keep[::-max(1, len(keep)//n)][::-1]
@@ -749,7 +749,7 @@ def table(self:TrainingMonitor)->pd.DataFrame: # One row a look
     return pd.DataFrame(self.rows)
 
 @patch
-def _keep(self:TrainingMonitor, limit=5000):
+def _keep(self:TrainingMonitor, limit=5000): # Images that are enough
     "Remember answers to the first validation images"
     plain = isinstance(self.pred, torch.Tensor) and self.pred.ndim == 2
     if not plain or sum(len(z) for z, _ in self.valid) >= limit: return
@@ -773,7 +773,7 @@ def _mean_since(self:TrainingMonitor, name, total, n): # A term's sum and count 
 
 # %% ../nbs/12_widgets.ipynb #88c9d172
 @patch
-def _named(self:TrainingMonitor, term):
+def _named(self:TrainingMonitor, term): # A key of `sums`
     "A loss term's name in the table: that of the recorder's column"
     return f'kd_{term}' if self.distill and term in self.distill.biases else term
 
@@ -946,14 +946,14 @@ def _places_of(dl, rows): # A loader that is bound to a cache; rows of the cache
                          'give the loaders it was built from')
     return [place[int(r)] for r in rows]
 
-def _view_pictures(cache, dls, rows):
+def _view_pictures(cache, dls, rows): # `rows`: positions in the cache
     "(n*V, H, W, 3) uint8: the views of these rows as the teachers saw them, and an error where the data are others"
     dl = cache.bind(dls).train; at = _places_of(dl, rows)
     if cache.policy.name == 'clean': return clean_images(dls, 'train')[at]
     x = torch.stack([dl.do_item(v*len(dl.dataset) + i)[0] for i in at for v in range(cache.policy.n)])
     return to_pixels(dl.after_batch((x.to(dl.device or 'cpu'),))[0], stats_of(dls))
 
-def _some_rows(cache, rows, budget=300_000):
+def _some_rows(cache, rows, budget=300_000): # Positions in the cache, or None; logits at most
     "`rows`, or about 48 rows from all over the cache, fewer where their answers would weigh too much"
     if rows is not None: return np.asarray(rows)
     each = len(cache.teachers)*cache.policy.n*len(cache.classes)
@@ -978,13 +978,13 @@ class CacheView(View):
         self.alt = (f'Cache of {cache.n:,} samples in {cache.policy.n} view{"s"*(cache.policy.n > 1)}, '
                     f'{len(cache.classes)} classes, by {", ".join(cache.teachers)}; {what}.')
 
-def _all_views(cache, rows, name): # (n, V, C): answers of one teacher
+def _all_views(cache, rows, name): # Positions; a teacher's name: its answers, (n, V, C)
     rows = torch.as_tensor(rows)
     return torch.stack([dense_logits(cache.gather(rows, v, [name])[name]) for v in range(cache.policy.n)], 1)
 
 # %% ../nbs/12_widgets.ipynb #fa77730e
 @patch
-def _cache_facts(self:CacheView, rows): # Those whose answers are shown
+def _cache_facts(self:CacheView, rows): # Positions of those whose answers are shown
     cache = self.cache
     return dict(names=list(cache.teachers), classes=list(map(str, cache.classes)), views=cache.policy.n,
                 labels=[str(r) for r in rows], colours=_colours_of(cache.teachers))
