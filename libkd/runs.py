@@ -438,7 +438,7 @@ class _Printer:
     "Takes what a notebook prints and shows its lines; where nobody is looking, details only after a silence"
     def __init__(self,
         details,   # Whether all lines that begin with · are shown
-        every=30., # Seconds of silence after which one of them is shown in any case
+        every=25., # Seconds of silence after which the next is shown: less than from one to the next of a heartbeat
     ): self.details, self.every, self.rest, self.last = details, every, '', time.monotonic()
     def flush(self): sys.stdout.flush()
     def write(self, text):

@@ -439,6 +439,14 @@ def test_after_half_a_minute_of_silence_a_log_shows_a_detail(capsys):
     assert capsys.readouterr().out.splitlines() == ['work …', '· b and more']
 
 
+def test_a_log_shows_each_line_of_a_heartbeat(capsys, monkeypatch):
+    now = [0.]                                           # a line comes every 30 seconds, or a little earlier
+    monkeypatch.setattr(runs.time, 'monotonic', lambda: now[0])
+    said = runs._Printer(details=False)
+    for now[0] in (30.1, 60.05, 90., 120.02): said.write(f'· {now[0]:.0f}\n')
+    assert capsys.readouterr().out.split() == ['·', '30', '·', '60', '·', '90', '·', '120']
+
+
 def test_jobs_in_other_processes_say_how_they_stand(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(files, 'heartbeat', lambda say, own=files.heartbeat: own(say, every=.1))
     (tmp_path/f'{runs.job_key(dict(name="a"))}.underway').write_text('left by a process that was killed')
