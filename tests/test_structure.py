@@ -344,6 +344,47 @@ def test_public_names_are_documented():
     assert not obscure, f'parameters that neither a docment nor the docstring explains: {obscure}'
 
 
+def glossary():
+    "Names of parameters that mean the same in all rooms: the table of nbs/architecture.ipynb."
+    page = '\n'.join(text(c) for c in cells(NBS/'architecture.ipynb', 'markdown'))
+    table = page.split('### Names that need no comment')[1].split('\n#')[0]
+    return {name for row in re.findall(r'^\| (`.*?) \|', table, re.M) for name in re.findall(r'`(\w+)`', row)}
+
+
+def unsaid(source, known):
+    "`function(parameter)` of all that neither a type, a comment, the docstring nor the glossary explains."
+    spoken = {t.start[0] for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
+    above = {i + 1 for i, line in enumerate(source.splitlines(), 1) if line.lstrip().startswith('# ')}
+    for fn in functions(ast.parse(source)):
+        if fn.lineno in spoken and fn.body[0].lineno <= fn.lineno + 1: continue       # a signature of one line: it speaks of all
+        in_docs = re.findall(r'\w+', ' '.join(re.findall(r'`.*?`', ast.get_docstring(fn) or '')))
+        for p in (*fn.args.posonlyargs, *fn.args.args, *fn.args.kwonlyargs):
+            said = p.annotation or p.lineno in spoken | above or p.arg in {'self', 'cls', *known, *in_docs}
+            if not said: yield f'{fn.name}({p.arg})'
+
+
+@pytest.mark.parametrize('path', ROOMS.values(), ids=name_of)
+def test_each_parameter_says_what_it_is(path):
+    known = glossary()
+    silent = [o for c in cells(path) if EXPORTED.search(text(c)) for o in unsaid(text(c), known)]
+    assert len(known) > 40 and not silent, f'a type, a comment beside it or on the line of its def: {silent}'
+
+
+def test_a_parameter_that_says_nothing_is_found():
+    source = '''
+def f(a, b: int,
+      c, # A column
+      d, dls):
+    "`d`: days"
+def g(a, b): # Both in metres
+    def inner(x): return x
+def h(a, # Of the first line
+      b):
+    pass
+'''
+    assert list(unsaid(source, {'dls'})) == ['f(a)', 'h(b)']
+
+
 def test_versions_agree():
     config = ConfigParser(delimiters=['='])
     config.read(ROOT/'settings.ini', encoding='utf-8')

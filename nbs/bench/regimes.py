@@ -178,7 +178,7 @@ def protocol(cell, seeds=None):
 
 def pilot(cell, seeds=(0,)):
     "What the defaults should be: one change at a time, on validation images, the cheapest and most promising first"
-    if cell.teachers != (READY,): raise SystemExit(f'{cell.name}: the pilot asks about {READY} alone; give a cell that it teaches')
+    if cell.teachers == MINI: return length_pilot(cell, seeds)
     told = teaching_of(cell)
     base = dict(cell=cell.name, **STUDENT, steps=steps_of(cell))
     both = {'short ': dict(steps=2000), '': {}, 'deep ': dict(args=dict(depth=6, embed_dim=64)), 'mixed ': dict(mix=.5)}
@@ -197,6 +197,19 @@ def pilot(cell, seeds=(0,)):
     budget = f'{len(seeds)} seed, as many jobs as an evening allows'
     return Protocol(f'pilot-{cell.name}', question, arms, tuple(pairs), seeds, effect=1., metric='valid_accuracy',
                     part='valid', budget=budget)
+
+
+def length_pilot(cell, seeds):
+    "How long, and how fast, students of small teachers should learn; these train as long as their students"
+    base = dict(cell=cell.name, **STUDENT)
+    told, arms, pairs = dict(teaching=teaching_of(cell)), {}, []
+    for steps, lr in ((700, .002), (700, .004), (2000, .002), (2000, .004)):
+        name, one = f'{steps} at {lr}', base | dict(steps=steps, lr=lr)
+        arms |= {f'taught, {name}': one | told, f'untaught, {name}': one}
+        pairs.append((f'taught, {name}', f'untaught, {name}', 'teaching'))
+    question = f'{cell.name}: how long and how fast should students of small teachers learn?'
+    return Protocol(f'pilot-{cell.name}', question, arms, tuple(pairs), seeds, effect=1., metric='valid_accuracy',
+                    part='valid', budget=f'{len(seeds)} seed of {len(arms)} arms')
 
 
 def prepare(p, archive, jobs):
