@@ -102,6 +102,7 @@ def run_defaults(samples,      # Samples
                  device='cpu', # 'cpu' or 'cuda'
                  photos=False, # Photographs: a teacher with published weights is taken, where its package is installed
                  size=0,       # Pixels, where they are given; 0: from the median of the pictures' short sides
+                 conv='',      # Convolution teacher, where it is given
 )->dict:                       # size in pixels; student, plain, conv, inv, scratch (a convolution without published
                                # weights): names; args of the first two; how to train
     "Size and models for these pictures and this device"
@@ -112,7 +113,8 @@ def run_defaults(samples,      # Samples
     args = f'patch_size:4 {NANO}' if size == 16 else NANO
     found = dict(size=size, views=4, steps=700, lr=.002, label_weight=TAUGHT['label_weight'], args=args, **SMALL)
     if size > 64 and gpu: found |= LARGE
-    ready = photos and size >= 24 and PACKAGED[READY].there()       # it has not seen smaller ones
+    fits = photos and size >= 24 and PACKAGED[READY].there()        # it has not seen smaller ones
+    ready = conv == READY or (fits and not conv)
     found['scratch'] = found['conv']
     return found | (follow(len(samples.train)) if ready else {})
 

@@ -266,8 +266,14 @@ class MultiHeadConvAttention(Attention):
         score = nn.functional.softplus(self.sharpness)[:, None, None]*score
         return nn.functional.pad(self.position_drop(score), (self.n_prefix, 0, self.n_prefix, 0))
 
-    def forward(self, x, attn_mask=None, is_causal=False): # (B, N, D); timm's mask, causal or not: not looked at
-        return super().forward(x, attn_mask=self.position_scores().to(x.dtype)[None])
+    # x: (B, N, D). attn_mask: as timm has it, True where a token is looked at, or what is added to its score
+    def forward(self, x, attn_mask=None, is_causal=False):
+        if is_causal: raise UserError('attention with a score of positions looks at all tokens: no is_causal=True')
+        scores = self.position_scores().to(x.dtype)[None]
+        if attn_mask is None: mask = scores
+        elif attn_mask.dtype == torch.bool: mask = torch.where(attn_mask, scores, -torch.inf)
+        else: mask = scores + attn_mask
+        return super().forward(x, attn_mask=mask)
 
 # %% ../nbs/05_students.ipynb #b05tv000
 _FIXED = dict(class_token=True, global_pool='token', reg_tokens=0, no_embed_class=False, dynamic_img_pad=False,

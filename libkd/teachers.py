@@ -1157,7 +1157,8 @@ def _training(name, dls, samples, label, # `label`: the teacher's name in caches
     arch = PACKAGED[name].arch if pretrained and name in PACKAGED else name
     own = _packaged_size(name, pretrained)
     with rng_scope(seed): train = rendered(labelled_loader(dls), own and (own, own))
-    epochs, lr = epochs or max(20, -(-600//max(1, len(train)))), lr or (1e-3 if pretrained else 5e-3)
+    if epochs is None: epochs = max(20, -(-600//max(1, len(train))))
+    if lr is None: lr = 1e-3 if pretrained else 5e-3
     how = dict(epochs=epochs, lr=lr, wd=wd, seed=seed, pretrained=_weights_of(name) if pretrained else False)
     if own: how['size'] = own
     asked = _teacher_identity(arch, dls, train, samples, callbacks=[_callback(c) for c in cbs], **how)
@@ -1290,6 +1291,9 @@ def fit_teacher(
 def _check_tune(tune, pretrained, **given): # 'head' or 'all'; `given`: what 'head' has no use for; None: not given
     "Refuse arguments that contradict each other"
     if tune not in ('head', 'all'): raise UserError(f"tune={tune!r}: 'head' and 'all' are possible.")
+    for k in ('epochs', 'lr'):
+        if given[k] is not None and given[k] <= 0: raise UserError(
+            f'{k}={given[k]} trains nothing: give more than 0, or leave it out for the default.')
     if tune == 'all': return
     if not pretrained:
         raise UserError("tune='head' fits the last layer of a body that knows something: give pretrained=True.")

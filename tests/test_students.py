@@ -341,6 +341,20 @@ def test_conv_attention_looks_at_its_offset():
     assert sorted(seen) == [(y, x) for y in (1, 2, 3) for x in (1, 2, 3)] and A[:, centre].amax(-1).min() > .99      # a 3×3 convolution
     assert (attn.position_scores()[:, :2] == 0).all() and (attn.position_scores()[:, :, :2] == 0).all()
 
+@pytest.mark.parametrize('added', [False, True])
+def test_conv_attention_obeys_a_mask(added):
+    torch.manual_seed(0)
+    model = S.create_student('civt_nano', 5, (16, 16), conv_attention=1, depth=1).eval()
+    tokens = torch.randn(1, model.pos_embed.shape[1], 64)
+    mask = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool)
+    mask[0, 1:] = False                                # the first token looks at itself alone
+    if added: mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    others = torch.cat([tokens[:, :1], torch.randn_like(tokens[:, 1:])], 1)
+    attn = model.blocks[0].attn
+    assert torch.equal(attn(tokens, attn_mask=mask)[:, 0], attn(others, attn_mask=mask)[:, 0])
+    assert not torch.allclose(attn(tokens)[:, 0], attn(others)[:, 0])
+    with pytest.raises(ValueError, match='no is_causal'): attn(tokens, is_causal=True)
+
 def test_conv_attention_is_one_attention_fused_or_not():
     torch.manual_seed(0)
     model, x = S.create_student('civt_nano', 5, (16, 16), conv_attention=2, depth=3).eval(), torch.randn(2, 3, 16, 16)

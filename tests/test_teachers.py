@@ -966,7 +966,8 @@ def test_published_weights_see_the_pixels_that_the_files_have(packaged, tmp_path
     if tune == 'head': assert torch.allclose(fit(shown).model.fc.weight, t.model.fc.weight, atol=1e-5)
 
 @pytest.mark.parametrize('kw, words', [(dict(tune='head'), 'give pretrained=True'), (dict(tune='neck', pretrained=True), "'head' and 'all'"),
-    (dict(tune='head', pretrained=True, epochs=3), 'without epochs'), (dict(tune='head', pretrained=True, lr=.1, cbs=[Noted(1)]), 'without lr and cbs')])
+    (dict(tune='head', pretrained=True, epochs=3), 'without epochs'), (dict(tune='head', pretrained=True, lr=.1, cbs=[Noted(1)]), 'without lr and cbs'),
+    (dict(epochs=0), 'epochs=0 trains nothing'), (dict(lr=0.), 'lr=0.0 trains nothing'), (dict(epochs=-1), 'leave it out')])
 def test_arguments_that_contradict_each_other(dls, tmp_path, kw, words):
     with pytest.raises(ValueError, match=words): fit_teacher('resnet_mini', dls, folder=tmp_path, **kw)
 
