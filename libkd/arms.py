@@ -594,8 +594,9 @@ def split_arms(conv,   # Name of the teacher with published weights
     return {f'{conv}, hard labels': by(conv, loss='hard', T=1.), f'{conv} alone': by(conv),
             f'{conv} + {second}': by(second), 'taught': by(inv)}
 
-def refuse_split(conv,    # Names of the convolution teacher, the one from scratch, the student
-                 scratch, student):
+def refuse_split(conv,    # Name of the convolution teacher
+                 scratch, # … of the one from scratch
+                 student):# … of the student
     "`UserError` where the gain cannot be split"
     if conv not in PACKAGED: raise UserError(
         f"arms='split' asks what published weights bring, and {conv} has none. Give photographs of 24 pixels or more, "

@@ -32,8 +32,8 @@ from .data import PARTS, Sample, Samples, array_id, decoded_digest, digests_of, 
 from .identity import identity
 
 # %% auto #0
-__all__ = ['STEP', 'RATIOS', 'LIGHT', 'WINDOW', 'MIX', 'ERASE', 'BETA', 'ViewError', 'scramble', 'view_keys', 'draws', 'below',
-           'chance', 'from_table', 'view_seed', 'rng_scope', 'Policy', 'clean', 'finite', 'replay', 'online',
+__all__ = ['STEP', 'RATIOS', 'LIGHT', 'WINDOW', 'MIX', 'ERASE', 'BETA', 'ViewError', 'scramble', 'view_keys', 'draws',
+           'below', 'chance', 'from_table', 'view_seed', 'rng_scope', 'Policy', 'clean', 'finite', 'replay', 'online',
            'as_policy', 'shifted', 'coloured', 'erase_boxes', 'box_mask', 'LightViews', 'Mix', 'mix_pair', 'lam_table',
            'mixed', 'Ride', 'plain_batch', 'each_loss', 'weighted_loss', 'LabelLoss', 'open_sample', 'label_of',
            'item_id', 'SampleCategory', 'TrainTfm', 'light_tfms', 'fitted', 'read_picture', 'free_memory', 'Pictures',
