@@ -51,26 +51,45 @@ class _ArrayBuilder(CacheBuilder):
         tick(len(rows))
 
 # %% ../nbs/06_sharing.ipynb #b4d02903
-def _dims_of(answers): # name -> array
-    "{number of dimensions, 2 or 3: the first length} of all; empty without answers"
-    shapes = {np.ndim(z): len(z) for z in answers.values()}
-    if len(shapes) < 2 and shapes.keys() <= {2, 3}: return shapes
-    raise CacheError("Answers are arrays (n, C), or all (V, n, C); these are "
-                     f"{', '.join(f'{k}: {np.shape(z)}' for k, z in answers.items())}.")
+def _as_array(name, z): # Of a teacher; its answers, as for `from_arrays`
+    "Answers as an array of numbers; `CacheError` for what is none"
+    if isinstance(z, torch.Tensor): z = z.detach().float().cpu()
+    try: array = np.asarray(z)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise CacheError(f"The answers of {name} make no array ({e}): "
+                         "a row of numbers for each sample is needed, all equally long.") from e
+    if array.dtype.kind in 'iuf': return array
+    raise CacheError(f"The answers of {name} are of type {array.dtype}: logits are needed, plain numbers. "
+                     "If they are numbers of another library, give np.array(answers).astype('float32').")
 
-def _asked_about(data, answers, dtype): # As for `from_arrays`
+def _as_arrays(answers): # As for `from_arrays`
+    "name -> array of numbers; `CacheError` where they have no names"
+    if isinstance(answers, dict): return {name: _as_array(name, z) for name, z in answers.items()}
+    raise CacheError(f"answers is a {type(answers).__name__}: a dict with the name of whoever answered is needed, "
+                     "answers={'name': logits}.")
+
+def _views_asked(answers): # name -> array
+    "(V,) of arrays (V, n, C); () of arrays (n, C), or without answers"
+    ahead = {z.shape[:-2] for z in answers.values()}
+    if len(ahead) < 2 and all(z.ndim in (2, 3) for z in answers.values()): return next(iter(ahead), ())
+    raise CacheError("Answers are arrays (n, C), or all (V, n, C) of the same V views; these are "
+                     f"{', '.join(f'{k}: {z.shape}' for k, z in answers.items())}. "
+                     "Ask every teacher about the same views; the first two of more are z[:2].")
+
+# %% ../nbs/06_sharing.ipynb #ca77aaa8
+def _asked_about(data, answers, dtype): # As for `from_arrays`, `answers` as arrays
     "The loader whose samples, and the policy whose views were asked about"
-    shapes = _dims_of(answers)
-    views = finite(shapes[3]) if 3 in shapes else as_policy('clean')
+    asked = _views_asked(answers)
+    views = finite(*asked) if asked else as_policy('clean')
     if not isinstance(data, Samples): return stored_dl(data, views, dtype), views
-    if 3 in shapes:
+    if asked:
         raise CacheError("Answers to views (V, n, C) need the loaders that made the views: from_arrays(path, dls, …).")
     dl = image_dls(data).train
     all_of_them = test_set(dl.dataset, list(data), rm_tfms=0, with_labels=True)     # whatever their part
     return dl.new(all_of_them, mix=None), views
 
 # %% ../nbs/06_sharing.ipynb #ff60c35e
-def _checked_answers(answers, bias, classes, dl, V): # As for `from_arrays`; the loader asked about; number of its views
+def _checked_answers(answers, bias, classes, dl, V): # As for `_asked_about`; the loader; number of its views
     "Arguments of `_Answers`, or the reason why these are no answers to these samples"
     n, wanted = len(dl.items), list(map(str, dl.vocab))
     classes = list(map(str, classes or wanted))
@@ -78,7 +97,7 @@ def _checked_answers(answers, bias, classes, dl, V): # As for `from_arrays`; the
         raise CacheError(f"The columns are {shortened(classes)} and the data's classes {shortened(wanted)}: "
                          "give logits of exactly these classes.")
     for name, z in answers.items():
-        if not bias.get(name):
+        if not isinstance(bias, dict) or not bias.get(name):
             raise CacheError(f"What inductive bias has {name}? Nobody can tell from numbers: "
                              f"bias={{'{name}': 'conv'}}, or 'inv', 'attn', 'mlp', a word of your own.")
         if z.shape[-2:] != (n, len(classes)):
@@ -92,7 +111,7 @@ def _checked_answers(answers, bias, classes, dl, V): # As for `from_arrays`; the
 def from_arrays(cls:LogitCache,
                 path:str|Path, # Folder of the cache
                 data, # `Samples`: the answers are about these pictures as they are; loaders: about `dls.train.items`
-                answers:dict, # name -> logits (n, C), or (V, n, C) for views 0 to V−1 of the loaders
+                answers:dict, # name -> logits (n, C), or all (V, n, C) for views 0 to V−1 of the loaders
                 bias:dict, # name -> inductive bias: 'conv', 'inv', 'attn', …
                 classes:list=None, # Names of the C columns; default those of the data, in their order
                 dtype:str='float16', # As for `build`
@@ -102,6 +121,7 @@ def from_arrays(cls:LogitCache,
                 shard_rows:int=65536, # As for `build`
                )->LogitCache: # Open
     "A cache of answers that somebody else computed"
+    answers = _as_arrays(answers)
     dl, views = _asked_about(data, answers, dtype)
     teachers = checked_teachers([_Answers(*a) for a in _checked_answers(answers, bias, classes, dl, views.n)])
     _ArrayBuilder(path, dl, teachers, make_plan(dl, teachers, views, dtype, shard_rows, top_k, T)).run(overwrite)

@@ -74,11 +74,25 @@ def test_the_fingerprint_of_answers_is_that_of_the_numbers():
     ({'x': np.zeros((18, 4))}, {'x': 'conv'}, {}, r'18 samples and 3 classes need'),
     ({'x': np.zeros(18)}, {'x': 'conv'}, {}, r'arrays \(n, C\)'),
     ({'x': np.zeros((18, 3)), 'y': np.zeros((2, 18, 3))}, {'x': 'conv', 'y': 'conv'}, {}, r'arrays \(n, C\)'),
+    ({'x': np.zeros((4, 18, 3)), 'y': np.zeros((2, 18, 3))}, {'x': 'conv', 'y': 'conv'}, {}, r'same V views; these are x: \(4, 18, 3\), y: \(2, 18, 3\)'),
+    ({'x': [[1., 2.], [1.]]}, {'x': 'conv'}, {}, 'answers of x make no array'),
+    ({'x': [['1', '2', '3']]*18}, {'x': 'conv'}, {}, 'answers of x are of type <U1: logits are needed'),
+    (np.zeros((18, 3)), {'x': 'conv'}, {}, r"answers=\{'name': logits\}"),
+    ({'x': np.zeros((18, 3))}, 'conv', {}, 'What inductive bias has x'),
     ({'x': np.zeros((18, 3))}, {'x': 'conv'}, {'classes': ['circle', 'square', 'cat']}, 'exactly these classes'),
     ({'x': np.full((18, 3), np.nan)}, {'x': 'conv'}, {}, 'NaN'),
     ({}, {}, {}, 'No teacher')])
 def test_arrays_that_are_no_answers(tmp_path, answers, bias, kw, said):
     with pytest.raises(CacheError, match=said): LogitCache.from_arrays(tmp_path/'c', tiny.loaders(), answers, bias=bias, **kw)
+
+
+@pytest.mark.parametrize('as_given', [np.ndarray.tolist, pd.DataFrame, lambda z: torch.tensor(z, requires_grad=True), lambda z: torch.tensor(z)[None]],
+                         ids=['list', 'table', 'tensor', 'tensor of views'])
+def test_answers_may_be_whatever_holds_numbers(tmp_path, as_given):
+    dls, z = tiny.loaders(), np.random.default_rng(0).normal(size=(18, 3)).astype('f4')
+    cache = LogitCache.from_arrays(tmp_path/'c', dls, {'x': as_given(z)}, bias={'x': 'conv'}, dtype='float32')
+    assert cache.teachers['x']['fingerprint'] == _Answers('x', z, 'conv', tiny.CLASSES, tiny.CLASSES).fingerprint
+    assert torch.equal(cache.gather(torch.arange(18))['x'], torch.tensor(z))
 
 
 def test_views_of_samples_need_the_loaders(tmp_path):
