@@ -87,9 +87,9 @@ class Row:
         if isinstance(o, Image.Image): return np.asarray(_upright_rgb(o))
         return np.asarray(open_image(o)) if isinstance(o, (str, Path)) else _image_arrays([o])[0]
 
-    def __array__(self, dtype=None, copy=None): # As NumPy calls it; `copy` changes nothing
+    def __array__(self, dtype=None, copy=None): # As NumPy calls it; True: not the data set's own memory
         a = self.pixels()
-        if array_id(a) == self.id: return a if dtype is None else a.astype(dtype)
+        if array_id(a) == self.id: return np.array(a, dtype=dtype, copy=copy)
         raise UserError(f'row {self.i} of the {type(self.dataset).__name__} is another picture than before. A data set '
                         'has to give the same pixels each time: take random transforms out of it, views augment later.')
 
@@ -111,8 +111,8 @@ def open_image(
 
 # %% ../nbs/00a_data.ipynb #7f0c27ec
 class Samples:
-    """An ordered collection of samples with one ordered list of classes. Raises `UserError` where items, labels, parts
-    and ids are not equally many"""
+    """An ordered collection of samples with one ordered list of classes. Raises `UserError` for labels that number no
+    class, and where items, labels, parts and ids are not equally many"""
     def __init__(self,
         items: list,                 # Paths as strings, relative to `root` or absolute; or arrays
         labels,                      # `(n,)` indices into `classes`; −1: no label
@@ -122,7 +122,7 @@ class Samples:
         root: Path | None=None,      # Where relative items start
     ):
         self.items, self.classes, self.root = items, [str(c) for c in classes], root
-        self.labels = np.asarray(labels, dtype=np.int32).reshape(-1)
+        self.labels = _indices(labels, self.n_classes)
         self.parts = np.full(len(items), 'train', '<U5') if parts is None else np.asarray(parts, '<U5')
         self.ids = _ids(items) if ids is None else ids
         if not len(self.items) == len(self.labels) == len(self.parts) == len(self.ids):
@@ -133,6 +133,15 @@ class Samples:
     def __iter__(self): return (self[i] for i in range(len(self)))
     @property
     def n_classes(self) -> int: return len(self.classes)
+
+def _indices(labels, n): # As for `Samples`; how many classes there are
+    "`(n,)` int32, from −1 to n−1."
+    y = np.asarray(labels)
+    if y.ndim != 1 or y.size and y.dtype.kind not in 'iub':
+        raise UserError(f'labels {y.shape} of type {y.dtype}: one whole number for each sample is needed.')
+    if (odd := y[(y < -1) | (y >= n)]).size:
+        raise UserError(f'label {odd[0]} in a list of {n} classes: labels count from 0 to {n - 1}, −1 is unlabelled.')
+    return y.astype(np.int32, copy=False)
 
 def _ids(items): # As for `Samples`
     "`(n, 16)` uint8: one id an item."
@@ -232,16 +241,16 @@ def _class_labels(labels, classes):
         raise UserError('labels are decimal numbers: regression is not supported, class labels are needed. '
                         'If they are class numbers, give labels.astype(int).')
     if y.dtype.kind in 'iub': return _numbered(y.astype(np.int64), classes)
-    return _named([None if o is None else str(o) for o in labels], classes)
+    known = [None if pd.isna(o) or o == -1 else o for o in labels]
+    if all(o is None or isinstance(o, (int, np.integer)) for o in known):
+        return _numbered(np.array([-1 if o is None else o for o in known], np.int64), classes)
+    return _named([None if o is None else str(o) for o in known], classes)
 
-def _numbered(y, classes): # (n,) whole numbers, below 0: no label; names or None
-    "As `_class_labels`, from numbers"
-    if classes is None:
-        found = np.unique(y[y >= 0])
-        return np.where(y < 0, -1, np.searchsorted(found, y)), [str(c) for c in found]
-    if not y.size or y.max() < len(classes): return np.maximum(y, -1), list(classes)
-    raise UserError(f'label {y.max()} in a list of {len(classes)} classes: '
-                    f'labels count from 0 to {len(classes) - 1}, −1 is unlabelled.')
+def _numbered(y, classes): # (n,) whole numbers, −1: no label; names or None
+    "As `_class_labels`, from numbers; `Samples` refuses those of no class"
+    if classes is not None: return y, list(classes)
+    found = np.unique(y[y >= 0])
+    return np.where(y < 0, y, np.searchsorted(found, y)), [str(c) for c in found]
 
 def _named(y, classes): # Names, None: no label; the names there are, or None
     "As `_class_labels`, from names"
@@ -282,7 +291,7 @@ def _image_arrays(images): # As for `from_arrays`
 @patch(cls_method=True)
 def from_arrays(cls:Samples,
     images,       # `(n, H, W)` or `(n, H, W, 3)` uint8, or a list of such images of any sizes
-    labels,       # `(n,)` class numbers or names; −1 or None: no label
+    labels,       # `(n,)` class numbers or names; −1, None or what pandas calls missing: no label
     classes=None, # Ordered class names; None: the sorted labels that occur
     parts=None,   # `(n,)` of 'train', 'valid', 'test'; None: all 'train', to be split
 ) -> Samples:
@@ -624,7 +633,7 @@ def _split_together(self:Samples, idx, by, valid, test, seed): # Positions to di
     lost = (self.parts == 'train') & (self.labels < 0) & (to[g] > 0)   # unlabelled, but of a group that is now held out
     if lost.any(): warnings.warn(f'{lost.sum()} unlabelled images are left out: their groups are in valid or test.')
     keep = np.flatnonzero(~lost)
-    return self._take(keep, parts=parts[keep])._grouped(by)
+    return self._take(keep, parts=parts[keep])._grouped()
 
 # %% ../nbs/00a_data.ipynb #ff1f519b
 @patch
@@ -644,7 +653,7 @@ def split(self:Samples,
     return self._take(np.arange(len(self)), parts=parts)._whole(self._unseen())
 
 @patch
-def _grouped(self:Samples, by): # As for `split`; not looked at
+def _grouped(self:Samples):
     "Itself, if each asked part is there and every class is still trained on."
     if (gone := self._unseen()) or not (self.has('valid') or self.has('test')):
         why = f'class {gone[0]!r} would have no training image' if gone else 'no group is small enough to be held out'

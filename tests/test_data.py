@@ -165,6 +165,27 @@ def test_labels_by_name_number_and_none_agree():
     assert names.digest() == numbers.digest() and names.labels.tolist() == [1, 0, -1, 1]
 
 
+@pytest.mark.parametrize('labels, classes', [(['b', 'a', -1, float('nan')], 'ab'), ([10, 9, None, -1], ['9', '10']), (np.array([10, 9, None, -1], object), ['9', '10'])])
+def test_no_label_is_no_class_whatever_stands_beside_it(labels, classes):
+    s = Samples.from_arrays(noise(4), labels)
+    assert s.classes == list(classes) and s.labels.tolist() == [1, 0, -1, -1]
+
+
+@pytest.mark.parametrize('label', [-2, 2, 2**32])
+def test_numbers_of_no_class_are_refused_by_every_way_in(label):
+    said, pictures, labels = f'label {label} in a list of 2 classes: labels count from 0 to 1, −1 is unlabelled', noise(4), [0, 1, -1, label]
+    ways = [lambda: Samples(list(pictures), labels, 'ab'), lambda: Samples.from_arrays(pictures, labels, classes='ab'),
+            lambda: Samples.from_dataset([*zip(pictures, labels)], classes='ab')]
+    if label < 0: ways += [lambda: Samples.from_arrays(pictures, labels), lambda: Samples.from_dataset([*zip(pictures, labels)])]
+    for way in ways:
+        with pytest.raises(UserError, match=said): way()
+
+
+@pytest.mark.parametrize('labels', [[0, .7, 1, 0], [[0, 1], [1, 0]], ['a', 'b', 'a', 'b']])
+def test_columns_of_labels_are_whole_numbers(labels):
+    with pytest.raises(UserError, match='one whole number for each sample is needed'): Samples(list(noise(4)), labels, 'ab')
+
+
 # -- lots and splits -----------------------------------------------------------------------------------------------------
 
 @given(st.integers(1, 99), st.integers(0, 2**31), st.integers(1, 98))
@@ -442,6 +463,16 @@ def test_a_data_set_of_another_package_has_the_ids_of_its_pixels_and_is_read_laz
     x = [image_dls(s, bs=8, device='cpu', seed=1).train.pixels([0, 5, 7], [0, 1, 2]) for s in (theirs, arrays)]
     assert x[0].equal(x[1])                                             # the same views as of arrays
     assert theirs.identity() == arrays.identity()
+
+
+def test_a_copy_of_a_row_is_nobody_elses():
+    "NumPy leaves copying to whoever makes the array"
+    data = [(a, i % 2) for i, a in enumerate(Rows(4).x.copy())]
+    row = Samples.from_dataset(data).source(0)
+    assert np.shares_memory(np.asarray(row), data[0][0]) and np.asarray(row, 'f4').dtype == 'f4'
+    np.array(row)[:] = 0
+    assert np.array_equal(data[0][0], Rows(4).x[0])
+    with pytest.raises(ValueError, match='copy'): np.asarray(row, 'f4', copy=False)
 
 
 def test_a_data_set_that_changes_is_noticed():
