@@ -451,13 +451,23 @@ def weighted_loss(
     pred:torch.Tensor, # Logits (B,C)
     y:torch.Tensor,    # Labels (B,); −1: none
     ride:Ride,         # Partners' labels and λ of the batch
+    reduction=None,    # 'mean', 'sum' or 'none'; None: as `base` has it
 )->torch.Tensor: # () or, with reduction 'none', (B,)
-    "The mean of `base` over all labels that exist, each with its share, and with the weight of its class in `base`"
+    """The mean of `base` over all labels that exist, each with its share, and with the weight of its class in `base`;
+    or the sum, or the loss of each sample"""
     lam, partner = ride.lam.to(pred.device), ride.partner.to(pred.device)
     y = y.as_subclass(torch.Tensor)
     parts = [(w*(t >= 0), t.clamp(min=0)) for w, t in ((lam, y), (1-lam, partner))]
     total = sum(torch.where(w > 0, w*each_loss(base, pred, t), 0.) for w, t in parts)
-    return total if getattr(base, 'reduction', 'mean') == 'none' else _mean_of(base, total, parts)
+    reduction = reduction or _reduction_of(base)
+    if reduction == 'none': return total
+    return total.sum() if reduction == 'sum' else _mean_of(base, total, parts)
+
+def _reduction_of(base): # A loss
+    "'mean', 'sum' or 'none': what it says, or what its argument of that name is unless it is given"
+    if hasattr(base, 'reduction'): return base.reduction
+    argument = inspect.signature(base).parameters.get('reduction')
+    return argument.default if argument else 'mean'
 
 def _mean_of(base, total, parts): # A loss; sums (B,); (share (B,), class numbers (B,)) of either label
     "The mean over all labels that exist, with the weights of their classes"
@@ -493,10 +503,13 @@ class LabelLoss:
         return getattr(self.base, 'decodes', lambda o: o)(x)
     def to(self, device): return self
 
-    def __call__(self, pred, y, **kw): # Logits (B,C); labels (B,), those of views with their `ride`
+    # Logits (B,C); labels (B,), those of views with their `ride`; 'none' is what fastai's `get_preds` asks for
+    def __call__(self, pred, y, reduction=None):
         ride = getattr(y, 'ride', None)
-        if ride is None or not (ride.mixed or ride.unlabelled): return self.base(pred, y, **kw)
-        return weighted_loss(self.base, pred, y, ride)
+        if ride is not None and (ride.mixed or ride.unlabelled):
+            return weighted_loss(self.base, pred, y, ride, reduction)
+        if reduction == 'none': return each_loss(self.base, pred, y)
+        return self.base(pred, y) if reduction is None else self.base(pred, y, reduction=reduction)
 
 # %% ../nbs/01_views.ipynb #55af06c9
 def _opened(o): # As for `open_sample`
@@ -531,8 +544,9 @@ class SampleCategory(Categorize):
         self.loss_func = LabelLoss()
     def encodes(self, o): # Number of a class, −1 for none, or its name
         if not isinstance(o, (int, np.integer)): return super().encodes(o)
-        if o < len(self.vocab): return TensorCategory(int(o))
-        raise ViewError(f"Label {o} is outside the {len(self.vocab)} classes {list(self.vocab)[:5]}….")
+        if -1 <= o < len(self.vocab): return TensorCategory(int(o))
+        raise ViewError(f"Label {o} is outside the {len(self.vocab)} classes {list(self.vocab)[:5]}…: "
+                        f"labels count from 0 to {len(self.vocab) - 1}, −1 is unlabelled.")
     def decodes(self, o): return Category(self.vocab[o] if o >= 0 else '(unlabelled)') # Of a class, or −1
 
 # %% ../nbs/01_views.ipynb #393686b1
@@ -549,7 +563,7 @@ class TrainTfm(Transform):
     split_idx, order = 0, 1
     def __init__(self, tfms): # Callables: PIL image -> PIL image, the last perhaps -> tensor `(C,H,W)`
         self.tfms = list(tfms)
-        self.norms = [t for t in _flat(tfms) if isinstance(t, NORMALIZE)]
+        self.norms = [t for t in _flat(self.tfms) if isinstance(t, NORMALIZE)]
     def encodes(self, x:PIL.Image.Image): return self.apply(x)
     def apply(self, x): # An RGB image of Pillow
         "The transformed picture: a `PILImage`, or a `TensorImage` (C,H,W) from 0 to 255"
@@ -1231,6 +1245,7 @@ def _size(size, samples): # `size`: as for `image_dls`
     size = (size, size) if isinstance(size, int) else tuple(size)
     return size, agree and size == own
 
+# %% ../nbs/01_views.ipynb #9f808726
 def _refuse_beside(tfms): # A list, as for `image_dls`
     beside = [type(t).__name__ for t in tfms if not isinstance(t, LightViews)]
     if len(beside) < len(tfms): raise ViewError(
@@ -1239,10 +1254,17 @@ def _refuse_beside(tfms): # A list, as for `image_dls`
         "Give tfms=LightViews(…) alone, or tfms=[*light_tfms(size), …] with yours at the end: "
         "these run one picture at a time.")
 
+def _list_of(tfms): # As for `image_dls`
+    try: return list(tfms)
+    except TypeError:
+        raise ViewError(f"tfms={type(tfms).__name__}(…) is no list of transforms: give tfms=[…], "
+                        "also for a single one.") from None
+
 def _augmentation(tfms, size, agree, flip): # As for `image_dls`; (height, width), `agree`: whether all pictures have it
     "(`LightViews` or None, item transforms)"
     if tfms is None: tfms = LightViews(flip=flip) if max(size) <= LIGHT_PIXELS else light_tfms(size, flip)
     if isinstance(tfms, LightViews): return tfms, []
+    tfms = _list_of(tfms)
     _refuse_beside(tfms)
     ours = [t for t in tfms if not isinstance(t, (Transform, type))]    # a `DataBlock` keeps one transform of a class
     fastais = [t for t in tfms if isinstance(t, (Transform, type))]

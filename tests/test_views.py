@@ -1,5 +1,6 @@
 "Views are pure functions of (seed, sample id, view): same pixels whatever the workers, the order, the process."
 from pathlib import Path
+from functools import partial
 import hashlib
 import pickle
 import random
@@ -350,6 +351,32 @@ def test_a_batch_without_any_label_costs_nothing_and_has_no_nan():
     assert loss == 0 and z.grad.abs().sum() == 0
 
 
+LOSSES = dict(function=nn.functional.cross_entropy, partial=partial(nn.functional.cross_entropy, label_smoothing=0.), plain=lambda z, y: nn.functional.cross_entropy(z, y),
+              fastai=CrossEntropyLossFlat())
+
+@pytest.mark.parametrize('mix', [None, Mix(prob=.5)], ids=['plain', 'mixed'])
+@pytest.mark.parametrize('kind', LOSSES)
+def test_every_sample_has_its_loss_when_fastai_asks_for_each(kind, mix):
+    dls = tiny.loaders(unlabelled=6, mix=mix)
+    z, y, each = Learner(dls, nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), loss_func=LabelLoss(LOSSES[kind])).get_preds(dl=dls.train, with_loss=True)
+    assert each.shape == (len(dls.train_ds),) and (y < 0).any() and each.std() > 0
+
+
+@pytest.mark.parametrize('base', [CrossEntropyLossFlat(reduction='sum'), partial(nn.functional.cross_entropy, reduction='sum'), CrossEntropyLossFlat()], ids=['fastai', 'partial', 'asked'])
+def test_a_sum_is_the_sum_of_what_is_labelled(base):
+    y = tiny.loaders(unlabelled=12, bs=18).train.one_batch()[1]
+    z, plain = torch.randn(18, 3), y.as_subclass(torch.Tensor)
+    want = nn.functional.cross_entropy(z[plain >= 0], plain[plain >= 0], reduction='sum')
+    asked = {} if 'sum' in str(getattr(base, 'keywords', getattr(base, 'reduction', ''))) else dict(reduction='sum')
+    assert torch.allclose(LabelLoss(base)(z, y, **asked), want)
+
+
+def test_a_loss_takes_no_argument_that_it_would_drop():
+    y = tiny.loaders(unlabelled=12, bs=18).train.one_batch()[1]
+    for labels in (y, y.as_subclass(torch.Tensor).clamp(min=0)):
+        with pytest.raises(TypeError, match='weight'): LabelLoss(nn.functional.cross_entropy)(torch.randn(18, 3), labels, weight=torch.ones(3))
+
+
 def test_unlabelled_samples_do_not_train_the_labels():
     dls = tiny.loaders(unlabelled=10)
     x, y = tiny.loaders(unlabelled=10, bs=18).one_batch()
@@ -509,6 +536,19 @@ def test_draws_of_samples_views_and_seeds_are_unlike():
 @pytest.mark.parametrize('bad', [dict(colour=1.5), dict(shift=.7), dict(erase=-.1)])
 def test_light_views_say_what_they_can(bad):
     with pytest.raises(ValueError, match=next(iter(bad)) + '.*from 0 to'): LightViews(**bad)
+
+
+def test_transforms_may_come_from_a_generator_and_one_alone_is_told_to_stand_in_a_list():
+    tfms = [v2.RandomHorizontalFlip(1.), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize((.5,)*3, (.2,)*3)]
+    assert views.TrainTfm(o for o in tfms).norms == tfms[3:]
+    want, got = (tiny.loaders(tfms=o).train.pixels([0, 1], [0, 0]) for o in (tfms, iter(tfms)))
+    assert torch.equal(want, got)
+    with pytest.raises(ValueError, match=r'tfms=RandomHorizontalFlip\(…\) is no list'): tiny.loaders(tfms=tfms[0])
+
+
+@pytest.mark.parametrize('label', [-2, 3])
+def test_a_number_of_no_class_is_refused(label):
+    with pytest.raises(views.ViewError, match=f'Label {label} is outside the 3 classes.*from 0 to 2, −1 is unlabelled'): views.SampleCategory(tiny.CLASSES)(label)
 
 
 def test_light_views_and_other_transforms_do_not_go_together():
