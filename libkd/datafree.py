@@ -7,7 +7,7 @@ __all__ = ['TERMS', 'bn_layers', 'bn_loss', 'tv_loss', 'l2_loss', 'competition_l
            'image_grid', 'synthesize', 'image_diversity', 'datafree_learner']
 
 # %% ../nbs/09_datafree.ipynb #e56a731d
-import base64, copy, io, json, math, os, shutil, sys
+import base64, copy, io, json, math, shutil, sys
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Callable
@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from fastai.callback.hook import Hooks
 from fastai.callback.schedule import SchedCos, SchedLin, combine_scheds
 from fastai.learner import Learner
-from filelock import FileLock, Timeout
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
@@ -28,6 +27,7 @@ from torchvision.utils import make_grid
 
 from . import __version__, did_you_mean
 from .data import PART_NAMES, Samples, open_image
+from .files import is_live, locked, publish, publish_json
 from .learner import distill_learner
 from .teachers import Teacher, only_tensor, as_teacher
 from .views import image_dls
@@ -298,7 +298,8 @@ def _plan_of(folder):
 def _found(folder, plan): # `plan`: from `_planned`
     "Is this folder's card there, and does it say the same? `ValueError` where it says something else"
     if not folder.exists(): return False
-    if folder.is_dir() and all(p.name in ('.lock', '.card.json') for p in folder.iterdir()): return False
+    begun = lambda p: p.name == '.lock' or p.name.startswith('.card.json')       # a card that was never whole
+    if folder.is_dir() and all(map(begun, folder.iterdir())): return False
     old = _plan_of(folder)
     for k, new in _flat_plan(plan).items():
         if old.get(k) != new:
@@ -313,28 +314,10 @@ def _clear_ours(folder, plan): # `plan`: from `_planned`
     shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../nbs/09_datafree.ipynb #67ae9f8c
-@contextmanager
-def _alone(folder):
-    "Nobody else writes to the folder meanwhile"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder/'.lock', timeout=0)
-    try: lock.acquire()
-    except Timeout:
-        raise ValueError(f'Another process is making {folder}. Wait for it to end, or give another folder.') from None
-    try: yield
-    finally: lock.release()
-
-def _replace(path, write): # `write`: called with the path to write to
-    "`path` is there wholly or not at all"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'.{path.name}')                # hidden, so no image for anybody
-    write(tmp)
-    os.replace(tmp, path)
-
 def _picture(im): # (3, H, W), 0 to 1
     return Image.fromarray((im*255).round().byte().permute(1, 2, 0).numpy())
 
-def _save(im, path): _replace(path, lambda tmp: _picture(im).save(tmp, 'PNG')) # As for `_picture`
+def _save(im, path): publish(path, lambda f: _picture(im).save(f, 'PNG')) # As for `_picture`
 
 # %% ../nbs/09_datafree.ipynb #46dc92d6
 def _batches_of_classes(n_classes, per_class, bs): # As for `synthesize`
@@ -371,10 +354,9 @@ class _Watch:
     "Progress; silent in logs and headless notebooks"
     def __init__(self, total, done): # Steps of all batches; those of them that were done before
         from tqdm import tqdm
-        live = 'JPY_SESSION_NAME' in os.environ and os.environ.get('LIBKD_WIDGETS') != 'headless'
-        shown = live or sys.stderr.isatty()
+        shown = is_live() or sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=done, desc='synthetic images', unit='step', disable=not shown, leave=False)
-        self.page = _page() if live else None
+        self.page = _page() if is_live() else None
     def __enter__(self): return self
     def __exit__(self, *_): self.bar.close()
     def __call__(self, x, parts): # Images (B, 3, H, W) after a step; name -> term
@@ -423,9 +405,7 @@ def _write_card(folder, plan): # `plan`: from `_planned`
     about = ('Synthetic images, made by gradient from the statistics that these teachers remember. '
              'No image here was photographed; labels are what the teachers were asked for.')
     versions = dict(libkd=__version__, torch=torch.__version__, timm=timm.__version__)
-    card = dict(about=about, plan=plan, versions=versions)
-    text = json.dumps(card, indent=1, ensure_ascii=False) + '\n'
-    _replace(folder/'card.json', lambda tmp: tmp.write_text(text, encoding='utf-8'))
+    publish_json(folder/'card.json', dict(about=about, plan=plan, versions=versions))
 
 def _complete(folder, plan): # `plan`: from `_planned`
     "The folder, if its images are all there"
@@ -467,8 +447,9 @@ def synthesize(
     part = folder.with_name(f'{folder.name}.unfinished')
     if overwrite: _clear_ours(folder, plan); _clear_ours(part, plan)
     if _found(folder, plan): return _complete(folder, plan)
-    with _alone(part):
+    with locked(part, what='making'):
         if not _found(part, plan): _write_card(part, plan)
+        for f in part.rglob('.*.tmp'): f.unlink()                       # of calls that were killed
         _make_missing(part, plan, teachers, rival)
     (part/'.lock').unlink(missing_ok=True)
     part.rename(folder)

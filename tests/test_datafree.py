@@ -1,16 +1,18 @@
 "Data-free: the terms against published arithmetic, images that follow from teachers and seed alone, a folder that is whole or says why not."
-import json, math, os, re, subprocess, sys
+import errno, json, math, os, re, subprocess, sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm, torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 import libkd.datafree as D
 import tiny
 from libkd.data import Samples
+from libkd.files import LockedError, WriteError, locked
 from libkd.learner import distill_learner
 from libkd.teachers import Teacher
 from libkd.views import image_dls
@@ -305,9 +307,31 @@ def test_whole_batches_are_not_made_again(tmp_path, monkeypatch):
 
 
 def test_no_half_written_image_is_seen(tmp_path, monkeypatch):
-    monkeypatch.setattr(D.os, 'replace', lambda *a: 1/0 if str(a[1]).endswith('.png') else os.rename(*a))
+    monkeypatch.setattr(os, 'replace', lambda *a: 1/0 if str(a[1]).endswith('.png') else os.rename(*a))
     with pytest.raises(ZeroDivisionError): make(tmp_path/'a')
-    assert not [p for p in (tmp_path/'a.unfinished').rglob('*.png') if not p.name.startswith('.')]
+    assert not [p for p in (tmp_path/'a.unfinished').rglob('*') if '.png' in p.name]
+
+
+def test_a_full_disk_is_said_and_what_was_made_goes_on(tmp_path, monkeypatch):
+    whole, save, calls = pixels(make(tmp_path/'whole')), Image.Image.save, []
+    def full(im, f, *a):
+        calls.append(f)
+        if len(calls) < 5: return save(im, f, *a)
+        f.write(b'half')
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(Image.Image, 'save', full)
+    with pytest.raises(WriteError, match=r'The disk is full: .*\.png could not be written'): make(tmp_path/'a')
+    monkeypatch.undo()
+    assert [len(pixels(tmp_path/'a.unfinished')), *(tmp_path/'a.unfinished').rglob('*.tmp')] == [4]
+    (tmp_path/'a.unfinished'/'.card.json.0123abcd.tmp').write_text('{')           # of a call that was killed
+    assert pixels(make(tmp_path/'a')) == whole and not [*(tmp_path/'a').rglob('.*')]
+
+
+@pytest.mark.parametrize('overwrite', [False, True])
+def test_a_card_that_was_never_whole_is_no_card(tmp_path, overwrite):
+    (tmp_path/'a.unfinished').mkdir()
+    (tmp_path/'a.unfinished'/'.card.json.0123abcd.tmp').write_text('{')
+    assert len(pixels(make(tmp_path/'a', overwrite=overwrite))) == 12
 
 
 CHANGES = [(dict(seed=1), 'seed = 0', 'seed = 1'), (dict(terms=dict(tv=0.)), 'terms.tv = 0.0001', 'terms.tv = 0.0'), (dict(per_class=5), 'per_class = 4', 'per_class = 5'),
@@ -345,7 +369,8 @@ def test_images_that_were_removed_are_missed(tmp_path):
 
 
 def test_two_writers_are_one_too_many(tmp_path):
-    with D._alone(tmp_path/'a.unfinished'), pytest.raises(ValueError, match='Another process'): make(tmp_path/'a')
+    said = r'Another process is making .*a\.unfinished\. Wait for it to end'
+    with locked(tmp_path/'a.unfinished'), pytest.raises(LockedError, match=said): make(tmp_path/'a')
 
 
 # -- bad input -----------------------------------------------------------------------------------------------------------
@@ -463,7 +488,7 @@ def test_a_live_notebook_shows_a_grid_with_a_text(tmp_path, monkeypatch):
     class Page:
         pages = []
         def update(self, o): self.pages.append(o.data)
-    monkeypatch.setenv('JPY_SESSION_NAME', 'x'); monkeypatch.delenv('LIBKD_WIDGETS', raising=False)
+    monkeypatch.setenv('LIBKD_WIDGETS', 'live')
     monkeypatch.setattr(IPython.display, 'display', lambda *a, **kw: Page())
     make(tmp_path/'a', steps=25)
     assert Page.pages and all(re.search(r'<img alt="[^"]*synthetic', o) for o in Page.pages)
