@@ -29,6 +29,7 @@ from . import __version__, did_you_mean
 from .data import PART_NAMES, Samples, open_image
 from .files import is_live, locked, publish, publish_json
 from .learner import distill_learner
+from .losses import checked_T
 from .teachers import Teacher, only_tensor, as_teacher
 from .views import image_dls
 
@@ -95,8 +96,9 @@ def competition_loss(
     teacher, # Logits `(B, C)`
     T=3.,    # Temperature of both
 ) -> torch.Tensor: # Scalar, from 1 − log 2 to 1
-    "`1 − JS(student, teacher)`, the textbook's divergence in nats, mean over the batch (Adaptive DeepInversion)"
-    p, q = ((z/T).log_softmax(-1) for z in (student, teacher))
+    """`1 − JS(student, teacher)`, the textbook's divergence in nats, mean over the batch (Adaptive DeepInversion);
+    `UserError` for a `T` that is no temperature"""
+    p, q = ((z/checked_T(T)).log_softmax(-1) for z in (student, teacher))
     m = torch.logaddexp(p, q) - math.log(2)
     return 1 - .5*(F.kl_div(m, p, reduction='batchmean', log_target=True)
                    + F.kl_div(m, q, reduction='batchmean', log_target=True))

@@ -30,6 +30,7 @@ from fastai.learner import Learner
 from . import did_you_mean
 from .distill import MultiTeacherDistill
 from .involution import Involution2d
+from .losses import checked_T
 from .teachers import answers, stats_of
 from .views import rendered
 
@@ -338,19 +339,20 @@ def diversity(preds:dict, # name -> logits (n, C)
     return pd.DataFrame(rows).T
 
 # %% ../nbs/10_diagnose.ipynb #6aa186f6
-def _soft(logits, T): return log_softmax(_logits(logits)/T, 1)
+def _soft(logits, T): return log_softmax(_logits(logits)/checked_T(T), 1)
 def _entropy(logp): return -(np.exp(logp)*logp).sum(-1)    # Log-probabilities (..., C), in nats
 
 def soften(logits, # (n, C)
            T=1., # Temperature: 1 leaves the probabilities as they are, more makes them flatter
            )->np.ndarray: # (n, C), rows sum to 1
-    "Probabilities at temperature `T` (Hinton et al. 2015, arXiv 1503.02531, eq. 1)"
+    """Probabilities at temperature `T` (Hinton et al. 2015, arXiv 1503.02531, eq. 1); `UserError` for a `T` of 0 or
+    below"""
     return np.exp(_soft(logits, T))
 
 def js_divergence(logits, # A list (or the values of a dict) of logits (n, C), one entry a model
                   T=1., # Temperature
                   )->np.ndarray: # (n,) nats, 0 to log(number of models)
-    "Jensen-Shannon divergence of several models' answers, image by image"
+    "Jensen-Shannon divergence of several models' answers, image by image; `UserError` for a `T` of 0 or below"
     logp = np.stack([_soft(z, T) for z in (logits.values() if isinstance(logits, dict) else logits)])   # (M, n, C)
     return (_entropy(logsumexp(logp, 0) - np.log(len(logp))) - _entropy(logp).mean(0)).clip(0)
 
@@ -358,7 +360,8 @@ def kl_divergence(teacher, # Logits (n, C): the reference
                   student, # Logits (n, C)
                   T=1., # Temperature
                   )->np.ndarray: # (n,) nats
-    "KL(teacher‖student) image by image, the quantity that `kd_loss` averages (there times T²)"
+    """KL(teacher‖student) image by image, the quantity that `kd_loss` averages (there times T²); `UserError` for a
+    `T` of 0 or below"""
     t, s = _soft(teacher, T), _soft(student, T)
     return (np.exp(t)*(t - s)).sum(1).clip(0)
 

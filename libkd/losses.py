@@ -14,7 +14,16 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
-from . import did_you_mean
+from . import UserError, did_you_mean
+
+# %% ../nbs/03a_losses.ipynb #a91beaf1
+def checked_T(
+    T, # Temperature
+): # The same
+    "`T`, if it is above 0 and finite; else a `UserError`"
+    if 0 < T < float('inf'): return T
+    raise UserError(f'T={T}: a temperature must be above 0 and finite '
+                    '(1 leaves the logits as they are, 2 to 4 are usual)')
 
 # %% ../nbs/03a_losses.ipynb #c4893f89
 class TopK(NamedTuple):
@@ -31,12 +40,12 @@ def top_k(
     T=1.,    # Temperature of the losses that will use it
 )->TopK:
     """The `k` largest logits of each row and the log-sum-exp of the rest at temperature `T`, exactly; `ValueError`
-    where `k` leaves no rest"""
+    where `k` leaves no rest, and for a `T` that is none"""
     z = teacher if teacher.dtype == torch.float64 else teacher.float()
     if not 0 < k < z.shape[1]:
         raise ValueError(f'k={k}: between 1 and {z.shape[1]-1} of {z.shape[1]} classes leave a tail')
     values, indices = z.topk(k, -1)
-    return TopK(values, indices, (z/T).scatter(1, indices, -torch.inf).logsumexp(-1), z.shape[1], T)
+    return TopK(values, indices, (z/checked_T(T)).scatter(1, indices, -torch.inf).logsumexp(-1), z.shape[1], T)
 
 # %% ../nbs/03a_losses.ipynb #8e5d4319
 @patch
@@ -85,9 +94,7 @@ def _check_logits(z, who): # (B, C); 'student' or 'teacher'
 # %% ../nbs/03a_losses.ipynb #99603761
 def _check(student, teacher, T, reduction): # Logits (B, C) of both; temperature; 'mean' or 'none'
     "Student and teacher in float32 (float64 stays), the teacher without gradient"
-    if not T > 0:
-        raise ValueError(f'T={T}: a temperature must be above 0 '
-                         '(1 leaves the logits as they are, 2 to 4 are usual)')
+    checked_T(T)
     if reduction not in ('mean', 'none'):
         raise ValueError(f"reduction={reduction!r}: 'mean' gives a scalar, 'none' one number a sample (B,)")
     if isinstance(teacher, TopK): raise TypeError('This loss needs all C logits of the teacher and got the top k: '

@@ -7,6 +7,7 @@ import torch
 __all__ = ['LOSSES', 'TopK', 'top_k', 'dense_logits', 'kd_loss', 'hard_kd_loss', 'dkd_loss', 'nkd_loss', 'dist_loss',
            'ofa_loss', 'get_loss', 'combine_losses', 'confidence_weights', 'drop_easiest']
 
+def checked_T(T): ...
 class TopK(NamedTuple):
     values: torch.Tensor
     indices: torch.Tensor

@@ -7,6 +7,7 @@ from fastai.losses import CrossEntropyLossFlat
 from hypothesis import given, strategies as st
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, log_loss, matthews_corrcoef
 from torch import nn
+from libkd import UserError
 import libkd.diagnose as D
 
 rng = np.random.default_rng(0)
@@ -72,6 +73,18 @@ def test_js_is_bounded_symmetric_and_the_mean_kl_to_the_mixture(a, b, c, T):
     assert (js >= 0).all() and (js <= np.log(3) + 1e-9).all()
     np.testing.assert_allclose(js, D.js_divergence([c, a, b], T), atol=1e-12)
     np.testing.assert_allclose(js, (P*np.log(P/P.mean(0))).sum(-1).mean(0), atol=1e-9)
+
+
+@pytest.mark.parametrize('T', [0, -1, float('nan'), float('inf')])
+def test_a_temperature_that_is_none_is_refused(T):
+    "Below 0 the least likely class would become the likeliest; kl and js of it are numbers, too"
+    from libkd.datafree import competition_loss
+    from libkd.plots import plot_softened
+    z = np.array([[1., 2, 4]])
+    for f in (lambda: D.soften(z, T), lambda: D.js_divergence([z, -z], T), lambda: D.kl_divergence(z, -z, T),
+              lambda: D.sample_disagreement({'a': z, 'b': -z}, T=T), lambda: D.head_agreement({'cls': z}, {'a': z}, 'kl', T),
+              lambda: plot_softened({'a': z[0]}, T), lambda: competition_loss(torch.tensor(z), torch.tensor(-z), T)):
+        with pytest.raises(UserError, match=f'T={T}: a temperature must be above 0 and finite'): f()
 
 
 def test_kl_is_that_of_torch():

@@ -6,6 +6,7 @@ import numpy as np, pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, strategies as st
 import libkd.losses as L
+from libkd import UserError
 from libkd.cache import top_k
 
 PUBLISHED = json.loads((Path(__file__).parent/'fixtures/published_losses.json').read_text())
@@ -136,7 +137,7 @@ def test_classes_that_the_teacher_does_not_know_get_no_gradient(name):
     unknown = each(s, t, torch.full((6,), 2))                     # labels that the teacher does not know
     assert unknown.isfinite().all() and torch.autograd.grad(unknown.sum(), s)[0].isfinite().all()
 
-BAD = dict(zero_T=(dict(T=0.), 'above 0'), negative_T=(dict(T=-1.), 'above 0'), nan_T=(dict(T=float('nan')), 'above 0'),
+BAD = dict(zero_T=(dict(T=0.), 'above 0'), negative_T=(dict(T=-1.), 'above 0'), nan_T=(dict(T=float('nan')), 'above 0'), endless_T=(dict(T=float('inf')), 'finite'),
            reduction=(dict(reduction='sum'), "reduction='sum'"), classes=(dict(teacher=torch.zeros(6, 4)), 'class_map'),
            nan_teacher=(dict(teacher=torch.full((6, 5), torch.nan)), 'NaN'), nan_student=(dict(student=torch.full((6, 5), torch.nan)), 'learning rate'),
            integers=(dict(teacher=torch.zeros(6, 5, dtype=torch.long)), 'before softmax'), flat=(dict(student=torch.zeros(6)), r'\(B, C\)'))
@@ -202,6 +203,9 @@ def test_top_k_keeps_its_temperature_and_classes():
     with pytest.raises(ValueError, match='summed at T=1'): L.kd_loss(s, tk, T=2.)
     with pytest.raises(ValueError, match='5 classes'): L.kd_loss(s, tk._replace(classes=7))
     with pytest.raises(ValueError, match='leave a tail'): top_k(t, 5)
+    for T in (0, -1., float('inf')):
+        with pytest.raises(UserError, match=f'T={T}: a temperature must be above 0'): top_k(t, 2, T)
+        with pytest.raises(UserError, match='a temperature must be above 0'): tk.at(T)
     with pytest.raises(TypeError, match='dense'): L.nkd_loss(s, tk, tensors()[2])
     assert (tk.at(4.).tail >= top_k(t, 2, T=4.).tail - 1e-5).all()      # an even tail has the largest mass at a higher T
     torch.testing.assert_close(tk.dense().logsumexp(-1), t.logsumexp(-1))   # and the exact mass at its own
