@@ -22,7 +22,7 @@ from . import UserError, __version__, did_you_mean
 from .data import Sample, content_digest, sample_id
 from .files import Seen, locked, progress, publish, publish_json, sha256, sha256s
 from .identity import difference_lines, differences, shortened
-from .losses import TopK, dense_logits, top_k
+from .losses import TopK, checked_T, dense_logits, top_k
 from .teachers import Teacher, as_teacher, check_teacher
 from .views import (LightViews, Mix, Policy, SampleCategory, ViewDL, as_policy, at_size, online, pixel_versions,
                          rendered, view_digests)
@@ -131,14 +131,14 @@ def make_plan(dl:ViewDL, # Training loader whose views are stored
               top_k:int=None, # Keep so many logits and the sum of the rest; None keeps all
               T:float=1., # With `top_k`: temperature of the losses that will use the answers
               )->dict: # The content of plan.json
-    "What a cache is going to hold; `CacheError` for a `top_k` that saves nothing"
+    "What a cache is going to hold; `CacheError` for a `top_k` that saves nothing, `UserError` for a `T` that is none"
     ids, labels = ids_labels(dl)
     _check_unique(ids, dl)
     return dict(schema=SCHEMA, classes=list(map(str, dl.vocab)), n=len(ids),
                 samples=hashlib.sha256(ids.tobytes() + labels.tobytes()).hexdigest(),
                 views=dl.describe(), policy=policy.name, n_views=policy.n,
                 teachers=[teacher_entry(t) | drawn_for(t, dl) for t in teachers],
-                dtype=dtype, top_k=_checked_top_k(top_k, teachers), tail_T=float(T) if top_k else None,
+                dtype=dtype, top_k=_checked_top_k(top_k, teachers), tail_T=float(checked_T(T)) if top_k else None,
                 shard_rows=shard_rows, batch_rows=dl.bs,
                 device=torch.device(dl.device or 'cpu').type, versions=pixel_versions(),
                 **({'result': RESULT} if RESULT > 1 else {}))
@@ -365,7 +365,7 @@ def _mean_lost(plan, name, files, where): # Content of plan.json; name of the te
 def make_manifest(plan, # Content of plan.json
                   checksum, # SHA-256 of plan.json
                   where, # name of a file -> where it lies now
-                 known={}, # Entries of files that were proved before
+                  known={}, # Entries of files that were proved before
                  )->dict: # schema, plan, files, and `lost` with `top_k`
     "Bytes and SHA-256 of every file of a plan; with `top_k`, what it lost"
     files = plan_files(plan)
@@ -403,9 +403,16 @@ def _manifest(self:CacheBuilder): # The content of manifest.json; each shard as 
 
 # %% ../nbs/04_cache.ipynb #50091b6c
 def _gap(then, now): # (k, C) each
-    "Largest difference of an answer, relative to the largest; −inf is a class that the teacher does not know"
+    """Largest difference of an answer, relative to the largest; −inf is a class that the teacher does not know, and
+    the difference where only one of two knows it"""
     known = then > -torch.inf
+    if (known != (now > -torch.inf)).any(): return float('inf')
+    if not known.any(): return 0.
     return float((now - then)[known].abs().max()/then[known].abs().max().clamp(min=1e-6))
+
+def _say_gap(gap): # From `_gap`, above 0
+    if gap == float('inf'): return 'a class has a number as its logit one time and none (−∞ or NaN) the other time'
+    return f'by up to {gap:.1%} of its largest logit'
 
 # %% ../nbs/04_cache.ipynb #e5cdeb51
 TOLERANCE = 2e-3      # of the largest logit: other batches change the order of sums; float32 keeps seven digits
@@ -414,7 +421,7 @@ def unsteady(t, x, stats): # `Teacher`; batch (B, 3, H, W); its (mean, std)
     "Largest change of an answer, relative to the largest logit, when the same pictures are asked in other company"
     one = t.logits(x, stats=stats)
     two = torch.cat([t.logits(o, stats=stats) for o in x.flip(0).split([1, len(x) - 1] if len(x) > 1 else [1])]).flip(0)
-    return _gap(one, two) if (one > -torch.inf).any() else 0.
+    return _gap(one, two)
 
 # %% ../nbs/04_cache.ipynb #1f88cb8f
 def _as_batch(dl, pixels): # (n, 3, H, W) in 0 to 255; as a network sees it, on the loader's device
@@ -442,8 +449,8 @@ def check_company(self:CacheBuilder):
     *_, x = self._reference_batch()
     for t in self.teachers:
         if isinstance(t, Teacher) and (gap := unsteady(t, x, self.dl.stats)) > TOLERANCE: raise CacheError(
-            f"Teacher {t.name} gives the same pictures other answers when it is asked again in another order: up to "
-            f"{gap:.1%} of its largest logit. Statistics of the batch or dropout are at work in its forward. "
+            f"Teacher {t.name} gives the same pictures other answers when it is asked again in another order: "
+            f"{_say_gap(gap)}. Statistics of the batch or dropout are at work in its forward. "
             "Only a teacher whose answers depend on the picture alone can be stored.")
 
 # %% ../nbs/04_cache.ipynb #cf927d2d
@@ -539,7 +546,8 @@ def _proved(self:LogitCache, rel): # Name relative to the cache's folder
 @patch
 def _promised(self:LogitCache, name, place, tensors): # Name of a teacher; file in its folder; name -> tensor
     "(number of classes, {tensor: (shape, type)}) of a shard, as the plan says"
-    rows = min(self.plan['shard_rows'], self.n - int(place[7:12])*self.plan['shard_rows'])
+    shard = int(place.removesuffix('.safetensors').partition('-s')[2])      # of `v0000-s00000`, or with more digits
+    rows = min(self.plan['shard_rows'], self.n - shard*self.plan['shard_rows'])
     C, k, kind = len(self.teachers[name]['classes']), self.plan['top_k'], DTYPES[self.plan['dtype']]
     if re.search(r'\.\d+x\d+$', name): C = tensors['logits'].shape[-1]     # a layer's features: as wide as they are
     if k is None: return C, {'logits': ((rows, C), kind)}
@@ -1008,7 +1016,7 @@ def ask_again(self:LogitCache,
         if (then := ref.get(f'answers.{t.name}')) is None: continue
         gap = _gap(then, t.logits(x, stats=dl.stats).cpu().float())
         if gap > most: raise CacheMismatch(
-            f"Teacher {t.name} answers differently now, by up to {gap:.1%} of its largest logit, "
+            f"Teacher {t.name} answers differently now, {_say_gap(gap)}, "
             f"though its weights are those of {self.path}. Something else than its tensors decides what it says "
             "(a mode, an attribute, a library): set it as it was, or build the cache anew.")
         done += len(then)
@@ -1021,7 +1029,7 @@ def _apart(self:LogitCache, t, rows, views, x, stats): # `Teacher`; numbers (n,)
     kept = self.gather(torch.tensor(rows), torch.tensor(views), [t.name])[t.name]
     now = t.logits(x, stats=stats).cpu()
     if isinstance(kept, TopK): kept, now = kept.values, now.gather(1, kept.indices)
-    return float((kept-now).abs().max() / now.abs().max())
+    return _gap(kept, now)
 
 @patch
 def spot_check(self:LogitCache,
@@ -1037,7 +1045,7 @@ def spot_check(self:LogitCache,
     if not teachers: raise CacheError("spot_check needs the Teacher objects: cache.spot_check(dls, [teacher, …]).")
     worst, name = self._farthest(dl, teachers, n, np.random.default_rng(seed))
     if worst <= tol: return worst
-    raise CacheMismatch(f"Teacher {name} answers differently now: up to {worst:.3f} of its largest logit. "
+    raise CacheMismatch(f"Teacher {name} answers differently now: {_say_gap(worst)}. "
                         "It is another teacher, or the views are made differently here.")
 
 @patch

@@ -26,6 +26,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 import tiny
+from libkd import UserError
 from libkd.cache import TopK, top_k, CacheCorrupt, CacheError, CacheLocked, CacheMismatch, CacheUnfinished, LogitBlock, LogitCache
 from libkd.learner import distill_learner
 from libkd.teachers import Teacher, fit_teacher
@@ -443,6 +444,30 @@ def test_spot_check_finds_another_teacher(made):
     dls, teachers, cache = made
     assert cache.spot_check(dls, teachers) < 2e-3
     with pytest.raises(CacheMismatch, match='Teacher a answers differently'): cache.spot_check(dls, [tiny.teacher('a', 9)])
+
+
+@pytest.mark.parametrize('known, top', [(2, None), (2, 2), (1, 2)])
+def test_spot_check_of_a_teacher_that_does_not_know_every_class(tmp_path, known, top):
+    "−∞ then and now is the same answer; a number now is not"
+    dls, names = tiny.loaders(), tiny.CLASSES
+    t = Teacher(tiny.Linear(1), names, name='a', bias='conv', class_map={c: c for c in names[:known]}, answers=names)
+    cache = build(tmp_path/'c', dls, [t], top_k=top)
+    assert cache.spot_check(dls, t) < 2e-3 and cache.ask_again(dls.train, [t])
+    more = Teacher(t.model, names, name='a', bias='conv')
+    if known < (top or 3):
+        with pytest.raises(CacheMismatch, match='a class has a number as its logit one time and none'): cache.spot_check(dls, more)
+    with pytest.raises(CacheMismatch, match='a class has a number as its logit one time and none'): cache.ask_again(dls.train, [more])
+    with pytest.raises(CacheMismatch, match='Teacher a answers differently'): cache.spot_check(dls, [more, tiny.teacher('a', 9)])
+
+
+@pytest.mark.parametrize('place, rows', [('v0000-s00000', 7), ('v9999-s00002', 4), ('v10000-s00002', 4), ('v999999-s00002', 4), ('v0000-s000002', 4)])
+def test_the_size_of_a_shard_follows_from_its_name(made, place, rows):
+    assert made[2]._promised('a', place + '.safetensors', {}) == (3, {'logits': ((rows, 3), torch.float16)})
+
+
+def test_a_cache_for_a_temperature_that_is_none_is_refused_before_any_work(tmp_path):
+    with pytest.raises(UserError, match='T=0: a temperature must be above 0'): build(tmp_path/'c', tiny.loaders(), [tiny.teacher()], top_k=2, T=0)
+    assert not (tmp_path/'c').exists()
 
 
 # -- teachers that want more pixels than the student ------------------------------------------------------------------------
