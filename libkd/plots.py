@@ -24,6 +24,7 @@ from matplotlib.transforms import Bbox
 from fastcore.basics import patch
 from PIL import Image, PngImagePlugin
 from scipy import stats
+from . import UserError
 from .diagnose import TokenMaps, as_array, ece, on_grid, reliability, roles_of, sample_disagreement, soften
 from .diagnose import teacher_confusion, uniform_distance
 
@@ -264,11 +265,12 @@ def _paired_note(fig, margin): # What the marks mean, below the axes
 # %% ../nbs/11_plots.ipynb #2fba9107
 def _differences(ax, i, arm, d): # Place from the top; name; a Series, one a seed
     "One arm's differences, their mean and interval; the same in words"
-    m, w = _interval(d); said = f'{m:+.1f} ± {w:.1f}' if w == w else f'{m:+.1f}, one seed'
+    m, w = _interval(d)
+    said = f'{m:+.1f} (± {w:.1f})' if w == w else f'{m:+.1f} (one seed)' if m == m else 'no common seed'
     ax.plot(d, np.full(len(d), i - .17), 'o', mfc='none', color=_LOOKS[0][0], ms=6)
     ax.errorbar(m, i + .12, xerr=None if np.isnan(w) else w, fmt='D', color=_PICK, capsize=5, lw=2, ms=6)
     ax.text(1.03, i, said, va='center', fontsize=9, color=_INK, transform=ax.get_yaxis_transform())
-    return f'{arm} {m:+.1f} (± {w:.1f})'
+    return f'{arm} {said}'
 
 def plot_paired(results:pd.DataFrame, # Columns arm, seed and the metric
                 baseline=None, # By default the first arm
@@ -283,7 +285,8 @@ def plot_paired(results:pd.DataFrame, # Columns arm, seed and the metric
     ax = _paired_axes(fig, list(diff), title, f'{metric}, percentage points', margin)
     said = [_differences(ax, i, arm, diff[arm]) for i, arm in enumerate(diff)]
     _paired_note(fig, margin)
-    what = f'{metric} against {baseline} over {len(diff)} seeds, in points, mean and 95 % interval: '
+    seeds = f'{len(diff)} seed{"s"*(len(diff) != 1)}'
+    what = f'{metric} against {baseline} over {seeds}, in points, mean and 95 % interval: '
     fig.alt = what + ', '.join(said) + '.'
     return fig
 
@@ -534,6 +537,16 @@ def contact_sheet(imgs, # (n, H, W, 3) uint8
         sheet[r*h:r*h + size, c*w:c*w + size] = _thumbnail(im, size)
     return sheet
 
+# %% ../nbs/11_plots.ipynb #00bcbbd9
+def checked_pixels(imgs): # Pictures, an array of any shape
+    "`imgs`, if they are bytes or numbers from 0 to 1 (to a hundredth); else a `UserError`"
+    if imgs.dtype == np.uint8: return imgs
+    if not np.isfinite(imgs).all(): raise UserError('images hold NaN or infinity')
+    low, high = imgs.min(initial=0), imgs.max(initial=1)
+    if -.01 <= low and high <= 1.01: return imgs
+    raise UserError(f'images go from {low:g} to {high:g}; needed are uint8 from 0 to 255, or numbers from 0 to 1. '
+                    'For numbers up to 255: imgs.astype("uint8"); for a normalised batch: to_pixels(x, stats_of(dls))')
+
 # %% ../nbs/11_plots.ipynb #54bfb9eb
 def _tiles(which, cols, size, pad): # Positions on the sheet; others as for `contact_sheet`
     "(left, bottom, right, top) of some pictures of a contact sheet, as its axes count"
@@ -549,7 +562,7 @@ def _thumbs(ax, imgs, captions, cols=8, size=48, pad=(2, 14)): # A text below ea
 
 def as_rgb(imgs, # Arrays or tensors (n, H, W[, 1 or 3]) or (n, 1 or 3, H, W), bytes or floats from 0 to 1
            )->np.ndarray: # (n, H, W, 3) uint8
-    "Images as bytes in colour; `ValueError` where they have another shape, sizes that differ, or NaN"
+    "Images as bytes in colour; `ValueError` where they have another shape, sizes that differ, or other numbers"
     a = _image_array(imgs)
     if a.shape[-1] not in (1, 3) and a.shape[1] in (1, 3): a = a.transpose(0, 2, 3, 1)
     if a.dtype != np.uint8: a = (a.clip(0, 1)*255).round().astype(np.uint8)
@@ -558,8 +571,7 @@ def as_rgb(imgs, # Arrays or tensors (n, H, W[, 1 or 3]) or (n, 1 or 3, H, W), b
 def _image_array(imgs): # As in `as_rgb`; (n, H, W, C) or (n, C, H, W), as it came
     sizes = {tuple(np.shape(im)) for im in imgs}
     if len(sizes) > 1: raise ValueError(f'images of different sizes, {sorted(sizes)}: bring them to one size first')
-    a = as_array(imgs)
-    if not np.isfinite(a).all(): raise ValueError('images hold NaN or infinity')
+    a = checked_pixels(as_array(imgs))
     if a.ndim == 3: a = a[..., None]
     if a.ndim == 4: return a
     raise ValueError(f'images have shape {a.shape}; needed is (n, H, W, 3) uint8, as `clean_images` returns')

@@ -155,7 +155,9 @@ def test_many_classes_and_few_images():
 
 def test_one_seed_has_no_interval():
     fig = P.plot_paired(RUNS.query('seed==0'))
-    assert 'nan' in fig.alt and any('one seed' in t.get_text() for t in fig.axes[0].texts)
+    assert 'over 1 seed, ' in fig.alt and fig.alt.endswith('b +10.0 (one seed).') and '+10.0 (one seed)' in [t.get_text() for t in fig.axes[0].texts]
+    apart = P.plot_paired(RUNS[(RUNS.arm == 'a') == (RUNS.seed == 0)])
+    assert apart.alt.endswith('b no common seed.') and 'nan' not in ' '.join(t.get_text() for t in apart.axes[0].texts)
 
 
 def test_figures_live_outside_pyplot():
