@@ -661,9 +661,9 @@ def report(self:Learner,
 
 # %% ../nbs/12_widgets.ipynb #cd49cde4
 def _thin(xs, ys, n=200): # A column of a table each; how many points
-    "At most about `n` points of a curve, the last one included, without those that are not known"
+    "At most `n` points of a curve, the first and the last one included, without those that are not known"
     keep = [(x, y) for x, y in zip(xs, ys) if y == y and y is not None]
-    return keep[::-max(1, len(keep)//n)][::-1]
+    return [keep[i] for i in np.linspace(0, len(keep) - 1, min(n, len(keep))).round().astype(int)]
 
 _DASHES = {'-': '', '--': '6 3', '-.': '6 2 2 2', ':': '2 2'}
 
@@ -719,9 +719,9 @@ class TrainingMonitor(Callback):
         self.csv, self.every = csv and Path(csv), every
 
     def before_fit(self):
-        self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
+        self.run = not hasattr(self.learn, 'lr_finder') and not self.learn.lock.locked()     # `validate` holds the lock
         if not self.run: return
-        self.rows, self.sums, self.seen, self.valid, self.step, self.stop, self.handle = [], {}, {}, [], 0, False, None
+        self.rows, self.sums, self.seen, self.step, self.stop, self.handle = [], {}, {}, 0, False, None
         self.start = self.due = perf_counter()
         self.epochs, self.total = self.n_epoch, self.n_epoch*len(self.dls.train)
         self.distill = next((cb for cb in self.learn.cbs if isinstance(cb, MultiTeacherDistill)), None)
@@ -749,11 +749,14 @@ def table(self:TrainingMonitor)->pd.DataFrame: # One row a look
     return pd.DataFrame(self.rows)
 
 @patch
+def before_epoch(self:TrainingMonitor): self.valid = []    # answers of this epoch alone
+
+@patch
 def _keep(self:TrainingMonitor, limit=5000): # Images that are enough
-    "Remember answers to the first validation images"
-    plain = isinstance(self.pred, torch.Tensor) and self.pred.ndim == 2
-    if not plain or sum(len(z) for z, _ in self.valid) >= limit: return
-    self.valid.append((self.pred.detach().float().cpu(), self.yb[0].detach().cpu()))
+    "Remember answers to the first validation images of this epoch"
+    more = limit - sum(len(z) for z, _ in self.valid)
+    if not isinstance(self.pred, torch.Tensor) or self.pred.ndim != 2 or more <= 0: return
+    self.valid.append((self.pred[:more].detach().float().cpu(), self.yb[0][:more].detach().cpu()))
 
 @patch
 def _look(self:TrainingMonitor, **more):

@@ -117,7 +117,6 @@ class TrainingMonitor(Callback):
     rows: list
     sums: dict
     seen: dict
-    valid: list
     step: int
     stop: bool
     handle: Any
@@ -126,6 +125,7 @@ class TrainingMonitor(Callback):
     epochs: Any
     total: Any
     distill: Any
+    valid: list
     before: Any
     def __init__(self, csv=None, every=1.0): ...
     def before_fit(self): ...
@@ -133,6 +133,7 @@ class TrainingMonitor(Callback):
     def after_epoch(self): ...
     @property
     def table(self) -> pd.DataFrame: ...
+    def before_epoch(self): ...
     def said(self) -> str: ...
     def after_fit(self): ...
 class FeatureMap(View):

@@ -435,6 +435,40 @@ def test_monitor_sees_what_the_recorder_sees(stored, tmp_path):
     html = W.training_html(t, '<b>"'); assert '&lt;b&gt;' in html and '<b>' not in html and len(html) < 20_000
 
 
+@pytest.mark.parametrize('limit', [5000, 5])
+def test_calibration_is_that_of_the_epoch(stored, monkeypatch, limit):
+    "… and of no more images than it says"
+    from fastai.callback.core import Callback
+    from libkd.diagnose import ece
+    keep, said = W.TrainingMonitor._keep, []
+    monkeypatch.setattr(W.TrainingMonitor, '_keep', lambda self: keep(self, limit))
+    class Ask(Callback):
+        order = 70
+        def before_validate(self): said.append([])
+        def after_batch(self):
+            if not self.training: said[-1].append((self.pred.clone(), self.yb[0].clone()))
+    learn, monitor = learner(stored), W.TrainingMonitor(); quiet(learn, 3, monitor, Ask())
+    of_epoch = [ece(*(torch.cat(o)[:limit] for o in zip(*batches))) for batches in said]
+    judged = monitor.table.dropna(subset='valid_loss')
+    assert len({*of_epoch}) == 3 and judged.ECE.tolist() == pytest.approx(of_epoch, abs=1e-9)
+
+
+def test_looking_before_and_after_a_training_is_not_monitored(stored):
+    learn = learner(stored); learn.add_cbs(monitor := W.TrainingMonitor())
+    with learn.no_bar(), learn.no_logging():
+        learn.validate(); quiet(learn, 2); table = monitor.table
+        learn.validate(); learn.get_preds()
+    assert monitor.table.equals(table) and table.epoch.max() == 2 and table.ECE.notna().sum() == 2
+
+
+@pytest.mark.parametrize('n', [0, 1, 2, 199, 200, 201, 399, 400, 1999])
+def test_a_curve_has_at_most_200_points_with_its_ends(n):
+    xs = range(n + 1); ys = [*np.arange(n), np.nan]            # the last one is not known
+    points = W._thin(xs, ys)
+    assert len(points) == min(n, 200) and points[:1] + points[-1:] == ([(0, 0), (n - 1, n - 1)] if n else [])
+    assert [*dict.fromkeys(points)] == sorted(points)
+
+
 def test_a_monitor_fits_a_phone(browser, tmp_path):
     import pandas as pd
     steps = np.arange(20)
