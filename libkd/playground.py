@@ -21,14 +21,14 @@ from timm.layers import Attention, SelectAdaptivePool2d
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
-from . import UserError
+from . import UserError, did_you_mean
 from .data import Samples
 from .diagnose import (accuracy, as_array, changed_accuracy, clean_dl, clean_images, evaluating, ground,
                             is_teacher, js_divergence, named, patch_shuffle_drop, shift_consistency, shift_images,
                             shuffle_patches, silhouettes, tells_apart)
 from .handover import load_student
 from .involution import Involution2d, InvolutionBlock, RedNet
-from .plots import LibkdFigure, looks, plot_softened
+from .plots import LibkdFigure, checked_pixels, looks, plot_softened
 from .sets import cluttered_digits, folder_of
 from .students import MultiHeadConvAttention, PatchProj, Stem, TokenViT
 from .teachers import ResNetMini, bias_of, load_teacher, stats_of
@@ -437,18 +437,26 @@ def bias_verdict(groups, # kind -> numbers, one for each seed, of networks of eq
 NUMBERS = dict(shift='Decisions that stay', shuffle='Accuracy lost', silhouette='Still right', grey='Still right',
                noise='Still right', cover='Still right')
 
+def _check_preset(name): # `UserError` for one that is not there
+    if name not in PRESETS: raise UserError(f'no preset {name!r}.{did_you_mean(name, PRESETS)}')
+
 # %% ../nbs/12a_playground.ipynb #7722c512
 @dataclass
 class Evidence:
     "What was measured about the presets on networks of equal accuracy"
-    numbers: dict  # preset -> kind -> one number for each seed
+    numbers: dict  # preset (and 'as it is') -> kind -> one number for each seed; `UserError` for another preset
     about: str=''  # Of which networks, in a sentence
+
+    def __post_init__(self):
+        for k in {*self.numbers} - {'as it is'}: _check_preset(k)
 
     @classmethod
     def measured(cls,
         part='valid', # 'valid', on which the networks are equally accurate, or 'test'
     )->'Evidence': # Of all presets
-        "What comes with libkd"
+        "What comes with libkd; `UserError` for another part"
+        if part not in ('valid', 'test'):
+            raise UserError(f"part={part!r}: what comes with libkd was measured on 'valid' and on 'test'")
         rows = json.loads(static_text('presets.json'))
         of = lambda preset: {k: [r[part][preset] for r in rows if r['kind'] == k] for k in ('conv', 'inv', 'attn')}
         right, nets = [100*r[part]['as it is'] for r in rows], ', '.join(dict.fromkeys(r['net'] for r in rows))
@@ -460,7 +468,8 @@ class Evidence:
     def says(self,
         preset, # Its name
     )->tuple: # (sentence, sentence)
-        "What the preset does to each kind, or '', and whether that is a bias"
+        "What the preset does to each kind, or '', and whether that is a bias; `UserError` for another preset"
+        _check_preset(preset)
         groups = self.numbers.get(preset) or {}
         means = ', '.join(f'{_BIAS_WORDS.get(k, k)} {100*np.mean(v):.0f}\u00a0%' for k, v in groups.items())
         return means and f'{NUMBERS[preset]}: {means}.', bias_verdict(groups, self.numbers.get('as it is'))
@@ -472,31 +481,44 @@ def _covered(imgs, share=.4): # (n, H, W, 3); share of height and width
     rows, cols = (np.abs(np.arange(n) + .5 - n/2) < share*n/2 for n in (H, W))
     return np.where((rows[:, None] & cols)[None, ..., None], ground(imgs)[:, None, None], imgs)
 
+def _checked_pictures(images): # (n, H, W, 3), uint8 or 0 to 1
+    "The same as an array, or a `UserError`"
+    images = as_array(images)
+    if images.ndim == 4 and images.shape[-1] == 3: return checked_pixels(images)
+    raise UserError(f'pictures are an array (n, H, W, 3), all of one size; given is {images.shape}')
+
+def _from_0_to_1(images): # (n, H, W, 3), uint8 or 0 to 1
+    images = _checked_pictures(images)
+    return images/255 if images.dtype == np.uint8 else images.astype(np.result_type(images, np.float32), copy=False)
+
 # (n, H, W, 3), 0 to 1
 def _grey_pixels(imgs): return np.repeat(imgs @ np.array([.299, .587, .114], imgs.dtype)[:, None], 3, -1)
 def _noisy(imgs): return (imgs + np.random.default_rng(0).normal(0, .2, imgs.shape)).clip(0, 1)   # (n, H, W, 3), 0 to 1
 _CHANGES = dict(shuffle=shuffle_patches, silhouette=silhouettes, grey=_grey_pixels, noise=_noisy, cover=_covered)
 
+# %% ../nbs/12a_playground.ipynb #0bb74427
 def _after(answer, key, imgs, y): # From pictures to logits; name of the preset; (n, H, W, 3), 0 to 1; (n,)
     "Accuracy after a preset; of shifts the mean over 1 and 2 pixels in both directions"
     if key in _CHANGES: return changed_accuracy(answer, imgs, y, _CHANGES[key])
     return float(np.mean([changed_accuracy(answer, imgs, y, lambda x: shift_images(x, d)) for d in (-2, -1, 1, 2)]))
 
 def measured(answers, # name -> function from pictures (n, H, W, 3), 0 to 1, to logits (n, C)
-             imgs, # (n, H, W, 3), 0 to 1
+             imgs, # (n, H, W, 3), uint8 or 0 to 1
              y, # (n,) labels
              )->pd.DataFrame: # A row a network, a column a preset; the first column: as they are
-    "Accuracy as the pictures are, and after each preset"
+    "Accuracy as the pictures are, and after each preset; `UserError` for pictures with other numbers"
+    imgs = _from_0_to_1(imgs)
     after = lambda f: {'as it is': accuracy(f(imgs), y), **{k: _after(f, k, imgs, y) for k in PRESETS}}
     return pd.DataFrame({n: after(f) for n, f in answers.items()}).T
 
 # %% ../nbs/12a_playground.ipynb #edd48bea
 def preset_numbers(answer, # From pictures (n, H, W, 3), 0 to 1, to logits (n, C)
-                   imgs, # (n, H, W, 3), 0 to 1
+                   imgs, # (n, H, W, 3), uint8 or 0 to 1
                    y, # (n,) labels
                    )->dict: # preset -> 0 to 1 (of `shuffle` -1 to 1)
     """What is asked about a bias: decisions that survive shifts, accuracy that shuffled patches cost, and accuracy
-    after each other preset"""
+    after each other preset; `UserError` for pictures with other numbers"""
+    imgs = _from_0_to_1(imgs)
     after = {k: changed_accuracy(answer, imgs, y, _CHANGES[k]) for k in ('silhouette', 'grey', 'noise', 'cover')}
     return dict(shift=shift_consistency(answer, imgs), shuffle=patch_shuffle_drop(answer, imgs, y), **after)
 
@@ -528,10 +550,7 @@ def _as_labels(labels, n):
 
 def _as_pixels(images): # (n, H, W, 3), uint8 or 0 to 1
     "(n, H, W, 3) uint8"
-    images = as_array(images)
-    if images.ndim != 4 or images.shape[-1] != 3:
-        raise UserError(f'pictures are an array (n, H, W, 3), all of one size; given is {images.shape}')
-    if not np.isfinite(images).all(): raise UserError('some pictures hold NaN or infinity')
+    images = _checked_pictures(images)
     return images if images.dtype == np.uint8 else (images.clip(0, 1)*255).round().astype(np.uint8)
 
 # %% ../nbs/12a_playground.ipynb #8beda1e6
@@ -619,7 +638,7 @@ def _about(self:BiasPlayground, names=None, kinds=None, probe=None, evidence=Non
     self.table, self.probed = None, 0
     if probe is None: return
     imgs, y = probe[0], as_array(probe[1])
-    self.table, self.probed = measured(self.answers, _as_pixels(imgs)/255, y), int((y >= 0).sum())
+    self.table, self.probed = measured(self.answers, _as_pixels(imgs), y), int((y >= 0).sum())
 
 # %% ../nbs/12a_playground.ipynb #7b1f0c5e
 @patch
@@ -790,7 +809,7 @@ def _run_facts(folder):
                                 'libkd run writes one.')
     return json.loads(file.read_text(encoding='utf-8'))
 
-def _run_pictures(params, size, stats): # Of the run; (height, width); not read
+def _run_pictures(params, size): # Of the run; (height, width)
     "The pictures and labels of the part that the verdict of a run is on"
     drawn = dict(size=params['size']) if params.get('size') else {}
     data = params.get('data')
@@ -846,7 +865,7 @@ def demo(folder, # Of a run: `libkd run` has made it
     "One offline page in which the networks of a run answer while you change a picture"
     folder = Path(folder); facts = _run_facts(folder)
     models, stats, size, out = _run_networks(folder, facts)
-    imgs, y, classes = _run_pictures(facts['params'], size, stats)
+    imgs, y, classes = _run_pictures(facts['params'], size)
     rows = telling(_say_all(models, imgs, stats), y, n)
     others = _others(len(imgs), rows, probe)
     note = ' '.join([f"{facts.get('title', '')}. {NOT_A_VERDICT}", *out])

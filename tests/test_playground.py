@@ -1,6 +1,6 @@
 """The playground: networks in the page answer as torch does, what it cannot is refused by name; then played."""
 import json, shutil
-import numpy as np, pytest, timm, torch
+import numpy as np, pandas as pd, pytest, timm, torch
 from torch import nn
 import libkd.diagnose as D
 import libkd.playground as P
@@ -384,8 +384,25 @@ def test_numbers_of_presets_by_hand():
     assert n['shift'] == 6/8                     # of four shifts each, the one by two pixels to the middle takes it to the other half
     assert [n[k] for k in ('silhouette', 'grey', 'noise', 'cover')] == [1, 1, 1, 1]                 # half of the bar shows beside the cover
     assert n['shuffle'] == 1 - D.accuracy(D.shuffle_patches(x).reshape(-1, 8, 2, 4, 3).mean((1, 3, 4)), y)
+    half = lambda p: p.reshape(-1, 8, 2, 4, 3).mean((1, 3, 4))
+    for same in ((x*255).astype(np.uint8), x.astype(bool), x.astype(int), torch.tensor(x)): assert P.preset_numbers(half, same, y) == n
+    pd.testing.assert_frame_equal(P.measured({'a': half}, (x*255).astype(np.uint8), y), P.measured({'a': half}, x, y))
     blind = P.preset_numbers(lambda p: np.tile([1., 0], (len(p), 1)), x, y)
     assert blind == dict(shift=1, shuffle=0, silhouette=.5, grey=.5, noise=.5, cover=.5)
+
+
+def test_pictures_with_other_numbers_are_refused():
+    x, y, half = np.zeros((2, 8, 8, 3)), np.array([0, 1]), lambda p: p[:, 0, 0, :2]
+    for bad, words in ((x + 255, 'images go from 0 to 255; needed are uint8'), (x - 1., 'images go from -1 to 1'), (x*np.nan, 'NaN'), (x[0], r'an array \(n, H, W, 3\)')):
+        for f in (lambda: P.preset_numbers(half, bad, y), lambda: P.measured({'a': half}, bad, y), lambda: P.bias_playground({}, bad)):
+            with pytest.raises(UserError, match=words): f()
+
+
+def test_evidence_is_asked_by_the_names_there_are():
+    for f, words in ((lambda: P.Evidence.measured('train'), "part='train'.*'valid' and on 'test'"), (lambda: P.Evidence.measured().says('as it is'), "no preset 'as it is'. There are shift"),
+                     (lambda: P.Evidence(dict(shfit={})), "Did you mean 'shift'")):
+        with pytest.raises(UserError, match=words): f()
+    assert P.Evidence.measured('test').numbers.keys() == P.Evidence.measured().numbers.keys()
 
 
 def test_a_bias_is_named_only_with_evidence(nets, playground):
