@@ -4,7 +4,7 @@
 
 # %% ../nbs/06_sharing.ipynb #3dcc1796
 from __future__ import annotations
-import hashlib, json, os, shutil, stat, warnings, zipfile
+import hashlib, json, shutil, stat, warnings, zipfile
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from .cache import (NEXT, CacheBuilder, CacheCorrupt, CacheError, CacheMismatch,
                          ids_labels, load_tensors, make_manifest, make_plan, plan_files, read_plan,
                          store_bytes, store_json, stored_dl, teacher_entry, teachers_for)
 from .data import Samples
-from .files import sha256, write_once
+from .files import publish, sha256, write_once
 from .identity import differences, shortened
 from .losses import dense_logits
 from .teachers import check_teacher
@@ -345,14 +345,14 @@ def pack(self:LogitCache,
          licence:str, # Of the answers: 'CC0-1.0', 'CC-BY-4.0', …
          about:str='', # What the reader should know of the data and the teachers
         )->Path:
-    "Check every file and put the cache with its card into one zip"
+    "Check every file and put the cache with its card into one zip. Raises `WriteError` where it cannot be written"
     self.verify()
     file, card = Path(file), self.card(licence, about).encode()
-    tmp = file.with_name(file.name + '.tmp')
-    with zipfile.ZipFile(tmp, 'w') as z:
-        z.writestr(_entry('README.md'), card)
-        for rel in _zipped(self.plan): _zip_in(z, self.path/rel, rel)
-    os.replace(tmp, file)
+    def write(f):
+        with zipfile.ZipFile(f, 'w') as z:
+            z.writestr(_entry('README.md'), card)
+            for rel in _zipped(self.plan): _zip_in(z, self.path/rel, rel)
+    publish(file, write, kept='The cache is as it was.')
     return file
 
 def _zip_in(z, file, name): # An open zip; a file; what it is called in there

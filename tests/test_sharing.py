@@ -1,4 +1,5 @@
 "Caches that are passed on: from arrays, changed later, packed; whatever is interrupted or tampered with."
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import torch
 
 import tiny
 from libkd.cache import CacheCorrupt, CacheError, CacheMismatch, LogitCache
+from libkd.files import WriteError
 from libkd.sharing import _Answers
 from libkd.views import replay
 from test_cache import build, contents
@@ -268,6 +270,15 @@ def test_the_card_says_data_teachers_licence_size_checksum(built, tmp_path):
     with zipfile.ZipFile(cache.pack(tmp_path/'c.zip', licence='CC-BY-4.0', about='Noise with a bright corner.')) as z: card = z.read('README.md').decode()
     for part in ('18 samples', 'circle', '| a | conv |', '| b | inv |', cache.teachers['b']['fingerprint'][:16], 'license: cc-by-4.0', 'Noise with a bright corner.', f'{cache.nbytes:,} bytes',
                  hashlib.sha256((cache.path/'manifest.json').read_bytes()).hexdigest(), 'top 2 logits', str(cache.manifest['lost']['a'])): assert part in card, part
+
+
+def test_a_full_disk_leaves_the_zip_of_before(built, tmp_path, monkeypatch):
+    file, before = tmp_path/'c.zip', b'of before'
+    file.write_bytes(before)
+    def full(z, *a): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(zipfile.ZipFile, 'writestr', full)
+    with pytest.raises(WriteError, match='The disk is full: .*c.zip could not be written. The cache is as it was'): built('a').pack(file, 'CC0-1.0')
+    assert file.read_bytes() == before and os.listdir(tmp_path) == ['c.zip']
 
 
 def test_a_damaged_cache_is_not_packed(built, tmp_path):
