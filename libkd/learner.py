@@ -464,7 +464,7 @@ def _line(learn, student): # From `distill_learner`
 @delegates(MultiTeacherDistill.__init__, keep=True)
 @delegates(advisors, keep=True)
 def distill_learner(dls:DataLoaders, # Best from `image_dls`; ordinary fastai loaders do for live teachers
-                    student='civt_nano', # Name of a student or timm model, or an `nn.Module`
+                    student='civt_pico', # Name of a student or timm model, or an `nn.Module`
                     teachers=None, # As for `advisors`: caches, `Teacher`s, timm names, …; None: ordinary training
                     method:str=None, # Name in `METHODS`; None: by the student's heads, see `default_method`
                     seed:int=None, # Seeds initialisation, order of batches and dropout

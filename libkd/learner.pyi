@@ -104,7 +104,7 @@ def learner_dls(dls: DataLoaders, caches, seed: int | None = None) -> DataLoader
 def sorted_arguments(given: dict) -> tuple: ...
 def distill_learner(
     dls: DataLoaders,
-    student='civt_nano',
+    student='civt_pico',
     teachers=None,
     method: str | None = None,
     seed: int | None = None,

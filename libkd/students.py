@@ -7,8 +7,8 @@ __all__ = ['STUDENTS', 'PatchProj', 'Stem', 'patch_for', 'StemEmbed', 'token_sou
            'MultiHeadConvAttention', 'TokenViT', 'official_key', 'checkpoint_filter', 'Started', 'start_from',
            'vit_civt_tiny_patch16_224', 'vit_civt_small_patch16_224', 'vit_civt_base_patch16_224',
            'vit_civt_tiny_light_patch16_224', 'vit_deit_tiny_patch16_224', 'vit_deit_small_patch16_224',
-           'vit_deit_base_patch16_224', 'vit_civt_nano', 'vit_nano', 'vit_deit_nano', 'student_name', 'create_student',
-           'heads_of']
+           'vit_deit_base_patch16_224', 'vit_civt_nano', 'vit_civt_pico', 'vit_nano', 'vit_pico', 'vit_deit_nano',
+           'student_name', 'create_student', 'heads_of']
 
 # %% ../nbs/05_students.ipynb #d9c00043
 import math, re
@@ -111,12 +111,13 @@ def _fitting_patches(size): # (height, width) of the image
     return [p for p in fits if p > 1] or fits
 
 def patch_for(
-    img_size, # Image side or (height, width) in pixels
+    img_size,   # Image side or (height, width) in pixels
+    patches=64, # About so many, from 16 on; 64 give patches of 2 pixels for 8 and 16, of 4 for 32, of 8 for 64
 ) -> int: # Side of a patch in pixels
-    "The patch size for about 8×8 patches: 2 for 8 and 16 pixels, 4 for 32, 8 for 64; `UserError` where none will do"
+    "The patch size for about 8×8 patches, or another number; `UserError` where none will do"
     size = to_2tuple(img_size)
     fits = _fitting_patches(size)
-    if fits: return min(fits, key=lambda p: (abs(math.log(_patch_count(size, p)/64)), p))
+    if fits: return min(fits, key=lambda p: (abs(math.log(_patch_count(size, p)/patches)), p))
     near = [n for d in range(1, 9) for n in (min(size) - d, min(size) + d) if n > 3 and _fitting_patches((n, n))]
     raise UserError(f"No patch size divides {size[0]}×{size[1]} pixels into 16 to 400 patches. Resize the images, "
                     f"for instance to {' or '.join(map(str, near[:2]))}, or choose patch_size yourself.")
@@ -531,6 +532,7 @@ def start_from(
 
 # %% ../nbs/05_students.ipynb #65a3978d
 _SIZES = dict(
+    pico=dict(embed_dim=64, depth=2, num_heads=4),
     nano=dict(embed_dim=64, depth=6, num_heads=4), nano_plain=dict(embed_dim=68, depth=6, num_heads=4),
     tiny=dict(embed_dim=192, depth=12, num_heads=3), small=dict(embed_dim=384, depth=12, num_heads=6),
     base=dict(embed_dim=768, depth=12, num_heads=12))
@@ -549,13 +551,19 @@ _plain_vit, _dist = dict(first='patch_embed.proj'), ('head','head_dist')
 default_cfgs = generate_default_cfgs({
     **{f'vit_civt_{s}_patch16_224': _meta() for s in ('tiny','small','base')},
     **{f'vit_deit_{s}_patch16_224': _meta(heads=_dist, **_plain_vit) for s in ('tiny','small','base')},
-    'vit_civt_tiny_light_patch16_224': _meta(), 'vit_civt_nano': _meta(32), 'vit_nano': _meta(32, 'head', **_plain_vit),
-    'vit_deit_nano': _meta(32, _dist, **_plain_vit)})
+    **{f'vit_civt_{s}': _meta(32) for s in ('nano', 'pico')},
+    **{f'vit_{s}': _meta(32, 'head', **_plain_vit) for s in ('nano', 'pico')},
+    'vit_civt_tiny_light_patch16_224': _meta(), 'vit_deit_nano': _meta(32, _dist, **_plain_vit)})
 
 # %% ../nbs/05_students.ipynb #d63cd3d2
+def _small_patch(size, side): # As for `_make`; pixels
+    "Sixteen patches are enough for two blocks and pictures of 16 pixels"
+    return patch_for(side, 16 if size == 'pico' and max(to_2tuple(side)) <= 16 else 64)
+
 def _make(variant, size, pretrained=False, cls=TokenViT, **kw): # `size`: a key of `_SIZES`; `cls`: class of the model
     "The model that timm's registry calls `variant`, with what `_SIZES` says of its size"
-    if size.startswith('nano') and kw.get('patch_size') is None: kw['patch_size'] = patch_for(kw.get('img_size') or 32)
+    small = size.startswith(('nano', 'pico'))
+    if small and kw.get('patch_size') is None: kw['patch_size'] = _small_patch(size, kw.get('img_size') or 32)
     args = {**_SIZES[size], 'patch_size': 16, **kw}
     features = dict(out_indices=args.pop('out_indices', 3), feature_cls='getter')
     if 'feature_cls' in args: features['feature_cls'] = args.pop('feature_cls')
@@ -603,9 +611,17 @@ def vit_civt_nano(pretrained=False, **kw) -> TokenViT:
     "CivT for 8 to 64 pixels, its patch size from `img_size`; no `pretrained` file, `kw` go to `TokenViT`"
     return _make('vit_civt_nano', 'nano', pretrained, **{'stem': 'light', **kw})
 @register_model
+def vit_civt_pico(pretrained=False, **kw) -> TokenViT:
+    "`vit_civt_nano` with two blocks, and 4×4 patches up to 16 pixels; no `pretrained` file, `kw` go to `TokenViT`"
+    return _make('vit_civt_pico', 'pico', pretrained, **{'stem': 'light', **kw})
+@register_model
 def vit_nano(pretrained=False, **kw) -> VisionTransformer:
     "The fair baseline: timm's ViT on `vit_civt_nano`'s grid, with as many parameters; no `pretrained`, `kw` are timm's"
     return _make('vit_nano', 'nano_plain', pretrained, VisionTransformer, **kw)
+@register_model
+def vit_pico(pretrained=False, **kw) -> VisionTransformer:
+    "`vit_civt_pico` without its stems: timm's ViT of the same grid, depth and width; no `pretrained`, `kw` are timm's"
+    return _make('vit_pico', 'pico', pretrained, VisionTransformer, **kw)
 @register_model
 def vit_deit_nano(pretrained=False, **kw) -> TokenViT:
     "`vit_nano` with DeiT's learned distillation token; no `pretrained` file, `kw` go to `TokenViT`"
@@ -613,10 +629,12 @@ def vit_deit_nano(pretrained=False, **kw) -> TokenViT:
 
 # %% ../nbs/05_students.ipynb #758a1ac1
 STUDENTS = {
-    'civt_nano': 'vit_civt_nano', 'civt_tiny': 'vit_civt_tiny_patch16_224', 'civt_small': 'vit_civt_small_patch16_224',
+    'civt_pico': 'vit_civt_pico', 'civt_nano': 'vit_civt_nano',
+    'civt_tiny': 'vit_civt_tiny_patch16_224', 'civt_small': 'vit_civt_small_patch16_224',
     'civt_base': 'vit_civt_base_patch16_224', 'civt_tiny_light': 'vit_civt_tiny_light_patch16_224',
     'deit_nano': 'vit_deit_nano', 'deit_tiny': 'vit_deit_tiny_patch16_224', 'deit_small': 'vit_deit_small_patch16_224',
-    'deit_base': 'vit_deit_base_patch16_224', 'vit_nano': 'vit_nano'}
+    'deit_base': 'vit_deit_base_patch16_224', 'vit_nano': 'vit_nano',
+    'vit_pico': 'vit_pico'}
 
 def student_name(
     short, # 'civt_nano', or any name that timm knows
@@ -629,7 +647,7 @@ def student_name(
 
 # %% ../nbs/05_students.ipynb #0ea6b472
 def create_student(
-    name,        # 'civt_nano', 'deit_nano', 'vit_nano', …, or the name of any timm model
+    name,        # 'civt_pico', 'deit_nano', 'vit_nano', …, or the name of any timm model
     num_classes, # Number of classes C
     img_size,    # Side in pixels or (height, width)
     in_chans=3,  # Channels of the images
@@ -640,7 +658,7 @@ def create_student(
     name that nobody knows, and for `heads` of a student that has one"""
     full = student_name(name)
     if heads is not None:
-        if full not in default_cfgs or full == 'vit_nano': raise UserError(
+        if full not in default_cfgs or full in ('vit_nano', 'vit_pico'): raise UserError(
             f"{name!r} has one head and cannot have heads={heads!r}: "
             "take a token student, as 'civt_nano' or 'deit_nano'")
         kw['tokens'] = heads

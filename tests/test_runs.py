@@ -555,12 +555,12 @@ def test_models_follow_a_size_that_is_given(monkeypatch):
     samples = arms.run_samples('clothes', labels=10)
     def chosen(size, device='cpu'):
         found = arms.run_defaults(samples, device, photos=True, size=size)
-        return tuple(found[k] for k in ('size', 'student', 'args', 'conv'))
-    small = 'patch_size:4 depth:2 embed_dim:64'
-    assert chosen(0) == chosen(32) == (32, 'civt_nano', 'depth:2 embed_dim:64', 'efficientnet_lite0')
-    assert chosen(16) == (16, 'civt_nano', small, 'resnet_mini')                # too small for the published teacher
-    assert chosen(96) == (96, 'civt_nano', 'depth:2 embed_dim:64', 'efficientnet_lite0')
-    assert chosen(96, 'cuda') == (96, 'civt_tiny_light', '', 'efficientnet_lite0')
+        return tuple(found[k] for k in ('size', 'student', 'plain', 'conv'))
+    small = 'civt_pico', 'vit_pico'
+    assert chosen(0) == chosen(32) == (32, *small, 'efficientnet_lite0')
+    assert chosen(16) == (16, *small, 'resnet_mini')                            # too small for the published teacher
+    assert chosen(96) == (96, *small, 'efficientnet_lite0')
+    assert chosen(96, 'cuda') == (96, 'civt_tiny_light', 'vit_tiny_patch16_224', 'efficientnet_lite0')
 
 
 def test_threads_are_measured_also_where_processes_are_given(monkeypatch):
@@ -583,6 +583,9 @@ def test_photographs_get_a_teacher_with_published_weights_where_it_is_installed(
     assert given[False] == dict(conv='resnet_mini', inv='rednet_mini', views=4, steps=700, lr=.002, label_weight=.25)
     monkeypatch.setattr(Packaged, 'there', lambda self: True)
     assert arms.run_defaults(samples)['conv'] == 'resnet_mini'                  # not asked for: light teachers
+    light = arms.run_defaults(samples, photos=True, conv='resnet_mini')         # asked for: what is installed decides nothing
+    assert {k: light[k] for k in given[False]} == given[False]
+    assert arms.run_defaults(samples, size=16, conv='efficientnet_lite0')['steps'] == 6136
     many = samples.train[np.resize(np.arange(len(samples.train)), 250_000)]      # each is seen once at most
     assert {k: arms.run_defaults(many, photos=True)[k] for k in ('views', 'steps')} == dict(views=1, steps=6250)
     assert [(arms.follow(n)['views'], arms.follow(n)['steps']) for n in (100, 1000, 10_000)] == [(8, 700), (8, 2000), (5, 6250)]
