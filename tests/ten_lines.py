@@ -9,7 +9,7 @@ def main():
     dls = image_dls(cluttered_digits(train=60, unlabelled=60, valid=50, test=50))
     conv, inv = (fit_teacher(name, dls, epochs=2, check=False) for name in ('resnet_mini', 'rednet_mini'))
     for _ in range(2): cache = LogitCache.build('cache', dls, [conv, inv], views=2, check=False)     # the second call opens it
-    plain, student = distill_learner(dls, 'civt_nano'), distill_learner(dls, 'civt_nano', teachers=cache)
+    plain, student = distill_learner(dls, 'civt_pico'), distill_learner(dls, 'civt_pico', teachers=cache)
     for learn in (plain, student):
         with learn.no_bar(): learn.fit_one_cycle(1)
     print(scoreboard([conv, inv, plain, student]))
