@@ -93,17 +93,17 @@ SMALL = dict(student='civt_pico', plain='vit_pico', conv='resnet_mini', inv='red
 LARGE = dict(student='civt_tiny_light', plain='vit_tiny_patch16_224', conv='resnet18', inv='rednet26')
 
 def follow(n): # Training images
-    "How a student follows the teacher with published weights: 64 passes, each image in so many views"
+    "How a student follows the teacher with published weights, alone: 64 passes, each image in so many views"
     steps, views = np.clip(2*n, 700, 6250), np.clip(50_000//n, 1, 8)
-    return dict(conv=READY, views=int(views), steps=int(steps), lr=.004, label_weight=.1)
+    return dict(conv=READY, inv='', views=int(views), steps=int(steps), lr=.004, label_weight=.1)
 
 def run_defaults(samples,      # Samples
                  device='cpu', # 'cpu' or 'cuda'
                  photos=False, # Photographs: a teacher with published weights is taken, where its package is installed
                  size=0,       # Pixels, where they are given; 0: from the median of the pictures' short sides
                  conv='',      # Convolution teacher, where it is given
-)->dict:                       # size in pixels; student, plain, conv, inv, scratch (a convolution without published
-                               # weights): names; how to train
+)->dict:                       # size in pixels; student, plain, conv, inv ('' for none): names; scratch: a convolution
+                               # and an involution without published weights; how to train
     "Size and models for these pictures and this device"
     gpu = str(device).startswith('cuda')
     if not size:
@@ -113,7 +113,7 @@ def run_defaults(samples,      # Samples
     if size > 64 and gpu: found |= LARGE
     fits = photos and size >= 24 and PACKAGED[READY].there()        # it has not seen smaller ones
     ready = conv == READY or (fits and not conv)
-    found['scratch'] = found['conv']
+    found['scratch'] = found['conv'], found['inv']
     return found | (follow(len(samples.train)) if ready else {})
 
 # %% ../nbs/15_arms.ipynb #8278734f
@@ -490,7 +490,7 @@ def _tried(places, asked, how, beside=()): # As for `prepare_teachers`
 def _going_on(asked, rows, how): # `TeacherJob`s, their rows, `price.How`
     "What it would cost to train them twice as long"
     minutes = 2*sum(r['seconds'] for r in rows)/min(how.jobs, len(rows))/60
-    return f"Twice as long would take the teachers about {minutes:.1f} minutes: -p teacher_steps {2*asked[0].steps}"
+    return f"Twice as long would take the teachers about {minutes:.1f} minutes: -p teacher_steps {2*asked[0].steps}."
 
 # %% ../nbs/15_arms.ipynb #d42a8f96
 def _untaught(rows): # Of arms; without columns where there are none
@@ -516,16 +516,19 @@ def prepare_teachers(places, # As for `train_arm`
     (teachers, rows, alone), last = _tried(places, asked, how, beside), asked
     untaught, said = _untaught(alone), []
     spent = {t.name: r['seconds'] for t, r in zip(teachers, rows)}
-    if teachers_below(_accuracies(teachers), untaught):
+    trained = any(a.name not in PACKAGED for a in asked)
+    if trained and teachers_below(_accuracies(teachers), untaught):
         last = list(map(_twice, asked))
         longer, rows, _ = _tried(places, last, how)
         spent = {t.name: spent[t.name] + r['seconds'] for t, r in zip(longer, rows)}
         said.append(f"After {asked[0].steps} steps all teachers were below the untaught student, so they were trained "
                     f"once more, for {last[0].steps}.")
         teachers, asked = _better(zip(longer, last), zip(teachers, asked))
-    rising = [t.name for t, r in zip(teachers, rows) if still_rising(r.get('curve') or [], r.get('images') or 0)]
+    seen = {t.name: (r.get('curve') or [], r.get('images') or 0) for t, r in zip(teachers, rows) if t.name not in PACKAGED}
+    rising = [name for name, curve in seen.items() if still_rising(*curve)]
     found = teacher_advice(_accuracies(teachers), untaught, rising)
-    said += found + ([_going_on(last, rows, how)] if found else [])
+    if found and trained: found[-1] += ' ' + _going_on(last, rows, how)
+    said += found
     return Ready(teachers, asked, spent, alone, said, untaught)
 
 def more_teachers(places, asked, how): # As for `prepare_teachers`

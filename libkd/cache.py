@@ -796,7 +796,7 @@ def build_shards(self:CacheBuilder):
     "Build what is missing, and say how it gets on"
     self.drop_damaged()
     todo = [i for i in range(len(self.shards)) if not self.done(i)]
-    with progress(sum(len(self.rows(i)) for i in todo), f"asking {len(self.teachers)} teachers") as bar:
+    with progress(sum(len(self.rows(i)) for i in todo), f"asking {' and '.join(t.name for t in self.teachers)}") as bar:
         for i in todo: self.build_shard(i, bar.update)
 
 # %% ../nbs/04_cache.ipynb #bfb4298f

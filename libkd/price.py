@@ -275,7 +275,7 @@ def facts(self:Plan)->dict: # Plain values, for `result.json`
 def lengths(self:Plan)->str:
     "The teachers, and how much of each is trained"
     names, steps = self.work.teachers, f'{self.work.teacher_steps} steps'
-    if all(t in self.costs.step for t in names): return f"{' and '.join(names)}, {steps} each"
+    if all(t in self.costs.step for t in names): return f"{' and '.join(names)}, {steps}{' each'*(len(names) > 1)}"
     return ' and '.join(f"{t} ({steps if t in self.costs.step else 'its last layer'})" for t in names)
 
 @patch
@@ -285,14 +285,15 @@ def __str__(self:Plan):
     images = ', '.join(f'{n:,} {part}' for part, n in w.images.items())
     beside = ' and '.join(w.beside)
     long = f'; {AS_LONG}, × {w.as_long} ({self.from_nothing:.0f} s)' if w.as_long else ''
-    pays = f'pays from epoch {self.break_even:.1f}, and {w.seeds} seeds of {self.epochs:.1f} epochs use it'
+    views, seeds = (f'{n} {what}{"s"*(n > 1)}' for n, what in ((w.views, 'view'), (w.seeds, 'seed')))
+    pays = f'pays from epoch {self.break_even:.1f}, and {seeds} of {self.epochs:.1f} epochs use it'
     return '\n'.join([
         f"images    {images}; {w.classes} classes; verdict on {self.part}",
         f"size      {self.where}, {self.how}",
         f"teachers  {self.lengths}, and beside them {beside}: "
         f"{m['teachers']:.1f} min",
-        f"cache     {w.views} views, {self.cache_bytes/1e6:.1f} MB: {m['cache']:.1f} min; {pays}",
-        f"arms      {arms} × {w.seeds} seeds of {w.steps} steps{long}: "
+        f"cache     {views}, {self.cache_bytes/1e6:.1f} MB: {m['cache']:.1f} min; {pays}",
+        f"arms      {arms} × {seeds} of {w.steps} steps{long}: "
         f"{m['arms']:.1f} min",
         f"in all    about {sum(m.values()):.1f} min"])
 

@@ -579,7 +579,7 @@ def test_photographs_get_a_teacher_with_published_weights_where_it_is_installed(
     for there in (True, False):
         monkeypatch.setattr(Packaged, 'there', lambda self: there)
         given[there] = {k: arms.run_defaults(samples, photos=True)[k] for k in ('conv', 'inv', 'views', 'steps', 'lr', 'label_weight')}
-    assert given[True] == dict(conv='efficientnet_lite0', inv='rednet_mini', views=8, steps=6136, lr=.004, label_weight=.1)
+    assert given[True] == dict(conv='efficientnet_lite0', inv='', views=8, steps=6136, lr=.004, label_weight=.1)
     assert given[False] == dict(conv='resnet_mini', inv='rednet_mini', views=4, steps=700, lr=.002, label_weight=.25)
     monkeypatch.setattr(Packaged, 'there', lambda self: True)
     assert arms.run_defaults(samples)['conv'] == 'resnet_mini'                  # not asked for: light teachers
@@ -938,6 +938,21 @@ def test_teachers_below_the_untaught_student_are_trained_once_more(tmp_path, mon
     assert ready.seconds == dict.fromkeys(('conv', 'inv'), 60.*tries)
     assert any('trained once more, for 40' in s for s in ready.warnings) == (tries == 2)
     assert any('about 2.0 minutes: -p teacher_steps 80' in s for s in ready.warnings) == (tries == 2)
+
+
+def test_a_published_teacher_below_the_untaught_student_is_not_trained_longer(tmp_path, monkeypatch):
+    "Its last layer is fitted, in no steps, so twice as many are the same"
+    class Known: name, accuracy = 'efficientnet_lite0', .2
+    monkeypatch.setattr(arms, 'run_teacher', lambda places, job, looks=None: Known())
+    asked = []
+    def jobs(fn, todo, *a, **kw):
+        asked.append(todo)
+        return pd.DataFrame([dict(j, seconds=60., curve=np.nan) if 'name' in j else dict(j, valid_accuracy=.5) for j in todo])
+    monkeypatch.setattr(arms, 'run_jobs', jobs)
+    student = arms.Job('untaught', 0, 'vit_nano', {}, {}, {}, 20, 1e-3, 0., 4)
+    ready = arms.prepare_teachers(dict(out=str(tmp_path)), [arms.TeacherJob(Known.name, {}, {}, 20, 4)], price.How(1), [student])
+    assert len(asked) == 1 and ready.seconds == {Known.name: 60.}
+    assert any('below the untaught student' in s for s in ready.warnings) and 'teacher_steps' not in str(ready.warnings)
 
 
 def test_images_that_are_exchanged_under_their_names_make_everything_anew(tmp_path):
