@@ -524,8 +524,8 @@ def prepare_teachers(places, # As for `train_arm`
         said.append(f"After {asked[0].steps} steps all teachers were below the untaught student, so they were trained "
                     f"once more, for {last[0].steps}.")
         teachers, asked = _better(zip(longer, last), zip(teachers, asked))
-    seen = {t.name: (r.get('curve') or [], r.get('images') or 0) for t, r in zip(teachers, rows) if t.name not in PACKAGED}
-    rising = [name for name, curve in seen.items() if still_rising(*curve)]
+    own = [(t.name, r) for t, r in zip(teachers, rows) if t.name not in PACKAGED]
+    rising = [name for name, r in own if still_rising(r.get('curve') or [], r.get('images') or 0)]
     found = teacher_advice(_accuracies(teachers), untaught, rising)
     if found and trained: found[-1] += ' ' + _going_on(last, rows, how)
     said += found

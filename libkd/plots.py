@@ -589,15 +589,21 @@ def disagreement_alt(df, # Of `sample_disagreement`
 
 # %% ../nbs/11_plots.ipynb #ac1b8f27
 def _captions(df, teachers, classes): # From `sample_disagreement`; names of the teachers, of the classes
-    "What the teachers say about each image, and the truth"
-    short = short_names(classes, 4)
-    says = lambda r: '|'.join(short[r[f'says_{t}']] for t in teachers)
-    truth = lambda r: f' ({short[r.y]})' if 'y' in r and r.y >= 0 else ''
-    return [_text(says(r) + truth(r), 14) for _, r in df.iterrows()]
+    "What the teachers say about each image, and the truth: side by side where that is short enough, else line by line"
+    fits = 10                                                                  # letters below a picture
+    said, y = df[[f'says_{t}' for t in teachers]].to_numpy(), df.get('y', [-1]*len(df))
+    def captions(short, apart, last):
+        truth = [f'{last}({short[k]})' if k >= 0 else '' for k in y]
+        return [apart.join(short[k] for k in row) + t for row, t in zip(said, truth)]
+    beside = captions([_text(c) for c in short_names(classes, 4)], '|', ' ')
+    if max(map(len, beside), default=0) <= fits: return beside
+    return captions([_text(c, fits) for c in short_names(classes, fits - 2)], '\n', '\n')
 
 def _disputed_sheet(fig, imgs, df, teachers, classes): # Images to show, their rows of `sample_disagreement`; names
     "The left part of `plot_disagreement`: the images with what is said about them"
-    _thumbs(_axes(fig, (.01, .05, .42, .8), frame=False), imgs, _captions(df, teachers, classes))
+    captions = _captions(df, teachers, classes)
+    lines = 1 + max((c.count('\n') for c in captions), default=0)
+    _thumbs(_axes(fig, (.01, .05, .42, .8), frame=False), imgs, captions, pad=(2, 2 + 12*lines))
     head = f'Sorted by disagreement. Below each: {" | ".join(_text(t, 12) for t in teachers)} say'
     fig.text(.015, .93, head + (' (truth)' if 'y' in df else ''), fontsize=10, color=_INK)
 

@@ -39,6 +39,18 @@ def test_figures_say_what_they_show_and_stay_light(name):
     assert fig._repr_mimebundle_().keys() == {'text/html', 'text/plain'} and fig._repr_mimebundle_()['text/plain'] == fig.alt
 
 
+@pytest.mark.parametrize('teachers', [2, 3])
+@pytest.mark.parametrize('known', [True, False])
+def test_captions_below_pictures_do_not_run_into_each_other(teachers, known):
+    rng, names = np.random.default_rng(0), ['longsleeve', 'outwear', 't-shirt', 'a class with a very long name indeed']
+    preds = {f'teacher {t}': rng.normal(size=(24, 4)) for t in range(teachers)}
+    fig = P.plot_disagreement(np.zeros((24, 8, 8, 3), np.uint8), preds, rng.integers(0, 4, 24) if known else None, classes=names)
+    fig.canvas.draw()
+    boxes = [text.get_window_extent() for text in fig.axes[0].texts]
+    assert len(boxes) == 24 and not [1 for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+    assert all(text.get_text().count('\n') == teachers - 1 + known for text in fig.axes[0].texts)
+
+
 def as_seen(browser, html, **page):
     "The pixels of the picture in a page, (height, width, 3)"
     page = browser.new_page(**page); page.set_content(f'<style>:root{{color-scheme:light dark}}</style>{html}')
