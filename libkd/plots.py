@@ -590,7 +590,7 @@ def disagreement_alt(df, # Of `sample_disagreement`
 # %% ../nbs/11_plots.ipynb #ac1b8f27
 def _captions(df, teachers, classes): # From `sample_disagreement`; names of the teachers, of the classes
     "What the teachers say about each image, and the truth: side by side where that is short enough, else line by line"
-    fits = 10                                                                  # letters below a picture
+    fits = 9                                                                   # letters below a picture
     said, y = df[[f'says_{t}' for t in teachers]].to_numpy(), df.get('y', [-1]*len(df))
     def captions(short, apart, last):
         truth = [f'{last}({short[k]})' if k >= 0 else '' for k in y]
@@ -599,13 +599,13 @@ def _captions(df, teachers, classes): # From `sample_disagreement`; names of the
     if max(map(len, beside), default=0) <= fits: return beside
     return captions([_text(c, fits) for c in short_names(classes, fits - 2)], '\n', '\n')
 
-def _disputed_sheet(fig, imgs, df, teachers, classes): # Images to show, their rows of `sample_disagreement`; names
+def _disputed_sheet(fig, imgs, captions, teachers, known): # Images to show; a text for each; names; is there a truth?
     "The left part of `plot_disagreement`: the images with what is said about them"
-    captions = _captions(df, teachers, classes)
-    lines = 1 + max((c.count('\n') for c in captions), default=0)
-    _thumbs(_axes(fig, (.01, .05, .42, .8), frame=False), imgs, captions, pad=(2, 2 + 12*lines))
+    _thumbs(_axes(fig, (.01, .05, .42, .8), frame=False), imgs, captions, pad=(2, 2 + 12*_lines(captions)))
     head = f'Sorted by disagreement. Below each: {" | ".join(_text(t, 12) for t in teachers)} say'
-    fig.text(.015, .93, head + (' (truth)' if 'y' in df else ''), fontsize=10, color=_INK)
+    fig.text(.015, .93, head + (' (truth)' if known else ''), fontsize=10, color=_INK)
+
+def _lines(texts): return 1 + max((t.count('\n') for t in texts), default=0) # Some; the most lines of one
 
 def _answers_aside(fig, preds, i, df, classes, teachers, T): # name -> logits (n, C); names as for `_captions`
     "The right part of `plot_disagreement`: bars of image `i`, confusion of the first two teachers"
@@ -637,8 +637,9 @@ def plot_disagreement(imgs, # (n, H, W, 3) uint8
     imgs, classes = as_rgb(imgs), _class_names(classes, as_array(next(iter(preds.values()))).shape[1])
     if len(imgs) != len(df): raise ValueError(f'{len(imgs)} images but predictions of {len(df)}')
     order = _most_disputed(df, show)
-    fig = LibkdFigure(12, 3.6, disagreement_alt(df, teachers, len(df)))
-    _disputed_sheet(fig, imgs[order], df.loc[order], teachers, classes)
+    captions = _captions(df.loc[order], teachers, classes)
+    fig = LibkdFigure(12, 3.1 + .5*_lines(captions), disagreement_alt(df, teachers, len(df)))
+    _disputed_sheet(fig, imgs[order], captions, teachers, 'y' in df)
     _answers_aside(fig, preds, order[0], df, classes, teachers, T)
     return fig
 
