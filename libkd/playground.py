@@ -27,7 +27,7 @@ from .diagnose import (accuracy, as_array, changed_accuracy, clean_dl, clean_ima
                             is_teacher, js_divergence, named, patch_shuffle_drop, shift_consistency, shift_images,
                             shuffle_patches, silhouettes, tells_apart)
 from .handover import load_student
-from .involution import Involution2d, InvolutionBlock, RedNet
+from .involution import Involution2d, InvolutionBlock, RedNet, involution2d
 from .plots import LibkdFigure, checked_pixels, looks, plot_softened
 from .sets import cluttered_digits, folder_of
 from .students import MultiHeadConvAttention, PatchProj, Stem, TokenViT
@@ -280,16 +280,10 @@ def _read_packed(packed): # A `Packed`
         flat = np.frombuffer(packed.weights, '<f2' if t['half'] else '<f4', n, t['at'])
         yield torch.from_numpy(flat.astype(np.float32)).view(*t['shape'])
 
-def _below(x, K, stride, groups): # (B, H, W, C) -> (B, G, C/G, K², H', W'): what lies below the kernel at each place
-    B, H, W, C = x.shape
-    below = nn.functional.unfold(x.permute(0, 3, 1, 2), K, padding=K//2, stride=stride)
-    return below.view(B, groups, C//groups, K*K, -(-H//stride), -(-W//stride))
-
 def _involve(x, k, o): # (B, H, W, C); kernels (B, H', W', G·K²); the operation
     "Involution with given kernels, channels last"
-    below = _below(x, o['kernel'], o['stride'], o['groups'])
-    weights = k.permute(0, 3, 1, 2).unflatten(1, (o['groups'], 1, -1))
-    return (below*weights).sum(3).flatten(1, 2).permute(0, 2, 3, 1)
+    kernels = k.permute(0, 3, 1, 2).unflatten(1, (o['groups'], -1))
+    return involution2d(x.permute(0, 3, 1, 2), kernels, o['stride']).permute(0, 2, 3, 1)
 
 def _attend(x, o, t): # (B, 1, N, 3·D): queries, keys, values; the operation; all tensors
     q, k, v = x[:, 0].unflatten(-1, (3, o['heads'], -1)).permute(2, 0, 3, 1, 4)
@@ -333,9 +327,14 @@ _REPLAY_MANY = dict(
 
 def packed_logits(packed, # From `pack_net`
            x, # Pictures (n, H, W, 3), as the packed network takes them
+           bs=64, # Pictures at a time: what lies between their layers is kept until they are answered
            )->torch.Tensor: # Logits (n, C)
     "What the page will answer, computed by torch from the packed weights"
-    tensors, values = list(_read_packed(packed)), [x]
+    tensors = list(_read_packed(packed))
+    return torch.cat([_replayed(packed, tensors, some) for some in x.split(bs)])
+
+def _replayed(packed, tensors, x): # As for `packed_logits`; from `_read_packed`
+    values = [x]
     for o in packed.ops:
         xs = [values[i] for i in o['in']]
         many = _REPLAY_MANY.get(o['op'])

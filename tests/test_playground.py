@@ -85,6 +85,16 @@ def test_every_head_answers_for_itself(engine, nets):
     for h, z in want.items(): np.testing.assert_allclose([o[h] for o in got], z, atol=1e-2)
 
 
+def test_a_packed_network_is_asked_about_some_pictures_at_a_time(nets, monkeypatch):
+    "What lies between the layers of a whole test part would not fit into a laptop"
+    packed, sizes, replay = P.pack_net(nets['rednet_mini'], SIDE, STATS), [], P._replayed
+    monkeypatch.setattr(P, '_replayed', lambda packed, tensors, x: sizes.append(len(x)) or replay(packed, tensors, x))
+    x = torch.from_numpy(pictures(150, 3)[0])
+    many = P.packed_logits(packed, x)
+    assert sizes == [64, 64, 22]
+    torch.testing.assert_close(many, P.packed_logits(packed, x, bs=1000), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize('name', ['resnet_mini', 'vit_civt_nano'])
 def test_lanes_and_single_numbers_answer_alike(engine, module, nets, name):
     single = asked(module('nets.js', RUN, 'delete globalThis.WebAssembly'))
