@@ -507,6 +507,15 @@ def _better(these, those): # Pairs of a `Teacher` and its `TeacherJob`, in the s
     "Of each two the more accurate one: (teachers, jobs)"
     return map(list, zip(*(max(pair, key=lambda o: o[0].accuracy) for pair in zip(these, those))))
 
+# %% ../nbs/15_arms.ipynb #caeffe21
+def _said_of(teachers, rows, untaught, last, how): # As `prepare_teachers` has them; `last`: the jobs done last
+    "What should be known of the teachers, and what it would cost to train them on"
+    own = [(t.name, r) for t, r in zip(teachers, rows) if t.name not in PACKAGED]
+    rising = [name for name, r in own if still_rising(r.get('curve') or [], r.get('images') or 0)]
+    said = teacher_advice(_accuracies(teachers), untaught, rising)
+    if said and own: said[-1] += ' ' + _going_on(last, rows, how)
+    return said
+
 def prepare_teachers(places, # As for `train_arm`
                      asked,  # `TeacherJob`s of one length
                      how,    # `price.How`
@@ -524,11 +533,7 @@ def prepare_teachers(places, # As for `train_arm`
         said.append(f"After {asked[0].steps} steps all teachers were below the untaught student, so they were trained "
                     f"once more, for {last[0].steps}.")
         teachers, asked = _better(zip(longer, last), zip(teachers, asked))
-    own = [(t.name, r) for t, r in zip(teachers, rows) if t.name not in PACKAGED]
-    rising = [name for name, r in own if still_rising(r.get('curve') or [], r.get('images') or 0)]
-    found = teacher_advice(_accuracies(teachers), untaught, rising)
-    if found and trained: found[-1] += ' ' + _going_on(last, rows, how)
-    said += found
+    said += _said_of(teachers, rows, untaught, last, how)
     return Ready(teachers, asked, spent, alone, said, untaught)
 
 def more_teachers(places, asked, how): # As for `prepare_teachers`
