@@ -114,7 +114,8 @@ def run_defaults(samples,      # Samples
     fits = photos and size >= 24 and PACKAGED[READY].there()        # it has not seen smaller ones
     ready = conv == READY or (fits and not conv)
     found['scratch'] = found['conv'], found['inv']
-    return found | (follow(len(samples.train)) if ready else {})
+    if ready: return found | follow(len(samples.train))
+    return found | dict(steps=2000) if photos else found           # small teachers need as many to be ahead
 
 # %% ../nbs/15_arms.ipynb #8278734f
 def roomy(folder, # Where decoded pictures shall lie; it need not be there yet

@@ -580,9 +580,10 @@ def test_photographs_get_a_teacher_with_published_weights_where_it_is_installed(
         monkeypatch.setattr(Packaged, 'there', lambda self: there)
         given[there] = {k: arms.run_defaults(samples, photos=True)[k] for k in ('conv', 'inv', 'views', 'steps', 'lr', 'label_weight')}
     assert given[True] == dict(conv='efficientnet_lite0', inv='', views=8, steps=6136, lr=.004, label_weight=.1)
-    assert given[False] == dict(conv='resnet_mini', inv='rednet_mini', views=4, steps=700, lr=.002, label_weight=.25)
+    assert given[False] == dict(conv='resnet_mini', inv='rednet_mini', views=4, steps=2000, lr=.002, label_weight=.25)
     monkeypatch.setattr(Packaged, 'there', lambda self: True)
     assert arms.run_defaults(samples)['conv'] == 'resnet_mini'                  # not asked for: light teachers
+    assert arms.run_defaults(samples)['steps'] == 700
     light = arms.run_defaults(samples, photos=True, conv='resnet_mini')         # asked for: what is installed decides nothing
     assert {k: light[k] for k in given[False]} == given[False]
     assert arms.run_defaults(samples, size=16, conv='efficientnet_lite0')['steps'] == 6136

@@ -162,25 +162,27 @@ def taught_by(archive, cell, setting, steps, teaching):
 
 # -- the studies ------------------------------------------------------------------------------------
 
-def steps_of(cell): return 6250 if cell.photos else 700
+def student_of(cell):
+    "Student, steps and learning rate, as `libkd run` takes them for such pictures and teachers"
+    if not cell.photos: return dict(SMALL, steps=700)
+    return dict(STUDENT, steps=6250) if READY in cell.teachers else dict(STUDENT, steps=2000, lr=.002)
 
 
 def protocol(cell, seeds=None):
     "The study of a cell, on the test part: the taught student against the untaught one"
     seeds = seeds or ((0, 1, 2, 3) if cell.pictures == 'clothes' else (0, 1, 2))      # clothes have 372 test images
-    steps = steps_of(cell)
-    base = dict(cell=cell.name, **(STUDENT if cell.photos else SMALL), steps=steps)
+    base = dict(cell=cell.name, **student_of(cell))
     arms = dict(untaught=base, taught=dict(base, teaching=teaching_of(cell)))
     asks = f'{cell.name}: is the taught student more accurate than the untaught one, in equally many steps?'
     return Protocol(cell.name, asks, arms, (('taught', 'untaught', 'teaching'),), seeds, effect=1.,
-                    budget=f'{len(seeds)} seeds of {steps} steps of {STUDENT["bs"]} pictures, each on one thread')
+                    budget=f'{len(seeds)} seeds of {base["steps"]} steps of {base["bs"]} pictures, each on one thread')
 
 
 def pilot(cell, seeds=(0,)):
     "What the defaults should be: one change at a time, on validation images, the cheapest and most promising first"
     if cell.teachers == MINI: return length_pilot(cell, seeds)
     told = teaching_of(cell)
-    base = dict(cell=cell.name, **STUDENT, steps=steps_of(cell))
+    base = dict(cell=cell.name, **student_of(cell))
     both = {'short ': dict(steps=2000), '': {}, 'deep ': dict(args=dict(depth=6, embed_dim=64)), 'mixed ': dict(mix=.5)}
     said = {'views 2': dict(views=2), 'labels .25': dict(label_weight=.25), 'T 1': dict(T=1.), 'T 4': dict(T=4.),
             'two teachers': dict(teachers=[READY, INV])}
