@@ -115,7 +115,7 @@ def run_defaults(samples,      # Samples
     ready = conv == READY or (fits and not conv)
     found['scratch'] = found['conv'], found['inv']
     if ready: return found | follow(len(samples.train))
-    return found | dict(steps=2000) if photos else found           # small teachers need as many to be ahead
+    return found | dict(steps=2000, lr=.004) if photos else found   # fewer leave small teachers behind the student
 
 # %% ../nbs/15_arms.ipynb #8278734f
 def roomy(folder, # Where decoded pictures shall lie; it need not be there yet

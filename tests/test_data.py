@@ -279,6 +279,7 @@ def _write_slowly(path, ready):
         (tmp/'first').write_text('x'); ready.set(); time.sleep(60)
     write_once(path, write)
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_nothing_that_looks_whole(tmp_path):
     ctx = multiprocessing.get_context('spawn')
     ready = ctx.Event()

@@ -249,6 +249,7 @@ def test_gradient_accumulation_keeps_the_teachers():
     assert torch.allclose(grads[2.], 2*grads[1.], rtol=1e-3) and grads[1.].abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_exported_learner_holds_no_teacher_and_predicts(tmp_path):
     big = nn.Sequential(tiny.Linear(1), nn.Linear(3, 3)); big.register_buffer('ballast', torch.rand(1_000_000))
     learn = learner(teachers=[Teacher(big, tiny.CLASSES, name='a', bias='conv'), two()[1]])
@@ -731,6 +732,7 @@ def test_methods_print_as_a_table():
     for m in METHODS.values(): assert m.paper in repr(METHODS) and m.reading in METHODS._repr_html_().replace('&amp;', '&')
 
 
+@pytest.mark.slow
 def test_the_registry_is_whole_in_every_process():
     code = "import sys; from libkd.learner import METHODS; from libkd.distill import METHODS as before; print(before is METHODS, *METHODS)"
     out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True).stdout.split()

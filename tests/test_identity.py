@@ -77,6 +77,7 @@ def test_tensors_count_and_the_mode_does_not():
     assert identity(torch.ones(2, dtype=torch.bfloat16)) != identity(torch.zeros(2, dtype=torch.bfloat16))
 
 
+@pytest.mark.slow
 def test_the_next_process_says_the_same(tmp_path):
     (tmp_path/'own.py').write_text('K = 3\ndef f(x): return (lambda y: y*K)(x)\nclass T:\n    def __init__(self): self.g = lambda z: z + K\n')
     code = 'import json, own; from libkd.identity import identity; print(json.dumps(identity([own.f, own.T()])))'

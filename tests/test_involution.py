@@ -286,6 +286,7 @@ def near(got, expected, tolerance=1e-5):
         assert a.shape == b.shape and (a.double() - b).abs().max() <= tolerance*b.abs().max().clamp(min=1)
 
 
+@pytest.mark.slow
 @needs_numba
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 def test_fast_path_is_the_reference_in_float64(shape):
@@ -378,6 +379,7 @@ FORKED = """
 """
 
 
+@pytest.mark.slow
 @needs_numba
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system has no fork')
 def test_fast_path_survives_a_fork():
@@ -385,6 +387,7 @@ def test_fast_path_survives_a_fork():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_numba_waits_for_its_first_use_and_is_missed_in_words(monkeypatch):
     code = "import sys, libkd.involution as i, torch; i.Involution2d(16)(torch.ones(2, 16, 8, 8)); sys.exit('numba' in sys.modules)"
     subprocess.run([sys.executable, '-c', code], check=True)

@@ -69,6 +69,7 @@ def engine(module):
 
 # -- networks in the page ----------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', NETS)
 def test_the_page_answers_as_torch_does(engine, nets, name):
     x, y = pictures(250, 2)
@@ -311,6 +312,7 @@ def test_a_picture_of_ones_own(show, playground, tmp_path):
     page.wait_for_function("() => document.querySelector('.kd-verdict').textContent === 'no.png is no picture that this browser can read.'")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('context', [{}, dict(color_scheme='dark'), dict(viewport=dict(width=390, height=844))], ids=['light', 'dark', 'phone'])
 def test_axe_finds_nothing_and_nothing_overflows(show, playground, context):
     axe = pytest.importorskip('axe_playwright_python.sync_playwright', reason='axe is not installed: pip install "libkd[dev]"')
@@ -495,6 +497,7 @@ def run_folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_becomes_one_page(browser, run_folder):
     file = P.demo(run_folder)
     assert file == run_folder/'demo.html' and file.stat().st_size < 1.8e6
@@ -506,6 +509,7 @@ def test_a_run_becomes_one_page(browser, run_folder):
     page.close()
 
 
+@pytest.mark.slow
 def test_a_second_convolution_of_a_run_is_in_its_page(run_folder):
     from libkd.sets import digits
     from libkd.teachers import fit_teacher
@@ -530,6 +534,7 @@ def test_networks_too_heavy_for_a_page_are_refused(monkeypatch, nets):
         P.bias_playground([nets['resnet_mini']]*2, x, y)
 
 
+@pytest.mark.slow
 def test_the_command_makes_the_page_of_a_run(run_folder, tmp_path, capsys):
     from libkd.cli import main
     with pytest.raises(SystemExit) as e: main(['demo', str(run_folder), '-o', str(tmp_path/'page.html'), '--pictures', '3'])

@@ -58,6 +58,7 @@ def as_seen(browser, html, **page):
     return seen
 
 
+@pytest.mark.slow
 def test_figures_follow_a_dark_page(browser):
     fig = P.plot_disagreement(IMGS, PREDS, Y); html, light = P.figure_html(fig.png(), fig.alt), np.asarray(Image.open(io.BytesIO(fig.png())).convert('RGB')).astype(int)
     white, dark = (as_seen(browser, html, color_scheme=s, viewport=dict(width=1100, height=400)) for s in ('light', 'dark'))

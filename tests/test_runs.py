@@ -70,12 +70,14 @@ def test_too_few_or_equal_differences_are_no_proof(d, word):
     assert v['verdict'] == word and (v['needed'] is None) == (word != 'NOT ENOUGH RUNS')
 
 
+@pytest.mark.slow
 def test_false_alarms_come_as_often_as_promised():
     rng = np.random.default_rng(0)
     words = [evidence.verdict(d, margin=.01)['verdict'] for d in rng.normal(0, 2, (2000, 5))]
     assert .035 < np.mean([w in ('BEATS', 'WORSE') for w in words]) < .065
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mean, sd', [(2., 2.), (1., 1.5), (0., 1.), (.3, .8)])
 def test_the_number_of_seeds_that_would_do_does(mean, sd):
     "With that many seeds, a decisive word comes in about 80 % of simulated experiments; with half as many it does not"
@@ -388,6 +390,7 @@ def test_an_error_keeps_whose_it_is_on_its_way_out_of_a_notebook():
     assert 'disk is full: a.png' in str(runs.stopped(Path('nb.ipynb'), 'OSError', "[Errno 28] No space left on device: 'a.png'"))
 
 
+@pytest.mark.slow
 def test_braces_in_a_path_are_no_blanks_to_fill_in(tmp_path):
     (tmp_path/'{x}').mkdir()
     nb = notebook(tmp_path/'{x}'/'nb.ipynb', *BODY)
@@ -424,6 +427,7 @@ def test_the_plan_of_a_notebook_with_magics_goes_to_papermill(tmp_path):
     assert (tmp_path/'out'/'plan-nb.ipynb').exists()
 
 
+@pytest.mark.slow
 def test_logs_show_phases_and_no_details(tmp_path, capsys):
     nb = notebook(tmp_path/'nb.ipynb', *BODY)
     runs.run(nb, tmp_path/'out', steps=3)
@@ -467,6 +471,7 @@ def test_news_that_cannot_be_written_stop_no_job(tmp_path):
     assert row['x'] == 1
 
 
+@pytest.mark.slow
 def test_runs_are_headless_whatever_surrounds_them(tmp_path, monkeypatch):
     monkeypatch.setenv('JPY_SESSION_NAME', 'lab'); monkeypatch.setenv('LIBKD_WIDGETS', 'live')
     nb = notebook(tmp_path/'nb.ipynb', BODY[0], "import os\nrecord.done(metrics={k: os.environ.get(k, '') for k in ('LIBKD_WIDGETS', 'JPY_SESSION_NAME')});")
@@ -580,7 +585,7 @@ def test_photographs_get_a_teacher_with_published_weights_where_it_is_installed(
         monkeypatch.setattr(Packaged, 'there', lambda self: there)
         given[there] = {k: arms.run_defaults(samples, photos=True)[k] for k in ('conv', 'inv', 'views', 'steps', 'lr', 'label_weight')}
     assert given[True] == dict(conv='efficientnet_lite0', inv='', views=8, steps=6136, lr=.004, label_weight=.1)
-    assert given[False] == dict(conv='resnet_mini', inv='rednet_mini', views=4, steps=2000, lr=.002, label_weight=.25)
+    assert given[False] == dict(conv='resnet_mini', inv='rednet_mini', views=4, steps=2000, lr=.004, label_weight=.25)
     monkeypatch.setattr(Packaged, 'there', lambda self: True)
     assert arms.run_defaults(samples)['conv'] == 'resnet_mini'                  # not asked for: light teachers
     assert arms.run_defaults(samples)['steps'] == 700
@@ -801,10 +806,11 @@ def test_who_reads_layers_is_trained_on_what_the_untaught_student_is_trained_on(
     class Notes(Callback):
         def before_batch(self):
             if self.training: seen.setdefault(self.whose, []).append((self.y.clone(), self.x.sum().item()))
-    samples = arms.run_samples('', labels=2)
-    job = arms.Job('untaught', 0, 'civt_nano', dict(depth=2, embed_dim=64), dict(samples=dict(labels=2), dls=dict(size=16, bs=8)), samples.identity(), 12, 2e-3, .05, fresh=4)
+    data = some_digits(tmp_path/'data', train=8, valid=2, test=2)
+    samples = arms.run_samples(str(data), labels=2)
+    job = arms.Job('untaught', 0, 'civt_pico', {}, dict(samples=dict(labels=2), dls=dict(size=16, bs=8)), samples.identity(), 12, 2e-3, .05, fresh=4)
     asked = arms.TeacherJob('resnet_mini', job.setting, job.images, 2, 2, check=False)
-    places, made = dict(data='', out=str(tmp_path)), arms.arm_learner
+    places, made = dict(data=str(data), out=str(tmp_path)), arms.arm_learner
     def noted(dls, job, teaching):
         learn = made(dls, job, teaching)
         note = Notes(); note.whose = job.arm
@@ -864,6 +870,7 @@ def jobs_on(data, setting=SETTING, steps=20, fresh=4, **kw):
     return student, arms.TeacherJob('resnet_mini', setting, images, steps, fresh, check=False)
 
 
+@pytest.mark.slow
 def test_an_arm_that_reads_layers_asks_its_teacher(tmp_path):
     "Also in a process that has not seen `libkd.all`"
     data = some_digits(tmp_path/'data', train=8, valid=2, test=2)

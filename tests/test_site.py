@@ -129,6 +129,7 @@ def test_pages_say_what_they_are(site):
     assert '/tutorials/the_whole_game.html</loc>' in listed and '404' not in listed and (site/'.nojekyll').exists() and (site/'404.html').exists()
 
 
+@pytest.mark.slow
 def test_a_look_names_page_and_fault(tmp_path, looks):
     good = '<!doctype html><html lang="en"><title>t</title><meta name="viewport" content="width=device-width"><main><h1>t</h1>%s</main></html>'
     light = {'light': (dict(width=390, height=800), 'light')}
@@ -141,6 +142,7 @@ def test_a_look_names_page_and_fault(tmp_path, looks):
         assert not found if why is None else any(f.startswith('a.html (light): ') and why in f for f in found), (fault, found)
 
 
+@pytest.mark.slow
 def test_a_look_sees_cut_folds_and_widths_in_between(tmp_path, looks):
     page = '<!doctype html><html lang="en"><title>t</title><meta name="viewport" content="width=device-width"><main><h1>t</h1>%s</main></html>'
     cut = '<details style="overflow:hidden"><summary style="margin-top:-1em">more</summary><p>more</p></details>'
@@ -236,6 +238,7 @@ def test_the_committed_notebooks_are_right():
     assert before.faults(before.notebooks(), words.rooms()) == []
 
 
+@pytest.mark.slow
 def test_the_api_is_told_in_words():
     import words
     params, returns, errors = words.wordless(words.rooms())
@@ -279,6 +282,7 @@ def test_properties_and_class_methods_are_counted():
     assert words.wordless([room]) == (['room.Room.open: a', 'room.Room.close: b'], ['room.Room.size: returns something'], [])
 
 
+@pytest.mark.slow
 def test_what_is_said_above_is_said_there():
     import before, pages
     bare, seen = [], 0

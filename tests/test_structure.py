@@ -292,6 +292,7 @@ def test_import_libkd_loads_nothing_heavy():
     assert loaded == ['libkd']
 
 
+@pytest.mark.slow
 def test_a_room_is_loaded_when_it_is_named():
     assert set(ROOMS) <= set(dir(libkd))
     code = "import sys, libkd; libkd.losses.kd_loss; assert 'libkd.losses' in sys.modules and 'libkd.data' not in sys.modules and 'losses' in dir(libkd)"
@@ -299,6 +300,7 @@ def test_a_room_is_loaded_when_it_is_named():
     with pytest.raises(AttributeError, match='lossess'): libkd.lossess
 
 
+@pytest.mark.slow
 def test_all_leaves_papermill_and_front_ends_alone():
     code = ("import sys, warnings; warnings.simplefilter('ignore'); import libkd.all;"
             "print(*{'papermill', 'nbclient', 'nbformat', 'anywidget', 'ipywidgets', 'nbdev', 'dask', 'sphinx'} & sys.modules.keys())")

@@ -80,6 +80,7 @@ def test_checkers_accept_the_front_page_and_find_its_mistakes(checker, page):
     assert complaints([*command, 'right.py', 'wrong.py'], folder) == {'right.py': set(), 'wrong.py': set(planted)}, planted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('after, expected', [
     ('LogitCache.', {'build', 'open', 'from_arrays', 'unpack'}),
     ('cache.', {'verify', 'bind', 'add', 'pack', 'explore', 'info', 'spot_check'}),

@@ -26,6 +26,7 @@ def test_official_sizes(size, total, conv, inv):
     assert (n_params(m), n_params(m.patch_embed.conv), n_params(m.patch_embed.inv)) == (total, conv, inv)
     assert m.pos_embed.shape == (1, 199, d) and m.n_prefix == 3 and m.grid == (14, 14) and m.heads == ('cls', 'conv', 'inv')
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name,giga', [('rednet26', 1.69), ('rednet38', 2.17), ('rednet50', 2.65), ('rednet101', 4.66), ('rednet152', 6.68),
                                        ('vit_civt_tiny_patch16_224', 2.84), ('vit_civt_small_patch16_224', 6.50)])
 def test_multiply_adds_are_those_counted_from_the_official_code(name, giga):
@@ -298,6 +299,7 @@ def test_compiles_without_graph_break_in_both_modes():
     m.eval()
     torch.testing.assert_close(fast(x32), m(x32))
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', NANO)
 def test_exports_with_a_free_batch(name):
     m = nano(name).eval()

@@ -238,6 +238,7 @@ def test_fingerprint_sees_every_change(net, what):
     base = dict(model=net, classes=list('abc'))
     assert Teacher(**base).fingerprint != Teacher(**base | CHANGES[what](net)).fingerprint
 
+@pytest.mark.slow
 def test_fingerprint_does_not_see_name_mode_or_process(net, tmp_path):
     t = Teacher(net.eval(), 'abc', name='one')
     assert t.fingerprint == Teacher(net.train(), 'abc', name='two', accuracy=.5).fingerprint
@@ -273,6 +274,7 @@ def scaled(**kw):
 def changed(**kw): m = scaled(); [setattr(m, k, v) for k, v in kw.items()]; return m
 def hooked(): m = scaled(); m.register_forward_hook(lambda m, i, o: o*2); return m
 
+@pytest.mark.slow
 @pytest.mark.parametrize('other', [lambda: scaled(by=2.), lambda: scaled(how='minus'), lambda: scaled(act=F.gelu), lambda: scaled(act=lambda z: z),
     lambda: scaled(table=dict(a=[1, 2])), lambda: changed(offset=torch.ones(3)), lambda: changed(session=Session(2.)), hooked,
     lambda: nn.Sequential(scaled(), nn.ReLU())], ids=['number', 'text', 'function', 'lambda', 'dict', 'buffer that is not saved', 'session', 'hook', 'one module more'])
@@ -285,6 +287,7 @@ def test_two_sessions_that_say_nothing_are_told_apart_by_their_answers():
     two, again, three = (Teacher(changed(session=Session(k)), 'abc').fingerprint for k in (2., 2., 3.))
     assert two == again != three
 
+@pytest.mark.slow
 def test_a_switch_of_a_student_is_seen_and_idle_ones_are_not():
     s = timm.create_model('vit_civt_nano', num_classes=3, img_size=8, depth=1)
     a = Teacher(s, 'abc').fingerprint
@@ -971,6 +974,7 @@ def test_published_weights_see_the_pixels_that_the_files_have(packaged, tmp_path
 def test_arguments_that_contradict_each_other(dls, tmp_path, kw, words):
     with pytest.raises(ValueError, match=words): fit_teacher('resnet_mini', dls, folder=tmp_path, **kw)
 
+@pytest.mark.slow
 def test_any_published_network_and_its_weights_in_the_identity(dls, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('LIBKD_HOME', str(tmp_path/'home'))
     torch.manual_seed(0)

@@ -178,6 +178,7 @@ def test_drop_rates_act_in_training_only(name):
     assert not torch.equal(a, b) or not a.any()        # heads that start at zero have nothing to drop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [n for n in NAMES if SIZES[n] <= SMALL])
 def test_export(name):
     model, x = make(name, num_classes=3), images(name)
@@ -195,6 +196,7 @@ def test_fx_features(name):
         for a, b in zip(model(x), plain(x), strict=True): torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow
 @each_name
 @pytest.mark.parametrize('train', [False, True])
 def test_fx_traces_the_whole_model(name, train):

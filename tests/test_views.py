@@ -131,6 +131,7 @@ def test_a_transform_that_is_added_later_is_applied():
 pipeline_names, policies = st.sampled_from(['light', 'torchvision', 'torchvision tensor', 'timm', 'fastai']), st.sampled_from([online(), clean(), finite(2), finite(3), replay(6)])
 
 
+@pytest.mark.slow
 @given(pipeline_names, policies, st.sampled_from([None, Mix()]), st.integers(0, 5), st.integers(0, 2**31), st.randoms(use_true_random=False))
 def test_a_view_is_a_function_of_seed_id_and_number(name, policy, mix, epoch, seed, rnd):
     "Whatever was drawn before, in any order, in loaders made anew: the same pixels"
@@ -480,6 +481,7 @@ def test_colours_are_pillows(factors, order, seed):
     assert np.array_equal(coloured(x, np.array([factors]), ORDERS[[order]])[0].permute(1, 2, 0).numpy(), np.asarray(im))
 
 
+@pytest.mark.slow
 def test_light_views_are_distributed_as_torchvisions():
     "Means and deviations of the pixels over 3,000 draws, and the shares of pictures and areas that are erased"
     n, one = 3000, some_pictures(1, 8, 5)[0]

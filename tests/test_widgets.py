@@ -123,6 +123,7 @@ def test_figure_stands_in_only_while_the_module_is_away(show):
     assert not hidden() and 'conv and inv decide differently on' in page.get_attribute('figure img', 'alt')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_text_is_readable_on_both_backgrounds(show, scheme):
     page = show(explorer(), color_scheme=scheme)
@@ -149,6 +150,7 @@ ALIKE = {'numbers': [f'class {i}' for i in range(12)], 'synsets': [f'n{1440764 +
 TEXTS = """() => [...document.querySelectorAll('.kd-bars text')].filter(t => t.textContent).map(t => { const r = t.getBoundingClientRect()
   return { left: r.left, right: r.right, y: Math.round(r.y), name: t.firstChild.textContent, under: !!t.querySelector('title') } })"""
 
+@pytest.mark.slow
 @pytest.mark.parametrize('width', [1120, 390])
 @pytest.mark.parametrize('kind', ALIKE)
 def test_names_that_begin_alike_are_told_apart_and_fit(show, kind, width):
@@ -223,6 +225,7 @@ def test_a_cell_that_runs_again_hands_its_model_on(live):
     assert other._model is None and beside._model is None
 
 
+@pytest.mark.slow
 def test_a_closed_view_is_freed(live):
     first = explorer(); ref = weakref.ref(first.widget); first.close()
     gc.collect(); assert ref() is None
@@ -236,6 +239,7 @@ def test_traits_go_both_ways(live):
     assert heard[-1] == 'T' and w.T == 5.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['disagree', 'attention', 'scatter', 'cache'])
 def test_modules_are_valid_javascript_alone_and_together(tmp_path, name):
     if not shutil.which('node'): pytest.skip('no node on this machine')
@@ -435,6 +439,7 @@ def test_monitor_sees_what_the_recorder_sees(stored, tmp_path):
     html = W.training_html(t, '<b>"'); assert '&lt;b&gt;' in html and '<b>' not in html and len(html) < 20_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('limit', [5000, 5])
 def test_calibration_is_that_of_the_epoch(stored, monkeypatch, limit):
     "… and of no more images than it says"
@@ -508,6 +513,7 @@ def test_headless_monitor_shows_one_figure(stored, monkeypatch):
     finally: InteractiveShell.clear_instance()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('make', [explorer, viewer, points], ids=['explorer', 'attention', 'points'])
 @pytest.mark.parametrize('how', [dict(), dict(color_scheme='dark'), dict(viewport=dict(width=390, height=800))], ids=['light', 'dark', 'phone'])
 def test_axe_finds_nothing_and_nothing_sticks_out(show, make, how):
@@ -567,6 +573,7 @@ def test_what_cannot_be_shown_is_refused_in_a_sentence(what):
     with pytest.raises(ValueError, match=words): make()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('preds, y, classes, cases', [
     (dict(conv=PREDS['conv'], inv=PREDS['conv']), Y, None, {'both right', 'both wrong'}), (PREDS, np.where(Y > 2, -1, Y), None, None),
     (dict(conv=SAY(1500), inv=SAY(1500)), Y, None, None), (PREDS, Y, ['قطة', 'כלב', 'گربه', *'abc'], None)],
@@ -587,11 +594,13 @@ def test_an_old_browser_shows_the_figure_and_says_so(browser, tmp_path):
     ctx.close()
 
 
+@pytest.mark.slow
 def test_points_of_tsne_depend_on_the_seed_alone():
     one, same, other = (W.explore_features(IMGS, FEATURES, PREDS, Y, method='tsne', seed=s).points for s in (0, 0, 1))
     np.testing.assert_array_equal(one, same); assert one.shape == (N, 2) and not np.allclose(one, other)
 
 
+@pytest.mark.slow
 def test_a_learner_writes_its_report_as_one_page(browser, stored, tmp_path):
     learn = learner(stored); file = learn.report(tmp_path/'r.html'); page = browser.new_page(viewport=dict(width=390, height=800))
     asked = []; page.on('request', lambda r: asked.append(r.url)); page.goto(file.as_uri())

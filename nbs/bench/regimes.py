@@ -165,7 +165,7 @@ def taught_by(archive, cell, setting, steps, teaching):
 def student_of(cell):
     "Student, steps and learning rate, as `libkd run` takes them for such pictures and teachers"
     if not cell.photos: return dict(SMALL, steps=700)
-    return dict(STUDENT, steps=6250) if READY in cell.teachers else dict(STUDENT, steps=2000, lr=.002)
+    return dict(STUDENT, steps=6250 if READY in cell.teachers else 2000)
 
 
 def protocol(cell, seeds=None):
