@@ -268,15 +268,7 @@ def stubs():
     return {s.room: s.text(patches) for s in map(Stub, rooms)}
 
 
-def wrapped(text):
-    "A module whose `__all__` ends at 120 columns too: nbdev wraps it there without counting `__all__ = `"
-    begin = '__all__ = '
-    def again(found): return textwrap.fill(' '.join(found[0].split()), 120, subsequent_indent=' '*(len(begin) + 1), break_long_words=False)
-    return re.sub(rf'^{begin}\[[^]]*\]', again, text, flags=re.M)
-
-
 if __name__ == '__main__':
-    for path in LIB.glob('[!_]*.py'): path.write_text(wrapped(path.read_text(encoding='utf-8')), encoding='utf-8')
     made = stubs()
     for old in LIB.glob('*.pyi'):
         if old.stem not in made: old.unlink()

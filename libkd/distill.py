@@ -24,11 +24,10 @@ from .students import heads_of
 from .teachers import Teacher, stats_of
 
 # %% auto #0
-__all__ = ['route_by_bias', 'checked_route', 'unwrap', 'full_route', 'Live', 'Stored', 'sources_of', 'ask_all_heads',
-           'by_head', 'KeepViews', 'refuse_no_batches', 'label_term', 'processes', 'label_share', 'teacher_terms',
-           'Means', 'TermMetric', 'TermColumns', 'checked_setting', 'value_at', 'for_each', 'checked_loss',
-           'sample_weights', 'one_loss', 'refuse_nonfinite', 'single_labels', 'refuse_no_target', 'Advisors',
-           'MultiTeacherDistill']
+__all__ = ['route_by_bias', 'checked_route', 'unwrap', 'full_route', 'Live', 'Stored', 'sources_of', 'ask_all_heads', 'by_head',
+           'KeepViews', 'refuse_no_batches', 'label_term', 'processes', 'label_share', 'teacher_terms', 'Means',
+           'TermMetric', 'TermColumns', 'checked_setting', 'value_at', 'for_each', 'checked_loss', 'sample_weights',
+           'one_loss', 'refuse_nonfinite', 'single_labels', 'refuse_no_target', 'Advisors', 'MultiTeacherDistill']
 
 # %% ../nbs/07_distill.ipynb #d3d2155f
 def route_by_bias(heads:tuple, # The student's heads, e.g. ('cls', 'conv', 'inv')

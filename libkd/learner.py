@@ -38,9 +38,9 @@ from .teachers import Teacher, as_teacher, check_teacher, size_of
 from .views import LabelLoss, Mix, Policy, ViewDL, replay, rng_scope
 
 # %% auto #0
-__all__ = ['METHODS', 'Method', 'Methods', 'cakd_ramp', 'find_method', 'cite', 'WarmCosine', 'Recipe', 'recipe',
-           'DistillLearner', 'advisors', 'student_heads', 'make_student', 'default_method', 'labelled', 'learner_dls',
-           'sorted_arguments', 'distill_learner', 'first_terms', 'methods_from']
+__all__ = ['METHODS', 'Method', 'Methods', 'cakd_ramp', 'find_method', 'cite', 'WarmCosine', 'Recipe', 'recipe', 'DistillLearner',
+           'advisors', 'student_heads', 'make_student', 'default_method', 'labelled', 'learner_dls', 'sorted_arguments',
+           'distill_learner', 'first_terms', 'methods_from']
 
 # %% ../nbs/08b_learner.ipynb #6ff11483
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from .data import PARTS, Sample, Samples, array_id, decoded_digest, digests_of, 
 from .identity import identity
 
 # %% auto #0
-__all__ = ['STEP', 'RATIOS', 'LIGHT', 'WINDOW', 'MIX', 'ERASE', 'BETA', 'ViewError', 'scramble', 'view_keys', 'draws',
-           'below', 'chance', 'from_table', 'view_seed', 'rng_scope', 'Policy', 'clean', 'finite', 'replay', 'online',
+__all__ = ['STEP', 'RATIOS', 'LIGHT', 'WINDOW', 'MIX', 'ERASE', 'BETA', 'ViewError', 'scramble', 'view_keys', 'draws', 'below',
+           'chance', 'from_table', 'view_seed', 'rng_scope', 'Policy', 'clean', 'finite', 'replay', 'online',
            'as_policy', 'shifted', 'coloured', 'erase_boxes', 'box_mask', 'LightViews', 'Mix', 'mix_pair', 'lam_table',
            'mixed', 'Ride', 'plain_batch', 'each_loss', 'weighted_loss', 'LabelLoss', 'open_sample', 'label_of',
            'item_id', 'SampleCategory', 'TrainTfm', 'light_tfms', 'fitted', 'read_picture', 'free_memory', 'Pictures',
@@ -446,23 +446,7 @@ def each_loss(
     if 'reduction' in inspect.signature(base).parameters: return base(pred, y, reduction='none')
     return torch.stack([base(p[None], t[None]) for p, t in zip(pred, y)])
 
-def weighted_loss(
-    base,              # As for `each_loss`
-    pred:torch.Tensor, # Logits (B,C)
-    y:torch.Tensor,    # Labels (B,); −1: none
-    ride:Ride,         # Partners' labels and λ of the batch
-    reduction=None,    # 'mean', 'sum' or 'none'; None: as `base` has it
-)->torch.Tensor: # () or, with reduction 'none', (B,)
-    """The mean of `base` over all labels that exist, each with its share, and with the weight of its class in `base`;
-    or the sum, or the loss of each sample"""
-    lam, partner = ride.lam.to(pred.device), ride.partner.to(pred.device)
-    y = y.as_subclass(torch.Tensor)
-    parts = [(w*(t >= 0), t.clamp(min=0)) for w, t in ((lam, y), (1-lam, partner))]
-    total = sum(torch.where(w > 0, w*each_loss(base, pred, t), 0.) for w, t in parts)
-    reduction = reduction or _reduction_of(base)
-    if reduction == 'none': return total
-    return total.sum() if reduction == 'sum' else _mean_of(base, total, parts)
-
+# %% ../nbs/01_views.ipynb #a9c11e02
 def _reduction_of(base): # A loss
     "'mean', 'sum' or 'none': what it says, or what its argument of that name is unless it is given"
     if hasattr(base, 'reduction'): return base.reduction
@@ -480,6 +464,24 @@ def _class_weights(base): # A loss
     "Weights (C,) of the classes, by which torch's mean is divided; None where there are none"
     if hasattr(base, 'keywords'): return base.keywords.get('weight')
     return getattr(getattr(base, 'func', base), 'weight', None)
+
+# %% ../nbs/01_views.ipynb #a9c11e04
+def weighted_loss(
+    base,              # As for `each_loss`
+    pred:torch.Tensor, # Logits (B,C)
+    y:torch.Tensor,    # Labels (B,); −1: none
+    ride:Ride,         # Partners' labels and λ of the batch
+    reduction=None,    # 'mean', 'sum' or 'none'; None: as `base` has it
+)->torch.Tensor: # () or, with reduction 'none', (B,)
+    """The mean of `base` over all labels that exist, each with its share, and with the weight of its class in `base`;
+    or the sum, or the loss of each sample"""
+    lam, partner = ride.lam.to(pred.device), ride.partner.to(pred.device)
+    y = y.as_subclass(torch.Tensor)
+    parts = [(w*(t >= 0), t.clamp(min=0)) for w, t in ((lam, y), (1-lam, partner))]
+    total = sum(torch.where(w > 0, w*each_loss(base, pred, t), 0.) for w, t in parts)
+    reduction = reduction or _reduction_of(base)
+    if reduction == 'none': return total
+    return total.sum() if reduction == 'sum' else _mean_of(base, total, parts)
 
 # %% ../nbs/01_views.ipynb #5c7303cb
 class LabelLoss:

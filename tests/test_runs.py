@@ -769,16 +769,41 @@ def test_the_main_run_from_images_to_answers(tmp_path):
     assert out.returncode == 0 and abs(share(pd.read_csv(answers, dtype={'class': str})) - result['best']['accuracy']) < .006
 
 
+SHORT = ['-p', 'steps=4', 'teacher_steps=4', 'student_args=depth:1', 'seeds=2', 'views=1', 'bs=16', 'jobs=1', 'check=no', 'as_long=no', 'size=16']
+
+
+def short_run(tmp_path, *words):
+    "(result, table by arm) of a run that learns nothing"
+    data = some_digits(tmp_path/'data', train=8, valid=6, test=6)
+    done = libkd('run', data, '--folder', tmp_path/'run', *SHORT, *words)
+    assert done.returncode == 0, done.stderr
+    result = runs.read_json(tmp_path/'run'/'result.json')
+    return result, {r['arm']: r for r in result['table']}
+
+
+@pytest.mark.slow
+def test_a_published_teacher_runs_alone(tmp_path):
+    "As on photographs by default; in the picture the untaught student stands in the place of a second teacher"
+    if not PACKAGED['efficientnet_lite0'].there(): pytest.skip('needs libkd[pretrained]')
+    result, table = short_run(tmp_path, 'conv=efficientnet_lite0', 'labels=4', 'leave_out=none')
+    assert set(table) == {'taught', 'untaught', 'plain ViT', 'efficientnet_lite0'}
+    assert 'teacher efficientnet_lite0' in result['fingerprints'] and 'teacher rednet_mini' not in result['fingerprints']
+    page = (tmp_path/'run'/'distill.ipynb').read_text(encoding='utf-8')
+    assert 'efficientnet_lite0 and untaught decide differently' in page and (tmp_path/'run'/'best').is_dir()
+
+
+@pytest.mark.slow
+def test_a_teacher_that_does_not_teach_costs_the_student_nothing(tmp_path):
+    result, table = short_run(tmp_path, 'leave_out=rednet_mini', 'teacher_steps=60')
+    own = np.mean([r['seconds'] for r in result['runs'] if r['arm'] == 'taught'])
+    conv, inv = (table[t]['seconds'] for t in ('resnet_mini', 'rednet_mini'))
+    assert own + conv < table['taught']['seconds'] < own + conv + inv
+
+
 @pytest.mark.slow
 def test_the_gain_of_published_weights_is_split(tmp_path):
     if not PACKAGED['efficientnet_lite0'].there(): pytest.skip('needs libkd[pretrained]')
-    data = some_digits(tmp_path/'data', train=8, valid=6, test=6)
-    words = ['-p', 'steps=4', 'teacher_steps=4', 'student_args=depth:1', 'seeds=2', 'views=1', 'bs=16', 'jobs=1', 'check=no', 'arms=split', 'as_long=no',
-             'conv=efficientnet_lite0', 'size=16', 'labels=4']
-    done = libkd('run', data, '--folder', tmp_path/'run', *words)
-    assert done.returncode == 0, done.stderr
-    result = runs.read_json(tmp_path/'run'/'result.json')
-    table = {r['arm']: r for r in result['table']}
+    result, table = short_run(tmp_path, 'arms=split', 'conv=efficientnet_lite0', 'labels=4')
     hard, alone, twice = (f'efficientnet_lite0{s}' for s in (', hard labels', ' alone', ' + resnet_mini'))
     assert {'taught', 'untaught', hard, alone, twice, 'efficientnet_lite0-tuned', 'resnet_mini', 'rednet_mini'} <= set(table)
     *parts, whole = result['split']

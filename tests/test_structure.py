@@ -109,7 +109,8 @@ def test_no_line_of_code_is_longer_than_120_columns(path):
 @pytest.mark.parametrize('path', sorted(LIB.glob('[!_]*.py')), ids=lambda p: p.name)
 def test_no_line_of_a_module_is_longer_than_120_columns(path):
     long = [line for line in path.read_text(encoding='utf-8').splitlines() if len(line) > 120]
-    assert not long, f'make prepare wraps what nbdev does not: {long}'
+    long = [line for line in long if not line.startswith('__all__ = ')]      # nbdev's own line, which it wraps a word too late
+    assert not long, f'break these lines, one thought each: {long}'
 
 
 # Tokens a function, of all rooms together: what is reached. The house aims at 60, 90 and 250, without confetti.
