@@ -379,7 +379,7 @@ def tell(done, of, row, new): # As `run_jobs` calls its `progress`
 
 def finished(rows): # From `run_jobs`
     "The rows of jobs without which there is nothing to go on with, or the first error among them"
-    if 'error' in rows and rows['error'].notna().any(): raise ValueError(rows['error'].dropna().iloc[0])
+    if 'error' in rows and rows['error'].notna().any(): raise UserError(rows['error'].dropna().iloc[0])
     return rows
 
 # %% ../nbs/15_arms.ipynb #aa4ef9b3

@@ -193,11 +193,11 @@ def without_solution(
 def split_check(
     source, # Of a cell tagged `check`
 ) -> tuple: # (code that defines the check, its name, code that calls it)
-    "A cell of a check in its parts; `ValueError` where it does not hold one check and its call"
+    "A cell of a check in its parts; `UserError` where it does not hold one check and its call"
     tree = ast.parse(source)
     defs = [n for n in tree.body if isinstance(n, ast.FunctionDef) and 'check' in map(ast.unparse, n.decorator_list)]
     if len(defs) != 1 or tree.body[-1] is defs[0]:
-        raise ValueError(f'a cell tagged check holds one @check and, below it, its call; this one: {source[:60]!r}')
+        raise UserError(f'a cell tagged check holds one @check and, below it, its call; this one: {source[:60]!r}')
     lines, end = source.splitlines(), defs[0].end_lineno
     return '\n'.join(lines[:end]), defs[0].name, '\n'.join(lines[end:]).strip()
 

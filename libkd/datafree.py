@@ -25,7 +25,7 @@ from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 from torchvision.utils import make_grid
 
-from . import __version__, did_you_mean
+from . import UserError, __version__, did_you_mean
 from .data import PART_NAMES, Samples, open_image
 from .files import is_live, locked, publish, publish_json
 from .learner import distill_learner
@@ -36,10 +36,10 @@ from .views import image_dls
 # %% ../nbs/09_datafree.ipynb #9bd522ea
 def _refuse_no_norm(teacher):
     norms = sorted({type(m).__name__ for m in teacher.model.modules() if 'norm' in type(m).__name__.lower()})
-    raise ValueError(f'teacher {teacher.name} has no BatchNorm2d layer (its norms: {", ".join(norms) or "none"}), '
-                     'so nothing in it remembers mean and variance of its training images, '
-                     'and these are what images are made from. Needed: a network with batch normalisation, such '
-                     'as fit_teacher("resnet_mini", dls) or "rednet_mini"; the student may be any.')
+    raise UserError(f'teacher {teacher.name} has no BatchNorm2d layer (its norms: {", ".join(norms) or "none"}), '
+                    'so nothing in it remembers mean and variance of its training images, '
+                    'and these are what images are made from. Needed: a network with batch normalisation, such '
+                    'as fit_teacher("resnet_mini", dls) or "rednet_mini"; the student may be any.')
 
 def _is_new(m): # A BatchNorm layer that has seen nothing
     return m.running_mean is None or not m.running_mean.any() and bool((m.running_var == 1).all())
@@ -47,14 +47,14 @@ def _is_new(m): # A BatchNorm layer that has seen nothing
 def bn_layers(
     teacher: Teacher, # Who is asked
 ) -> list: # Its BatchNorm2d layers, in the order of the model
-    "The layers that remember the training images; `ValueError` where there are none, or where they remember nothing."
+    "The layers that remember the training images; `UserError` where there are none, or where they remember nothing."
     named = {k: m for k, m in teacher.model.named_modules() if isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm))}
     if not named: _refuse_no_norm(teacher)
     if (new := [k for k, m in named.items() if _is_new(m)]):
-        raise ValueError(f'teacher {teacher.name}: {len(new)} of {len(named)} BatchNorm layers have never seen an '
-                         f'image (first: {new[0]}; no running statistics, or mean 0 and variance 1 as on the first '
-                         'day). Train it with track_running_stats=True and without frozen statistics, or load the '
-                         'weights together with their buffers.')
+        raise UserError(f'teacher {teacher.name}: {len(new)} of {len(named)} BatchNorm layers have never seen an '
+                        f'image (first: {new[0]}; no running statistics, or mean 0 and variance 1 as on the first '
+                        'day). Train it with track_running_stats=True and without frozen statistics, or load the '
+                        'weights together with their buffers.')
     return [*named.values()]
 
 # %% ../nbs/09_datafree.ipynb #d0d07ec2
@@ -80,8 +80,8 @@ def tv_loss(
     p=2,  # 2: sum of four norms over the whole batch; 1: sum of four means of absolute differences
 ) -> torch.Tensor: # Scalar
     """Total variation: `Σ‖d‖₂` (`p=2`) or `Σ mean|d|` (`p=1`) over the differences in four directions (DeepInversion);
-    `ValueError` for another `p`"""
-    if p not in (1, 2): raise ValueError(f'p={p!r}: 1 and 2 are possible.')
+    `UserError` for another `p`"""
+    if p not in (1, 2): raise UserError(f'p={p!r}: 1 and 2 are possible.')
     return sum(d.norm() if p == 2 else d.abs().mean() for d in _neighbour_differences(x))
 
 def l2_loss(
@@ -134,7 +134,7 @@ def _classifier(t): # A `Teacher`
     linear = [m for m in t.model.modules() if isinstance(m, nn.Linear)]
     if isinstance(head, (nn.Linear, nn.Conv2d)): return head
     if not linear:
-        raise ValueError(f'teacher {t.name} has no linear last layer, so its features cannot be told from its answers.')
+        raise UserError(f'teacher {t.name} has no linear last layer, so its features cannot be told from its answers.')
     return linear[-1]
 
 def _logits_of(t, x): # A `Teacher`; pixels (B, 3, H, W): its `logits`, with gradients
@@ -215,7 +215,7 @@ def _dream(plan, k, y, reads, layers, rival, device, watch): # As for `_parts`; 
             move(parts)
             watch(x.detach(), {n: v.detach() for n, v in parts.items()})
     if x.isfinite().all(): return _pixels(x.detach()).cpu()
-    raise ValueError(f'batch {k} became NaN: a teacher answers NaN, or lr={plan["lr"]:g} is too high.')
+    raise UserError(f'batch {k} became NaN: a teacher answers NaN, or lr={plan["lr"]:g} is too high.')
 
 # %% ../nbs/09_datafree.ipynb #7039cfe1
 def _check_knowing(t, first): # A `Teacher`, and the first of all
@@ -224,12 +224,12 @@ def _check_knowing(t, first): # A `Teacher`, and the first of all
         raise TypeError(f'a {type(t).__name__} was given as teacher: as_teacher(…) makes a Teacher of it, with '
                         f'classes and normalisation.')
     if t.classes != first.classes:
-        raise ValueError(f'teacher {t.name} speaks of {t.classes[:5]}, {first.name} of '
-                         f'{first.classes[:5]}: the classes must be the same, in one order.')
+        raise UserError(f'teacher {t.name} speaks of {t.classes[:5]}, {first.name} of '
+                        f'{first.classes[:5]}: the classes must be the same, in one order.')
     unknown = [c for c in t.classes if t.class_map and c not in t.class_map.values()]
     if unknown:
-        raise ValueError(f'teacher {t.name} does not know {unknown[:5]}: images of a class are made by teachers '
-                         f'that know it. Leave it out of answers=.')
+        raise UserError(f'teacher {t.name} does not know {unknown[:5]}: images of a class are made by teachers '
+                        f'that know it. Leave it out of answers=.')
     bn_layers(t)
 
 def _is_folder_name(c): # A class
@@ -239,28 +239,28 @@ def _is_folder_name(c): # A class
 def _checked_teachers(teachers):
     "A list of teachers that remember, speak of the same classes and know all of them"
     teachers = list(teachers) if isinstance(teachers, (list, tuple)) else [teachers]
-    if not teachers: raise ValueError('no teacher was given: images are made from at least one.')
+    if not teachers: raise UserError('no teacher was given: images are made from at least one.')
     for t in teachers: _check_knowing(t, teachers[0])
     if bad := [c for c in teachers[0].classes if not _is_folder_name(c)]:
-        raise ValueError(f'classes {bad[:5]} cannot be names of folders: give others, Teacher(t.model, classes=[…]).')
+        raise UserError(f'classes {bad[:5]} cannot be names of folders: give others, Teacher(t.model, classes=[…]).')
     return sorted(teachers, key=lambda t: t.fingerprint)       # their order changes nothing
 
 # %% ../nbs/09_datafree.ipynb #5601c8d5
 def _check_student(student, compete): # A student or None; the coefficient of the term that asks it
     if compete and student is None:
-        raise ValueError('terms: compete asks where a student still errs: give student=…, a module or a Learner; or '
-                         'compete=0.')
+        raise UserError('terms: compete asks where a student still errs: give student=…, a module or a Learner; or '
+                        'compete=0.')
     if student is not None and not compete:
-        raise ValueError('student= is for the term compete, whose coefficient is 0: give terms=dict(compete=1.), or '
-                         'no student.')
+        raise UserError('student= is for the term compete, whose coefficient is 0: give terms=dict(compete=1.), or '
+                        'no student.')
 
 def _checked_terms(terms, student): # As for `synthesize`
     "`TERMS`, with what was given in its place"
     for k in terms or {}:
-        if k not in TERMS: raise ValueError(f'terms: there is no {k!r}.' + did_you_mean(k, TERMS))
+        if k not in TERMS: raise UserError(f'terms: there is no {k!r}.' + did_you_mean(k, TERMS))
     out = {k: float(v) for k, v in (TERMS | (terms or {})).items()}
     if (bad := {k: v for k, v in out.items() if not 0 <= v < math.inf}):
-        raise ValueError(f'terms: {bad}: a coefficient is a number from 0 up; 0 leaves the term out.')
+        raise UserError(f'terms: {bad}: a coefficient is a number from 0 up; 0 leaves the term out.')
     _check_student(student, out['compete'])
     return out
 
@@ -269,10 +269,10 @@ def _checked_size(size, teachers): # `size`: as for `synthesize`
     "Pixels a side"
     size = size or next((t.size for t in teachers if t.size), None)
     if size is None:
-        raise ValueError(f'size: how many pixels a side had the training images? Teacher {teachers[0].name} takes '
-                         f'any and does not know: give size=32, or whatever it was.')
+        raise UserError(f'size: how many pixels a side had the training images? Teacher {teachers[0].name} takes '
+                        f'any and does not know: give size=32, or whatever it was.')
     h, w = (size, size) if isinstance(size, int) else size
-    if h != w or h < 8: raise ValueError(f'size={size}: a square of at least 8 pixels a side is needed.')
+    if h != w or h < 8: raise UserError(f'size={size}: a square of at least 8 pixels a side is needed.')
     return h
 
 def _check_numbers(plan): # As in `_planned`
@@ -280,8 +280,8 @@ def _check_numbers(plan): # As in `_planned`
     for k, v in least.items():
         if not plan[k] >= v:
             why = dict(per_class=', a class without images is none', bs=', a batch has statistics from two images on')
-            raise ValueError(f'{k}={plan[k]}: at least {v} is needed' + why.get(k, '') + '.')
-    if plan['low'] > 1: raise ValueError(f"low={plan['low']}: a share of the steps, from 0 to 1, is needed.")
+            raise UserError(f'{k}={plan[k]}: at least {v} is needed' + why.get(k, '') + '.')
+    if plan['low'] > 1: raise UserError(f"low={plan['low']}: a share of the steps, from 0 to 1, is needed.")
 
 # %% ../nbs/09_datafree.ipynb #09d7b948
 def _flat_plan(d, at=''): # A dict, perhaps of dicts; what its names begin with
@@ -298,15 +298,15 @@ def _plan_of(folder):
                               f'Give another folder; this one is not touched.') from None
 
 def _found(folder, plan): # `plan`: from `_planned`
-    "Is this folder's card there, and does it say the same? `ValueError` where it says something else"
+    "Is this folder's card there, and does it say the same? `UserError` where it says something else"
     if not folder.exists(): return False
     begun = lambda p: p.name == '.lock' or p.name.startswith('.card.json')       # a card that was never whole
     if folder.is_dir() and all(map(begun, folder.iterdir())): return False
     old = _plan_of(folder)
     for k, new in _flat_plan(plan).items():
         if old.get(k) != new:
-            raise ValueError(f'{folder} was made with {k} = {old.get(k)}; asked for is {k} = {new}. Give the same '
-                             f'arguments, another folder, or overwrite=True.')
+            raise UserError(f'{folder} was made with {k} = {old.get(k)}; asked for is {k} = {new}. Give the same '
+                            f'arguments, another folder, or overwrite=True.')
     return True
 
 def _clear_ours(folder, plan): # `plan`: from `_planned`
@@ -397,8 +397,8 @@ def _rival(student, plan): # As for `synthesize`; from `_planned`
     classes = None if isinstance(student, Learner) else plan['classes']
     t = copy.copy(as_teacher(student, classes=classes, name='student'))
     if t.classes != plan['classes']:
-        raise ValueError(f'the student has the classes {t.classes[:5]}, the teachers {plan["classes"][:5]}: these '
-                         f'must be the same, in one order.')
+        raise UserError(f'the student has the classes {t.classes[:5]}, the teachers {plan["classes"][:5]}: these '
+                        f'must be the same, in one order.')
     t.size = t.size or (plan['size'],)*2                 # a transformer wants its size at half resolution, too
     plan['student'] = t.fingerprint
     return t
@@ -413,8 +413,8 @@ def _complete(folder, plan): # `plan`: from `_planned`
     "The folder, if its images are all there"
     n, want = sum(1 for _ in folder.glob('*/*.png')), plan['per_class']*len(plan['classes'])
     if n == want: return folder
-    raise ValueError(f'{folder} holds {n} images and its card says {want}: some were removed or added. '
-                     f'overwrite=True makes them anew.')
+    raise UserError(f'{folder} holds {n} images and its card says {want}: some were removed or added. '
+                    f'overwrite=True makes them anew.')
 
 # %% ../nbs/09_datafree.ipynb #d0c24463
 def _planned(teachers, size, terms, student, numbers): # As of `synthesize`; its other arguments
@@ -468,8 +468,8 @@ def _loaded_images(data, classes, per_class, size): # A folder or `Samples`; the
     "Images `(n, 3, size, size)` in the units of `STATS` and their classes, at most `per_class` of each"
     s = data if isinstance(data, Samples) else Samples.from_folder(data)
     if set(s.classes) != set(classes):
-        raise ValueError(f'the images have the classes {s.classes[:5]}, the teacher {classes[:5]}: these must be the '
-                         f'same.')
+        raise UserError(f'the images have the classes {s.classes[:5]}, the teacher {classes[:5]}: these must be the '
+                        f'same.')
     idx = np.concatenate([np.flatnonzero(s.labels == c)[:per_class] for c in range(s.n_classes)])
     return _normalised(s, idx, size), torch.tensor([classes.index(s.classes[s.labels[i]]) for i in idx])
 

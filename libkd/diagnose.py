@@ -27,7 +27,7 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import recall_score
 from torch.utils.flop_counter import FlopCounterMode
 from fastai.learner import Learner
-from . import did_you_mean
+from . import UserError, did_you_mean
 from .distill import MultiTeacherDistill
 from .involution import Involution2d
 from .losses import checked_T
@@ -44,10 +44,10 @@ def _logits(a, name='logits'): # Tensor, array or list; what an error calls it
     "Logits as a float64 array `(n, C)`, or an error that names them"
     a = as_array(a).astype(np.float64)
     if a.ndim != 2:
-        raise ValueError(f'{name} have shape {a.shape}; needed is (n, C): one row an image, one column a class')
+        raise UserError(f'{name} have shape {a.shape}; needed is (n, C): one row an image, one column a class')
     if not np.isfinite(a).all():
         bad = (~np.isfinite(a)).any(1).sum()
-        raise ValueError(f'{name} hold NaN or infinity in {bad} of {len(a)} rows: did training diverge?')
+        raise UserError(f'{name} hold NaN or infinity in {bad} of {len(a)} rows: did training diverge?')
     return a
 
 # %% ../nbs/10_diagnose.ipynb #a055ad22
@@ -55,11 +55,11 @@ def _labelled(logits, y, name='logits'):
     "The rows of `logits` and `y` that have a label (label -1 means: none)"
     a, y = _logits(logits, name), as_array(y).astype(int).ravel()
     if len(a) != len(y):
-        raise ValueError(f'{name} have {len(a)} rows but there are {len(y)} labels: are they of the same images?')
+        raise UserError(f'{name} have {len(a)} rows but there are {len(y)} labels: are they of the same images?')
     if not (y >= 0).any():
-        raise ValueError('no image here has a label; measure on labelled images (part="valid" or "test")')
+        raise UserError('no image here has a label; measure on labelled images (part="valid" or "test")')
     C = a.shape[1]
-    if y.max() >= C: raise ValueError(f'label {y.max()} does not fit {name} with {C} classes (0 to {C-1})')
+    if y.max() >= C: raise UserError(f'label {y.max()} does not fit {name} with {C} classes (0 to {C-1})')
     return a[y >= 0], y[y >= 0]
 
 # %% ../nbs/10_diagnose.ipynb #6737bac0
@@ -130,12 +130,12 @@ def _clean_train(dls):
 def clean_dl(dls, # fastai `DataLoaders`
              part='valid', # 'train', 'valid' or 'test'
              ) -> torch.utils.data.DataLoader: # Of (images, labels)
-    "A loader of one part of the data without augmentation, in a fixed order; `ValueError` for a part that is not there"
+    "A loader of one part of the data without augmentation, in a fixed order; `UserError` for a part that is not there"
     parts = dict(valid=lambda: dls.valid, test=lambda: getattr(dls, 'test', None),
                  train=lambda: _clean_train(dls))
-    if part not in parts: raise ValueError(f'part={part!r} is unknown; it is one of {", ".join(map(repr, parts))}')
+    if part not in parts: raise UserError(f'part={part!r} is unknown; it is one of {", ".join(map(repr, parts))}')
     if (dl := parts[part]()) is not None: return dl
-    raise ValueError("this data has no test part; make one with Samples.split(test=0.2), or use part='valid'")
+    raise UserError("this data has no test part; make one with Samples.split(test=0.2), or use part='valid'")
 
 # %% ../nbs/10_diagnose.ipynb #9c4dadf7
 @contextmanager
@@ -193,7 +193,7 @@ def named(models, # A list of `Teacher`s, `Learner`s and modules, one of them, o
 def _data_of(models, dls):
     "`dls`, or else the data of the first `Learner` among `models`"
     if dls is None: dls = next((m.dls for m in models.values() if isinstance(m, Learner)), None)
-    if dls is None: raise ValueError('which images? Among these models is no Learner, so pass the data: dls=...')
+    if dls is None: raise UserError('which images? Among these models is no Learner, so pass the data: dls=...')
     return dls
 
 def _batches(dl):
@@ -263,15 +263,15 @@ def _comparable(preds): # name -> logits
     "Logits of one number of classes, for one image or more"
     given = {k: _logits(v, k) for k, v in preds.items()}
     wide = {k: v.shape[1] for k, v in given.items()}
-    if len(set(wide.values())) > 1: raise ValueError(f'different numbers of classes: {wide}')
-    if not all(map(len, given.values())): raise ValueError('there is no image here; one or more are needed')
+    if len(set(wide.values())) > 1: raise UserError(f'different numbers of classes: {wide}')
+    if not all(map(len, given.values())): raise UserError('there is no image here; one or more are needed')
     return given
 
 def _decisions(preds, y=None): # name -> logits (n, C); labels (n,)
     d = {k: v.argmax(1) for k, v in _comparable(preds).items()}
     if y is not None: d = {'truth': as_array(y).astype(int), **d}
     n = {k: len(v) for k, v in d.items()}
-    if len(set(n.values())) > 1: raise ValueError(f'different numbers of images: {n}')
+    if len(set(n.values())) > 1: raise UserError(f'different numbers of images: {n}')
     return d
 
 def disagreement_matrix(preds:dict, # name -> logits (n, C)
@@ -307,7 +307,7 @@ def bootstrap(measure, # A function of arrays with one row an image, e.g. `accur
               seed=0, # Of the redraws
               )->tuple: # (low, high); NaN where the measure is NaN for some redraw
     """SciPy's percentile interval of a measure over redrawn images (Efron 1979); says nothing about other training
-    seeds. `ValueError` for a single image"""
+    seeds. `UserError` for a single image"""
     arrays = [as_array(a) for a in arrays]
     found = scipy.stats.bootstrap(
         [range(len(arrays[0]))], lambda rows: measure(*(a[rows] for a in arrays)), n_resamples=n, batch=1,
@@ -391,8 +391,8 @@ def roles_of(preds, # name -> logits
 def _whole(y, C):
     "Labels as whole numbers below `C`, -1 where there is none, or an error"
     y = as_array(y)
-    if not np.isfinite(y).all(): raise ValueError('some labels are NaN; an image without a label has the label -1')
-    if len(y) and y.max() >= C: raise ValueError(f'label {y.max()} does not fit {C} classes (0 to {C - 1})')
+    if not np.isfinite(y).all(): raise UserError('some labels are NaN; an image without a label has the label -1')
+    if len(y) and y.max() >= C: raise UserError(f'label {y.max()} does not fit {C} classes (0 to {C - 1})')
     return y.astype(int)
 
 def _case_of_each(d, y, teachers): # name -> (n,) decisions; labels (n,) or None; names
@@ -406,7 +406,7 @@ def sample_disagreement(preds:dict, # name -> logits (n, C)
                         teachers=None, # Names of the teachers; by default all but the student
                         student=None, # Name of the student; by default 'student' if there is one
                         )->pd.DataFrame: # One row an image, in the order of the images
-    "Who says what, and how far apart, image by image; `ValueError` where there are not as many labels as images"
+    "Who says what, and how far apart, image by image; `UserError` where there are not as many labels as images"
     teachers, student = roles_of(preds, teachers, student)
     d = _decisions(preds)
     far = {f'kl_{t}': kl_divergence(preds[t], preds[student], T) for t in teachers if student}
@@ -417,7 +417,7 @@ def sample_disagreement(preds:dict, # name -> logits (n, C)
 
 def _labels_of(df, y, preds): # A row an image; labels; name -> logits (n, C): the labels as numbers, (n,)
     y = _whole(y, as_array(next(iter(preds.values()))).shape[1])
-    if len(y) != len(df): raise ValueError(f'{len(df)} images but {len(y)} labels')
+    if len(y) != len(df): raise UserError(f'{len(df)} images but {len(y)} labels')
     return y
 
 # %% ../nbs/10_diagnose.ipynb #bbc7fd11
@@ -452,9 +452,9 @@ def head_agreement(heads:dict, # head -> logits (n, C), from `head_predictions`
                    measure='agreement',
                    T=1., # Temperature of the KL
                    )->pd.DataFrame: # heads × teachers
-    "Which head of the student agrees with which teacher; `ValueError` for another measure"
+    "Which head of the student agrees with which teacher; `UserError` for another measure"
     known = {'agreement': _equal, 'kl': _nats, 'follows': _closest}
-    if measure not in known: raise ValueError(f'measure={measure!r} is unknown; it is one of {tuple(known)}')
+    if measure not in known: raise UserError(f'measure={measure!r} is unknown; it is one of {tuple(known)}')
     row = lambda z: known[measure](z, list(preds.values()), T)
     return pd.DataFrame([row(z) for z in heads.values()], list(heads), list(preds))
 
@@ -514,8 +514,8 @@ def _patches(A, n_prefix, grid): # Tokens before the patches; (height, width) in
     "The patch-to-patch part of `A` (B, L, H, N, N), after checking that the numbers fit"
     A, n = torch.as_tensor(A), grid[0]*grid[1]
     if A.shape[-1] != n_prefix + n:
-        raise ValueError(f'{A.shape[-1]} tokens are not {n_prefix} prefix tokens + {grid[0]}×{grid[1]} patches; '
-                         'token_layout(model) gives the right numbers')
+        raise UserError(f'{A.shape[-1]} tokens are not {n_prefix} prefix tokens + {grid[0]}×{grid[1]} patches; '
+                        'token_layout(model) gives the right numbers')
     return A[..., n_prefix:, n_prefix:]
 
 # %% ../nbs/10_diagnose.ipynb #1197b318
@@ -751,10 +751,10 @@ class TokenMaps:
         if self.attn is not None:
             self.attn = as_array(self.attn).astype(np.float32)
             if self.attn.ndim != 5 or len(self.attn) != len(self.imgs):
-                raise ValueError(f'attention has shape {self.attn.shape}; '
-                                 f'needed is (n, L, H, N, N) for the {len(self.imgs)} pictures')
+                raise UserError(f'attention has shape {self.attn.shape}; '
+                                f'needed is (n, L, H, N, N) for the {len(self.imgs)} pictures')
             if not np.isfinite(self.attn).all():
-                raise ValueError('attention holds NaN or infinity: did training diverge?')
+                raise UserError('attention holds NaN or infinity: did training diverge?')
             self.maps = token_maps(self.attn, len(self.tokens), self.grid)
 
 # %% ../nbs/10_diagnose.ipynb #50d13b1b
@@ -914,8 +914,8 @@ def _drawable(features): # Tensor, array or list
     "(n, D) that can be drawn in a plane, or an error"
     X = as_array(features).astype(np.float64)
     if X.ndim != 2 or min(X.shape) < 2:
-        raise ValueError(f'features have shape {X.shape}; needed are two images or more, with two numbers or more each')
-    if not np.isfinite(X).all(): raise ValueError('features hold NaN or infinity: did training diverge?')
+        raise UserError(f'features have shape {X.shape}; needed are two images or more, with two numbers or more each')
+    if not np.isfinite(X).all(): raise UserError('features hold NaN or infinity: did training diverge?')
     return X
 
 def _by_tsne(X, seed): # (n, D)
@@ -933,9 +933,9 @@ def plane(features, # (n, D)
           method='pca', # 'pca' or 'tsne'
           seed=0, # Of t-SNE
           )->tuple: # (points (n, 2), names of the two axes, what may be read from them)
-    "Points of many dimensions in two; `ValueError` for another method"
+    "Points of many dimensions in two; `UserError` for another method"
     X = _drawable(features)
-    if method not in ('pca', 'tsne'): raise ValueError(f"method={method!r} is unknown; it is 'pca' or 'tsne'")
+    if method not in ('pca', 'tsne'): raise UserError(f"method={method!r} is unknown; it is 'pca' or 'tsne'")
     return _by_pca(X) if method == 'pca' else _by_tsne(X, seed)
 
 # %% ../nbs/10_diagnose.ipynb #5c3ac7e8
@@ -975,9 +975,9 @@ def shuffle_patches(imgs, # (n, H, W, 3); rows and columns that fill no patch st
                     grid=4, # Patches in a row and in a column
                     seed=0, # Of the orders, another one for each picture
                     )->np.ndarray: # As `imgs`
-    "Pictures cut into `grid` × `grid` patches, in another order; `ValueError` where a patch would have no pixel"
+    "Pictures cut into `grid` × `grid` patches, in another order; `UserError` where a patch would have no pixel"
     imgs = np.asarray(imgs); H, W = imgs.shape[1:3]
-    if min(H, W) < grid: raise ValueError(f'{H}×{W} pixels have no {grid}×{grid} patches')
+    if min(H, W) < grid: raise UserError(f'{H}×{W} pixels have no {grid}×{grid} patches')
     rng, out = np.random.default_rng(seed), imgs.copy()
     for old, new in zip(imgs, out):
         given = _patches_of(old, grid)

@@ -16,7 +16,7 @@ from fastai.learner import Metric
 from fastcore.basics import patch
 from torch import nn
 
-from . import did_you_mean, moved
+from . import UserError, did_you_mean, moved
 from .cache import CacheMismatch, LogitCache
 from .identity import identity, loss_identity, schedule_identity
 from .losses import LOSSES, NEEDS_TARGET, dense_logits, get_loss, kd_loss
@@ -33,12 +33,12 @@ __all__ = ['route_by_bias', 'checked_route', 'unwrap', 'full_route', 'Live', 'St
 def route_by_bias(heads:tuple, # The student's heads, e.g. ('cls', 'conv', 'inv')
                   biases:dict, # teacher name -> bias
                  )->dict: # head -> list of teacher names
-    "Heads and teachers matched by inductive bias; `ValueError` where a teacher fits none"
+    "Heads and teachers matched by inductive bias; `UserError` where a teacher fits none"
     extra = [h for h in heads if h != 'cls']
     if len(extra) < 2: return {(extra or ['cls'])[0]: list(biases)}
     route = {h: [n for n, b in biases.items() if b == h] for h in extra}
     lost = [n for n in biases if not any(n in names for names in route.values())]
-    if lost: raise ValueError(
+    if lost: raise UserError(
         f"No head of the student fits teacher {lost[0]} (bias {biases[lost[0]]!r}): its heads are {', '.join(heads)}. "
         f"Say which one listens to it: route={{'{extra[0]}': '{lost[0]}', …}}.")
     return {h: names for h, names in route.items() if names}
@@ -48,17 +48,17 @@ def checked_route(route:dict, # head -> teacher name or names
                   heads:tuple, # The student's heads
                   names:list, # Names of the teachers
                  )->dict: # head -> list of teacher names
-    """A route given by hand. Raises `TypeError` where it is no dict, `ValueError` for a head or a teacher that is not
+    """A route given by hand. Raises `TypeError` where it is no dict, `UserError` for a head or a teacher that is not
     there, and for a teacher without a head"""
     if not isinstance(route, dict): raise TypeError(
         f"route={route!r}: it is a dict, head -> teacher name or names, e.g. {{'{heads[-1]}': '{names[0]}'}}.")
     route = {h: [t] if isinstance(t, str) else list(t) for h, t in route.items()}
     for h, ts in route.items():
-        if h not in heads: raise ValueError(f"The student has no head {h!r}.{did_you_mean(h, heads)}")
+        if h not in heads: raise UserError(f"The student has no head {h!r}.{did_you_mean(h, heads)}")
         for t in ts:
-            if t not in names: raise ValueError(f"No teacher is called {t!r}.{did_you_mean(t, names)}")
+            if t not in names: raise UserError(f"No teacher is called {t!r}.{did_you_mean(t, names)}")
     unheard = [n for n in names if not any(n in ts for ts in route.values())]
-    if unheard: raise ValueError(
+    if unheard: raise UserError(
         f"route={route} leaves out teacher {', '.join(unheard)}. Give it a head, or do not pass it.")
     return route
 
@@ -77,11 +77,11 @@ def full_route(model:nn.Module, # The student, perhaps wrapped
                given:dict=None, # A route by hand; None: by bias
                labels=True, # Whether labels teach the heads that no teacher advises
               )->dict: # head -> list of teacher names
-    "Who advises which head of this student. Raises `ValueError` where a head could learn from nobody"
+    "Who advises which head of this student. Raises `UserError` where a head could learn from nobody"
     heads = heads_of(unwrap(model))
     route = checked_route(given, heads, list(biases)) if given else route_by_bias(heads, biases)
     idle = [h for h in heads if h not in route and not labels]
-    if idle and given: raise ValueError(
+    if idle and given: raise UserError(
         f"With label_weight=0, route={given} leaves head {', '.join(idle)} of the student nothing to learn from. "
         f"Let teachers advise it as well, '{idle[0]}': {list(biases)}, or give the labels a weight.")
     return route | {h: list(biases) for h in idle}
@@ -136,7 +136,7 @@ class Stored:
 # %% ../nbs/07_distill.ipynb #35a9e1be
 def sources_of(teachers, # A `LogitCache`, a `Teacher`, or a list of these; sources themselves stay as they are
               )->list: # of `Stored` and `Live`, by the names of their teachers
-    """Where answers come from. Raises `TypeError` for what cannot answer, `ValueError` for an empty list and for two
+    """Where answers come from. Raises `TypeError` for what cannot answer, `UserError` for an empty list and for two
     teachers of one name"""
     def source(t):
         if isinstance(t, (Stored, Live)): return t
@@ -147,10 +147,10 @@ def sources_of(teachers, # A `LogitCache`, a `Teacher`, or a list of these; sour
     found = [source(t) for t in (teachers if isinstance(teachers, (list, tuple)) else [teachers])]
     found.sort(key=lambda s: sorted(s.biases))
     names = [n for s in found for n in s.biases]
-    if not names: raise ValueError(
+    if not names: raise UserError(
         "The list of teachers is empty. Give at least one, or teachers=None for ordinary training.")
     twice = sorted({n for n in names if names.count(n) > 1})
-    if twice: raise ValueError(
+    if twice: raise UserError(
         f"Two teachers are called {', '.join(twice)}. Give one another name: as_teacher(…, name='…').")
     return found
 
@@ -173,9 +173,9 @@ def ask_all_heads(model:nn.Module, # A student, perhaps wrapped
 def by_head(pred, # What a model answered: dict of heads, pair (class, distillation) as in timm, or one tensor (B, C)
             model:nn.Module, # Whose answer it is
            )->dict: # head -> logits (B, C), float32
-    "A student's answer, head by head. Raises `ValueError` for a tuple that is no pair"
+    "A student's answer, head by head. Raises `UserError` for a tuple that is no pair"
     if isinstance(pred, (tuple, list)):
-        if len(pred) != 2: raise ValueError(
+        if len(pred) != 2: raise UserError(
             f"The student answers {len(pred)} things; a pair (class logits, distillation logits), as timm's "
             "distilled models answer, a dict head -> logits, or one tensor is understood.")
         pred = dict(zip(('cls', 'dist'), pred))
@@ -196,12 +196,12 @@ class KeepViews(Callback):
 
 def refuse_no_batches(dls, # fastai `DataLoaders`
                      ):
-    "`ValueError` where an epoch would have no batch: nothing would be trained, and nothing said"
+    "`UserError` where an epoch would have no batch: nothing would be trained, and nothing said"
     if len(dls.train): return
     n, bs = len(dls.train_ds), dls.train.bs
-    if not n: raise ValueError("There is no training image to learn from.")
-    raise ValueError(f"An epoch would have no batch: {n} training images, batches of {bs}, and the last, smaller one "
-                     f"is dropped. Make the loaders with bs={n} or less.")
+    if not n: raise UserError("There is no training image to learn from.")
+    raise UserError(f"An epoch would have no batch: {n} training images, batches of {bs}, and the last, smaller one "
+                    f"is dropped. Make the loaders with bs={n} or less.")
 
 # %% ../nbs/07_distill.ipynb #cea58ebf
 def label_term(z:dict, # head -> logits (B, C)
@@ -301,13 +301,13 @@ def checked_setting(value, # Number, or schedule: progress in [0, 1] -> number
                     what:str, # Its name in the error
                     above_0=True, # False: 0 is allowed as well
 ) -> object: # `value` itself
-    "`value`, if it is a finite number of the right sign throughout; else `TypeError` or `ValueError`"
+    "`value`, if it is a finite number of the right sign throughout; else `TypeError` or `UserError`"
     try: numbers = [float(value_at(value, p)) for p in (0., .5, 1.)]
     except Exception as e: raise TypeError(
         f"{what} is {value!r}: it must be a number, or a schedule, a function of the training's progress alone "
         "that gives a number from 0 to 1, e.g. SchedLin(4, 1). To weigh teachers sample by sample give weigh=.") from e
     bad = [v for v in numbers if not (0 < v < math.inf or v == 0 and not above_0)]
-    if bad: raise ValueError(f"{what} is {bad[0]:g}: it must be {'above 0' if above_0 else '0 or more'}, and finite.")
+    if bad: raise UserError(f"{what} is {bad[0]:g}: it must be {'above 0' if above_0 else '0 or more'}, and finite.")
     return value
 
 def value_at(value, # From `checked_setting`
@@ -322,10 +322,10 @@ def for_each(value, # One for all, or a dict teacher -> value that names some
              what:str, # The setting's name in the error
              default=1., # For teachers that the dict does not name
             )->dict: # teacher -> value
-    "A setting for each teacher; `ValueError` for a teacher that is not there"
+    "A setting for each teacher; `UserError` for a teacher that is not there"
     given = dict(value) if isinstance(value, dict) else dict.fromkeys(names, value)
     for n in given:
-        if n not in names: raise ValueError(f"{what} names a teacher {n!r} that is not there.{did_you_mean(n, names)}")
+        if n not in names: raise UserError(f"{what} names a teacher {n!r} that is not there.{did_you_mean(n, names)}")
     return {n: given.get(n, default) for n in names}
 
 def checked_loss(loss, # Function or name of `libkd.losses`
@@ -345,19 +345,19 @@ def sample_weights(weigh:Callable, # (answers (K, B, C), labels (B,)) -> (K, B),
                    answers:dict, # teacher -> logits (B, C) or `TopK`
                    target, # Labels (B,); None where pictures are mixed or unlabelled
                   )->dict: # teacher -> (B,)
-    "How much each teacher counts for each sample; `ValueError` where `weigh` needs labels that are not there"
+    "How much each teacher counts for each sample; `UserError` where `weigh` needs labels that are not there"
     dense = torch.stack(list(map(dense_logits, answers.values()))).detach()
     try: w = weigh(dense, target)
     except Exception as e:
         if target is not None: raise
-        raise ValueError(
+        raise UserError(
             f"weigh={getattr(weigh, '__name__', weigh)} needs one label a picture ({e}), and this batch has mixed or "
             "unlabelled ones. Train without mixing on labelled samples, or weigh by the answers alone.") from e
     return dict(zip(answers, _checked_weights(torch.as_tensor(w).detach().to(dense), dense.shape[:2])))
 
 def _checked_weights(w, shape): # What `weigh` gave; (teachers, samples)
     if w.shape == shape and (w >= 0).all() and not w.isinf().any(): return w
-    raise ValueError(
+    raise UserError(
         f"weigh must give a finite number, 0 or more, for each of {shape[0]} teachers and {shape[1]} samples, "
         f"{tuple(shape)}; it gave {tuple(w.shape)}, from {w.min().item():g} to {w.max().item():g}.")
 
@@ -369,10 +369,10 @@ def one_loss(loss:Callable, # From `checked_loss`
              counts=None, # How much the teacher counts for each sample (B,); None: 1
             )->torch.Tensor: # Scalar
     """What one teacher asks of one head: the mean over the samples, each times what the teacher counts there. Raises
-    `ValueError` where `counts` is given and the loss has no term for each sample"""
+    `UserError` where `counts` is given and the loss has no term for each sample"""
     if counts is None: return loss(ours, theirs, target, T=T)
     each = loss(ours, theirs, target, T=T, reduction='none')
-    if each.shape != counts.shape: raise ValueError(
+    if each.shape != counts.shape: raise UserError(
         f"weigh= needs one loss for each of {len(counts)} samples, and this loss gives {tuple(each.shape)} with "
         "reduction='none'. kd, hard, dkd, nkd and ofa give one a sample.")
     return (each*counts.to(each)).mean()
@@ -380,12 +380,12 @@ def one_loss(loss:Callable, # From `checked_loss`
 # %% ../nbs/07_distill.ipynb #7523caf8
 def refuse_nonfinite(terms:dict, # name -> scalar
                      where:str): # For the error
-    "`ValueError` that names the term which is no number any more"
+    "`UserError` that names the term which is no number any more"
     if torch.stack([t.detach().float() for t in terms.values()]).isfinite().all(): return
     bad = [n for n, t in terms.items() if not t.isfinite()]
-    raise ValueError(f"The loss became {terms[bad[0]].item()} in {where}: term {', '.join(bad)}. Lower the learning "
-                     "rate or clip gradients (GradientClip); if only a teacher's term is named, check it with "
-                     "cache.verify().")
+    raise UserError(f"The loss became {terms[bad[0]].item()} in {where}: term {', '.join(bad)}. Lower the learning "
+                    "rate or clip gradients (GradientClip); if only a teacher's term is named, check it with "
+                    "cache.verify().")
 
 def single_labels(learn, # A learner with a batch at hand
                  ) -> tuple: # (labels (B,) or None, why there are none: '' or a reason)
@@ -399,12 +399,12 @@ def single_labels(learn, # A learner with a batch at hand
 def refuse_no_target(loss:Callable, # Of a teacher
                      teacher:str, # Its name
                      why:str): # From `single_labels`; '' where there are labels
-    "`ValueError` where a loss treats the labelled class apart, and there is no such class"
+    "`UserError` where a loss treats the labelled class apart, and there is no such class"
     if not why or loss not in [LOSSES[n] for n in NEEDS_TARGET]: return
     others = ', '.join(n for n in LOSSES if n not in NEEDS_TARGET)
     way = 'without mixing' if 'mixed' in why else 'on labelled samples'
-    raise ValueError(f"{loss.__name__} of teacher {teacher} treats the labelled class apart, and {why}. "
-                     f"Use a loss without target ({others}), or train {way}.")
+    raise UserError(f"{loss.__name__} of teacher {teacher} treats the labelled class apart, and {why}. "
+                    f"Use a loss without target ({others}), or train {way}.")
 
 # %% ../nbs/07_distill.ipynb #27a53b4d
 def _settings_for(value, names, what, **kw): # As for `for_each`; of `checked_setting`
@@ -412,7 +412,7 @@ def _settings_for(value, names, what, **kw): # As for `for_each`; of `checked_se
 
 # %% ../nbs/07_distill.ipynb #b0800b9b
 class Advisors(TermColumns):
-    """Who advises which head, and how: the settings of `MultiTeacherDistill`. Raises `TypeError` or `ValueError` where
+    """Who advises which head, and how: the settings of `MultiTeacherDistill`. Raises `TypeError` or `UserError` where
     a setting does not fit the teachers"""
     def __init__(self,
                  teachers, # `LogitCache`, `Teacher`, or a list of these
@@ -437,8 +437,8 @@ class Advisors(TermColumns):
         self.refuse_silence()
 
     def refuse_silence(self):
-        "`ValueError` where no teacher would be heard"
-        if not any(self.weights.values()): raise ValueError(
+        "`UserError` where no teacher would be heard"
+        if not any(self.weights.values()): raise UserError(
             "All weights are 0: no teacher would be heard. For training without teachers give teachers=None.")
 
     @property
@@ -533,15 +533,15 @@ def cache(self:MultiTeacherDistill)->LogitCache | None:
 
 @patch
 def refuse_second(self:MultiTeacherDistill):
-    "`ValueError` where two callbacks would advise one student"
-    if sum(isinstance(cb, MultiTeacherDistill) for cb in self.learn.cbs) > 1: raise ValueError(
+    "`UserError` where two callbacks would advise one student"
+    if sum(isinstance(cb, MultiTeacherDistill) for cb in self.learn.cbs) > 1: raise UserError(
         "Two MultiTeacherDistill are in this learner. Give one of them all teachers: MultiTeacherDistill([a, b]); "
         "or remove the first: learn.remove_cb(MultiTeacherDistill).")
 
 @patch
 def refuse_idle(self:MultiTeacherDistill):
-    "`ValueError` where a fit would train nothing, or nobody could teach"
-    if not self.sources: raise ValueError(
+    "`UserError` where a fit would train nothing, or nobody could teach"
+    if not self.sources: raise UserError(
         "This learner was exported, and its teachers stayed behind. Give it teachers again with distill_learner, "
         "or remove the callback: learn.remove_cb(MultiTeacherDistill).")
     refuse_no_batches(self.dls)

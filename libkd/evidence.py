@@ -21,7 +21,7 @@ from .runs import job_key, read_json, read_rows, run_jobs, write_json
 # %% ../nbs/14_evidence.ipynb #13b502e9
 def _by_seed(results, arm, metric): # As for `paired`
     rows = results[(results['arm'] == arm) & results[metric].notna()]
-    if rows['seed'].duplicated().any(): raise ValueError(
+    if rows['seed'].duplicated().any(): raise UserError(
         f"arm {arm!r} has two rows for one seed; compare() needs one row for each arm and seed")
     return rows.set_index('seed')[metric].astype(float)
 
@@ -99,11 +99,11 @@ def _check_results(results, baseline, metric, scale): # As for `compare`
         f"results lack the column(s) {', '.join(missing)}; they have {', '.join(map(str, results.columns))}")
     arms = list(dict.fromkeys(results['arm']))
     if baseline not in arms:
-        raise ValueError(f"no arm is called {baseline!r}; the arms are {', '.join(map(repr, arms))}")
-    if len(arms) == 1: raise ValueError(f"the results hold the arm {baseline!r} and no other one to hold against it")
+        raise UserError(f"no arm is called {baseline!r}; the arms are {', '.join(map(repr, arms))}")
+    if len(arms) == 1: raise UserError(f"the results hold the arm {baseline!r} and no other one to hold against it")
     if scale == 100 and results[metric].abs().max() > 1:
-        raise ValueError(f"{metric} has values beyond 1, so a hundredth of it is no point; "
-                         "give scale=1 if it is in points already")
+        raise UserError(f"{metric} has values beyond 1, so a hundredth of it is no point; "
+                        "give scale=1 if it is in points already")
     return [a for a in arms if a != baseline]
 
 # %% ../nbs/14_evidence.ipynb #4a4302c6
@@ -144,10 +144,10 @@ def _percent(v): return f'{100*v:.1f} %' # A share
 def mcnemar(a, # Which images the one model got right: booleans (n,)
             b, # The same of the other
 )->dict:       # only_a, only_b: images that just one got right; p: exact, two-sided
-    """Exact McNemar test: evidence about these two models on these images, not about the method. `ValueError` where the
+    """Exact McNemar test: evidence about these two models on these images, not about the method. `UserError` where the
     two are not equally many"""
     a, b = np.asarray(a, bool), np.asarray(b, bool)
-    if a.shape != b.shape: raise ValueError(
+    if a.shape != b.shape: raise UserError(
         f"mcnemar() compares answers to the same images; got {a.shape[0]} and {b.shape[0]}")
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     p = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.

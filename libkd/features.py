@@ -63,24 +63,24 @@ def as_feature(out,    # Answer of a layer
                size,   # (height, width) of the images
                layer='', # Its name, for the error
               )->Feature: # Without prefix tokens
-    "A layer's answer as tokens on a grid; `ValueError` where it says nothing about places"
+    "A layer's answer as tokens on a grid; `UserError` where it says nothing about places"
     if isinstance(out, (tuple, list)): out = out[0]
     last = getattr(model, 'output_fmt', '') == 'NHWC'           # channels last
     if out.ndim == 4: return Feature.of_map(out.permute(0, 3, 1, 2) if last else out)
     if out.ndim == 3 and (grid := _patch_grid(model, size)):
         tokens = out[:, getattr(model, 'num_prefix_tokens', 0):]
         if tokens.shape[1] == grid[0]*grid[1]: return Feature(tokens, grid)
-    raise ValueError(f"Layer {layer!r} answers {tuple(out.shape)} to images of {size[0]}×{size[1]}: no vectors on a "
-                     "grid. Take a layer of feature_layers(model, x).")
+    raise UserError(f"Layer {layer!r} answers {tuple(out.shape)} to images of {size[0]}×{size[1]}: no vectors on a "
+                    "grid. Take a layer of feature_layers(model, x).")
 
 # %% ../nbs/08_features.ipynb #0bd635b5
 def _layer_module(model, layer):
-    "The module called `layer`; `ValueError` with close names where there is none"
+    "The module called `layer`; `UserError` with close names where there is none"
     known = dict(model.named_modules())
     if layer in known and layer: return known[layer]
     close = did_you_mean(layer, [*_taps(model), *filter(None, known)])
-    raise ValueError(f"{type(model).__name__} has no layer {layer!r}.{close} feature_layers(model, x) lists "
-                     "what can be read.")
+    raise UserError(f"{type(model).__name__} has no layer {layer!r}.{close} feature_layers(model, x) lists "
+                    "what can be read.")
 
 def _taps(model):
     "Layers that timm names for features; without them, the model's direct children"
@@ -146,9 +146,9 @@ def find_layer(model, # Any model
                layer, # Name, or depth from 0 to 1
                x, # Some images
               )->str:
-    "The name of a layer, or that of the one nearest to a depth. Raises `ValueError` for a depth outside of 0 to 1"
+    "The name of a layer, or that of the one nearest to a depth. Raises `UserError` for a depth outside of 0 to 1"
     if isinstance(layer, str): _layer_module(model, layer); return layer
-    if not 0 <= layer <= 1: raise ValueError(
+    if not 0 <= layer <= 1: raise UserError(
         f"layer={layer}: a depth lies between 0 (the image) and 1 (the logits); a name is text.")
     depth = feature_layers(model, x)['depth']
     return (depth - layer).abs().idxmin()
@@ -183,8 +183,8 @@ def _checked_pair(p): # A `Pair`
     (h, w), (a, b) = p.s.grid, p.t.grid
     if min(h*w, a*b) > 1 and abs(h*b/(w*a) - 1) < .34: return p
     why = 'one of them has a single place' if min(h*w, a*b) == 1 else 'they have different proportions'
-    raise ValueError(f"{p} cannot be matched: {why}. Choose layers with feature_layers(model, x): "
-                     f"layers={{'{p.student}': …}}.")
+    raise UserError(f"{p} cannot be matched: {why}. Choose layers with feature_layers(model, x): "
+                    f"layers={{'{p.student}': …}}.")
 
 # %% ../nbs/08_features.ipynb #53a75655
 def match_features(student:nn.Module, # Who learns
@@ -194,11 +194,11 @@ def match_features(student:nn.Module, # Who learns
                    student_depth:float=1/3, # Pair the student's layers up to this depth, at least one
                    teacher_depth:float=1/2, # … with the teacher's layers up to this one
                   )->list: # of `Pair`s
-    "Which layer listens to which. Raises `ValueError` where no pair is left"
+    "Which layer listens to which. Raises `UserError` where no pair is left"
     net, x_t = (teacher.model, teacher.adapt(x)) if isinstance(teacher, Teacher) else (teacher, x)
     if layers is not None: layers = {find_layer(student, s, x): find_layer(net, t, x_t) for s, t in layers.items()}
     else: layers = _by_depth(feature_layers(student, x), feature_layers(net, x_t), student_depth, teacher_depth)
-    if not layers: raise ValueError(
+    if not layers: raise UserError(
         "layers={} pairs nothing. Give at least one pair, {'blocks.0': 'layer1'}, or None to pair by depth and grid.")
     return _read_pairs(student, net, x[:1], x_t[:1], layers)
 
@@ -502,10 +502,10 @@ def store_features(path, # Folder of the cache
     return LogitCache.build(path, dls, teachers, views=policy, check=False, **kw)
 
 def _refuse_full(path, nbytes): # Folder of a cache to be; its size
-    "`ValueError` where the disk has no room for it"
+    "`UserError` where the disk has no room for it"
     home = Path(path).absolute().parent
     free = shutil.disk_usage(home if home.exists() else '.').free
-    if nbytes > free: raise ValueError(
+    if nbytes > free: raise UserError(
         f'{nbytes/1e9:,.1f} GB are needed and {free/1e9:,.1f} GB are free: give grid=(4, 4), fewer layers or views.')
 
 # %% ../nbs/08_features.ipynb #44243e05
@@ -513,8 +513,8 @@ def _stored_layer(cache, layer): # -> name in the cache, grid
     "Where a layer's features are"
     found = {n: m for n in cache.teachers if (m := re.search(rf'\.{re.escape(str(layer).lower())}\.(\d+)x(\d+)$', n))}
     if len(found) == 1: return next((n, tuple(map(int, m.groups()))) for n, m in found.items())
-    raise ValueError(f"{cache.path} holds {len(found)} layers called {layer!r}; it has {', '.join(cache.teachers)}. "
-                     "Store features with store_features(path, dls, teacher, layers).")
+    raise UserError(f"{cache.path} holds {len(found)} layers called {layer!r}; it has {', '.join(cache.teachers)}. "
+                    "Store features with store_features(path, dls, teacher, layers).")
 
 def _stored_feature(cache, layer, answers): # As for `_stored_layer`; name in the cache -> (B, N·D)
     name, grid = _stored_layer(cache, layer)
@@ -522,7 +522,7 @@ def _stored_feature(cache, layer, answers): # As for `_stored_layer`; name in th
 
 def _stored_pairs(student, cache, x, layers): # `layers`: layer of the student, by name or depth -> stored layer
     "As `match_features`, for layers that are in a cache; they have to be named"
-    if not layers: raise ValueError(
+    if not layers: raise UserError(
         f"Which layers listen to the stored ones? layers={{'blocks.0': '…'}}; {cache.path} has "
         f"{', '.join(cache.teachers)}.")
     s, first = probe(student, x, [find_layer(student, n, x) for n in layers]), cache.gather(torch.tensor([0]))
@@ -537,17 +537,17 @@ def make_rule(rule, # Name in `RULES`, 'cakd', or a function (student, teacher, 
               x, # Images (B, 3, H, W)
               layers=None, # As for `match_features`
              )->nn.Module: # With `layers` of student and teacher, and names of its `terms`
-    "The rule between these two networks; `ValueError` for a name that is not known"
+    "The rule between these two networks; `UserError` for a name that is not known"
     if callable(rule): return rule(student, teacher, x, layers)
     if rule == 'cakd': return _make_cakd(student, teacher, x, layers)
-    if rule not in RULES: raise ValueError(
+    if rule not in RULES: raise UserError(
         f"There is no rule {rule!r}. Known: {', '.join(RULES)}, cakd; or a function of (student, teacher, x, layers) "
         "that makes one.")
     pairs = _stored_pairs if isinstance(teacher, LogitCache) else match_features
     return PairRule(rule, pairs(student, teacher, x, layers), RULES[rule])
 
 def _make_cakd(student, teacher, x, layers): # As for `make_rule`
-    if isinstance(teacher, LogitCache): raise ValueError(
+    if isinstance(teacher, LogitCache): raise UserError(
         "CAKD reads queries, keys and values of a live teacher: give the Teacher instead of stored features.")
     return CAKD(teacher.model, match_features(student, teacher, x, layers or last_pair(student, teacher, x))[0])
 
@@ -565,15 +565,15 @@ def last_pair(student:nn.Module, # Any model with maps or tokens
 def advisor_of(sources:list, # From `sources_of`
                name:str=None, # Of the teacher; needed where several are live
               )->Teacher:
-    "The live teacher whose layers are read; `ValueError` where it is not clear which"
+    "The live teacher whose layers are read; `UserError` where it is not clear which"
     live = {s.teacher.name: s.teacher for s in sources if isinstance(s, Live)}
-    if not live: raise ValueError(
+    if not live: raise UserError(
         "Features are read from a live teacher, and only stored answers were given. Give the Teacher itself, "
         "teachers=[teacher], or its stored features: features=store_features(…), layers={…}.")
     if name is None and len(live) == 1: return next(iter(live.values()))
     if name in live: return live[name]
-    raise ValueError((f"advisor={name!r} is none of them" if name else f"{len(live)} teachers are live")
-                     + f": say whose layers advise, advisor='{next(iter(live))}' or another of {', '.join(live)}.")
+    raise UserError((f"advisor={name!r} is none of them" if name else f"{len(live)} teachers are live")
+                    + f": say whose layers advise, advisor='{next(iter(live))}' or another of {', '.join(live)}.")
 
 # %% ../nbs/08_features.ipynb #93e7a441
 def trained_parameters(rule:nn.Module # Such as `CAKD`
@@ -588,10 +588,10 @@ def share_rule(rule:nn.Module): # Changed in place
 
 # %% ../nbs/08_features.ipynb #296194fd
 def checked_stage(share:float)->float: # Of the training
-    "`share`, if it is above 0 and at most 1; else `ValueError`"
+    "`share`, if it is above 0 and at most 1; else `UserError`"
     if 0 < share <= 1: return share
-    raise ValueError(f"stage_one={share}: it is the share of the training in which teachers advise, above 0 and at "
-                     "most 1 (5/6 in DearKD).")
+    raise UserError(f"stage_one={share}: it is the share of the training in which teachers advise, above 0 and at "
+                    "most 1 (5/6 in DearKD).")
 
 # %% ../nbs/08_features.ipynb #9cf4df2b
 class FeatureDistill(MultiTeacherDistill):

@@ -220,8 +220,8 @@ class Resume(Callback):
     def __init__(self, folder, **said): # Where to; what else must be the same: method, seed, …
         self.folder, self.said, self.fits = Path(folder), said, 0
     def before_fit(self):
-        if processes() > 1: raise ValueError("resume= saves the state of one process, and this fit has several: "
-                                             "use fastai's SaveModelCallback(with_opt=True) instead.")
+        if processes() > 1: raise UserError("resume= saves the state of one process, and this fit has several: "
+                                            "use fastai's SaveModelCallback(with_opt=True) instead.")
         self.active, self.skip = not hasattr(self.learn, 'lr_finder') and not self.learn.lock.locked(), 0
         if not self.active: return
         self.file, self.fits = self.folder/f'fit-{self.fits}.pt', self.fits + 1

@@ -754,7 +754,7 @@ def forward_intermediates(self:RedNet, x,
     stop_early:bool=False, # Stop after the last map asked for
     output_fmt:str='NCHW', intermediates_only:bool=False):
     "The maps after the stem and each stage, as `(B,C,H,W)`"
-    if output_fmt != 'NCHW': raise ValueError(f"RedNet's maps are 'NCHW', not {output_fmt!r}.")
+    if output_fmt != 'NCHW': raise UserError(f"RedNet's maps are 'NCHW', not {output_fmt!r}.")
     take, last = feature_take_indices(len(self.feature_info), indices)
     x = self.stem(x)
     maps = [x] if 0 in take else []

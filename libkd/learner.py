@@ -305,7 +305,7 @@ class DistillLearner(Learner):
     def _do_fit(self):
         refuse_no_batches(self.dls)
         bare = sum(getattr(o, 'label', 0) < 0 for o in getattr(self.dls.valid, 'items', []))
-        if bare: raise ValueError(
+        if bare: raise UserError(
             f"{bare} validation images have no label, and neither loss nor accuracy can be told there. "
             "Label them, leave them out, or put them into the training part, where teachers can use them.")
         super()._do_fit()
@@ -375,12 +375,12 @@ def _part_of(ds, keep): # fastai `Datasets`; positions of the samples that stay
 
 def labelled(dls:DataLoaders)->DataLoaders:
     """`dls` on the labelled training samples only, repeated so that an epoch keeps its steps, at least one. Raises
-    `ValueError` where no training image has a label"""
+    `UserError` where no training image has a label"""
     train = dls.train
     if not isinstance(train, ViewDL) or train.samples is None or (train.samples.train.labels >= 0).all(): return dls
     keep = [i for i, o in enumerate(train.items) if o.label >= 0]
-    if not keep: raise ValueError("No training image has a label, and without teachers nothing could be learned. "
-                                  "Give teachers=, or label some images.")
+    if not keep: raise UserError("No training image has a label, and without teachers nothing could be learned. "
+                                 "Give teachers=, or label some images.")
     least = math.ceil(train.bs/len(keep)) if train.drop_last and len(train) else 1
     times = max(round(len(train.items)/len(keep)), least)
     return with_train(dls, train.new(_part_of(train.dataset, keep), samples=train.samples, repeats=times))
@@ -424,7 +424,7 @@ def _refuse_mistaken(dls, student): # Arguments of `distill_learner`
 
 def _taught(dls, student, sources, method, teaching, seed, student_kw): # See `distill_learner`; arguments for teaching
     "Loaders of its own, the student, and the callbacks of the method; without sources none"
-    if teaching and not sources: raise ValueError(
+    if teaching and not sources: raise UserError(
         f"{', '.join(teaching)} concern teachers, and teachers=None was given.")
     how, biases = find_method(method) if sources else None, {n: b for s in sources for n, b in s.biases.items()}
     stores = [s.cache for s in sources if isinstance(s, Stored)]
@@ -517,7 +517,7 @@ def first_terms(learn:Learner,
 def distill_summary(self:Learner)->pd.DataFrame: # One row for the labels and for each teacher
     "Heads ← teachers, T, weights, views, and each term's share of a first batch's loss; training does not notice"
     given = next((c for c in self.cbs if isinstance(c, MultiTeacherDistill)), None)
-    if given is None: raise ValueError(
+    if given is None: raise UserError(
         "No teacher advises this student: make the learner with distill_learner(dls, student, teachers=…).")
     terms, cb = first_terms(self, given)
     columns = ['arm', 'bias', 'head', 'loss', 'T', 'weight', 'source', 'term']

@@ -39,11 +39,11 @@ def top_k(
     k,       # How many to keep, fewer than C
     T=1.,    # Temperature of the losses that will use it
 )->TopK:
-    """The `k` largest logits of each row and the log-sum-exp of the rest at temperature `T`, exactly; `ValueError`
+    """The `k` largest logits of each row and the log-sum-exp of the rest at temperature `T`, exactly; `UserError`
     where `k` leaves no rest, and for a `T` that is none"""
     z = teacher if teacher.dtype == torch.float64 else teacher.float()
     if not 0 < k < z.shape[1]:
-        raise ValueError(f'k={k}: between 1 and {z.shape[1]-1} of {z.shape[1]} classes leave a tail')
+        raise UserError(f'k={k}: between 1 and {z.shape[1]-1} of {z.shape[1]} classes leave a tail')
     values, indices = z.topk(k, -1)
     return TopK(values, indices, (z/checked_T(T)).scatter(1, indices, -torch.inf).logsumexp(-1), z.shape[1], T)
 
@@ -80,7 +80,7 @@ def to(self:TopK,
 def _check_logits(z, who): # (B, C); 'student' or 'teacher'
     if not isinstance(z, Tensor): raise TypeError(f"The {who}'s logits must be a tensor (B, C), not {type(z).__name__}")
     if z.ndim != 2 or z.shape[1] < 2:
-        raise ValueError(f"The {who}'s logits must have shape (B, C) with at least two classes; got {tuple(z.shape)}")
+        raise UserError(f"The {who}'s logits must have shape (B, C) with at least two classes; got {tuple(z.shape)}")
     if not z.is_floating_point():
         raise TypeError(f"The {who}'s logits are {z.dtype}: "
                         "logits are floating point numbers, before softmax and argmax")
@@ -88,7 +88,7 @@ def _check_logits(z, who): # (B, C); 'student' or 'teacher'
         rows = torch.isnan(z).any(1).nonzero().flatten().tolist()
         hint = 'lower the learning rate or clip gradients' if who == 'student' else \
                'the teacher or its cache is damaged, `verify()` the cache'
-        raise ValueError(f"The {who}'s logits contain NaN, in {len(rows)} of {len(z)} rows (first: {rows[:5]}): {hint}")
+        raise UserError(f"The {who}'s logits contain NaN, in {len(rows)} of {len(z)} rows (first: {rows[:5]}): {hint}")
     return z if z.dtype == torch.float64 else z.float()
 
 # %% ../nbs/03a_losses.ipynb #99603761
@@ -96,11 +96,11 @@ def _check(student, teacher, T, reduction): # Logits (B, C) of both; temperature
     "Student and teacher in float32 (float64 stays), the teacher without gradient"
     checked_T(T)
     if reduction not in ('mean', 'none'):
-        raise ValueError(f"reduction={reduction!r}: 'mean' gives a scalar, 'none' one number a sample (B,)")
+        raise UserError(f"reduction={reduction!r}: 'mean' gives a scalar, 'none' one number a sample (B,)")
     if isinstance(teacher, TopK): raise TypeError('This loss needs all C logits of the teacher and got the top k: '
         'use `kd_loss`, build the cache without top_k, or give `teacher.dense()`, which spreads the tail evenly')
     s, t = _check_logits(student, 'student'), _check_logits(teacher, 'teacher').detach()
-    if s.shape != t.shape: raise ValueError(
+    if s.shape != t.shape: raise UserError(
         f'The student answers {tuple(s.shape)} and the teacher {tuple(t.shape)}, as (B, C): '
         'they must have the same samples and classes; give the teacher a class_map if its classes differ')
     # a class of which the teacher says nothing (class_map) gives no term
@@ -110,14 +110,14 @@ def _check(student, teacher, T, reduction): # Logits (B, C) of both; temperature
 def _check_target(target, s, name): # Labels or None; logits (B, C); the function that asks
     "Class numbers `(B,)` as a column `(B, 1)`"
     if target is None:
-        raise ValueError(f'{name} treats the labelled class apart: give target=, class numbers of shape (B,). '
-                         '`kd_loss` works without')
-    if target.ndim != 1 or target.is_floating_point() or len(target) != len(s): raise ValueError(
+        raise UserError(f'{name} treats the labelled class apart: give target=, class numbers of shape (B,). '
+                        '`kd_loss` works without')
+    if target.ndim != 1 or target.is_floating_point() or len(target) != len(s): raise UserError(
         f'{name} needs class numbers of shape ({len(s)},); got {target.dtype} {tuple(target.shape)}. '
         'For soft labels give target.argmax(-1)')
     if not torch.compiler.is_compiling() and ((target < 0) | (target >= s.shape[1])).any():
         bad = sorted({*target[(target < 0) | (target >= s.shape[1])].tolist()})
-        raise ValueError(f'{name} met the labels {bad[:5]}, but there are classes 0 to {s.shape[1]-1}. '
+        raise UserError(f'{name} met the labels {bad[:5]}, but there are classes 0 to {s.shape[1]-1}. '
             'A label of −1 means unlabelled: use `kd_loss`, or give teacher.argmax(-1) as target')
     return target.long().unsqueeze(1)
 
@@ -151,9 +151,9 @@ def hard_kd_loss(student, # Student logits (B, C)
                  *, T=1., # Must be 1: an argmax has no temperature
                  reduction='mean', # 'mean' or 'none' (B,)
 ) -> Tensor: # Scalar, or (B,) with reduction='none'
-    "Cross-entropy with the teacher's argmax (DeiT, 2012.12877 eq. 3); `ValueError` for a temperature, which it has not"
-    if T != 1: raise ValueError(f'hard_kd_loss has no temperature (T={T}): the argmax is the same at every T. '
-                                'Leave T=1, or use `kd_loss`')
+    "Cross-entropy with the teacher's argmax (DeiT, 2012.12877 eq. 3); `UserError` for a temperature, which it has not"
+    if T != 1: raise UserError(f'hard_kd_loss has no temperature (T={T}): the argmax is the same at every T. '
+                               'Leave T=1, or use `kd_loss`')
     s, t = _check(student, dense_logits(teacher), T, reduction)
     return F.cross_entropy(s, t.argmax(-1), reduction=reduction)
 
@@ -209,15 +209,15 @@ def dist_loss(student, # Student logits (B, C)
               beta=1., # Weight of the inter-class term (rows); 2 on CIFAR
               gamma=1., # Weight of the intra-class term (columns); 2 on CIFAR
 ) -> Tensor: # Scalar, or (B,) with reduction='none'
-    """DIST, `T²·(β·(1−ρ over classes) + γ·(1−ρ over samples))` (2205.10536 eq. 7 to 10). Raises `ValueError` where the
+    """DIST, `T²·(β·(1−ρ over classes) + γ·(1−ρ over samples))` (2205.10536 eq. 7 to 10). Raises `UserError` where the
     second term would have to speak of one sample"""
     s, t = _check(student, teacher, T, reduction)
-    if reduction == 'none' and gamma: raise ValueError(
+    if reduction == 'none' and gamma: raise UserError(
         'The intra-class term of DIST compares the samples of a batch, so it has no value for one sample: '
         "use reduction='mean', or gamma=0 for the inter-class term alone")
     if gamma and len(s) < 2:
-        raise ValueError('The intra-class term of DIST needs at least two samples in a batch; got 1. '
-                         'Use drop_last, or gamma=0')
+        raise UserError('The intra-class term of DIST needs at least two samples in a batch; got 1. '
+                        'Use drop_last, or gamma=0')
     p_s, p_t = (s/T).softmax(-1), (t/T).softmax(-1)
     loss = beta*T**2 * (1 - _pearson(p_s, p_t))   # (B,)
     if reduction == 'none': return loss
@@ -255,12 +255,12 @@ def get_loss(
 # %% ../nbs/03a_losses.ipynb #12195a58
 def _check_tail(student, teacher, T): # Logits (B, C); `TopK`; the loss's temperature
     "Were the teacher's other classes summed at this temperature, and are they as many?"
-    if T != teacher.T: raise ValueError(
+    if T != teacher.T: raise UserError(
         f'The tail of this top-k target was summed at T={teacher.T:g} and the loss has T={T:g}: '
         f'give T={teacher.T:g} to the learner, build the cache with T={T:g} or without top_k, '
         f'or give `teacher.at({T:g})`, an approximation')
     if teacher.classes != student.shape[-1]:
-        raise ValueError(f'The student has {student.shape[-1]} classes and the top-k target {teacher.classes}')
+        raise UserError(f'The student has {student.shape[-1]} classes and the top-k target {teacher.classes}')
 
 def _log_sum_of_others(logp, kept): # (B, C) log-probabilities; (B, k) classes; (B, 1)
     others = logp.scatter(1, kept, -torch.inf)
@@ -281,30 +281,30 @@ def _topk_kd(student, teacher, T, reduction): # Logits (B, C); a `TopK`; tempera
 def combine_losses(losses, # One loss a teacher, each (B,), or a tensor (K, B)
                    weights=None, # None: mean over teachers; (K,) or (K, B), normalised to sum 1 over teachers
 ) -> Tensor: # (B,)
-    """Weighted mean over teachers. Raises `ValueError` for losses that are not one a sample, and for weights that are
+    """Weighted mean over teachers. Raises `UserError` for losses that are not one a sample, and for weights that are
     not one a teacher"""
     losses = torch.stack(list(losses)) if not isinstance(losses, Tensor) else losses
     if losses.ndim != 2:
-        raise ValueError(f"Losses of {tuple(losses.shape)}: one number for each teacher and sample is needed, "
-                         "from reduction='none'")
+        raise UserError(f"Losses of {tuple(losses.shape)}: one number for each teacher and sample is needed, "
+                        "from reduction='none'")
     w = torch.ones(len(losses)) if weights is None else torch.as_tensor(weights)
     w = w.to(losses).view(len(w), -1)   # (K, 1) or (K, B)
     if len(w) != len(losses) or (w < 0).any() or not (w.sum(0) > 0).all():
-        raise ValueError(f'{len(losses)} teachers need as many weights, none below 0 and not all 0; '
-                         f'got {w.flatten().tolist()[:8]}')
+        raise UserError(f'{len(losses)} teachers need as many weights, none below 0 and not all 0; '
+                        f'got {w.flatten().tolist()[:8]}')
     return (losses*w).sum(0)/w.sum(0)
 
 # %% ../nbs/03a_losses.ipynb #a2294765
 def confidence_weights(teachers, # Logits of K teachers, each (B, C)
                        target, # Labels (B,)
 ) -> Tensor: # (K, B)
-    """Who is right about a sample counts more; `ValueError` for fewer than two teachers
+    """Who is right about a sample counts more; `UserError` for fewer than two teachers
     (CA-MKD, 2201.00007: `(1 − softmax of the teachers' cross-entropies)/(K−1)`)"""
     def entropies(t):
         z = _check_logits(t, 'teacher').detach()
         return F.cross_entropy(z, _check_target(target, t, 'confidence_weights').squeeze(1), reduction='none')
     ce = torch.stack([entropies(t) for t in teachers])
-    if len(ce) < 2: raise ValueError('Confidence weights compare teachers: at least two are needed')
+    if len(ce) < 2: raise UserError('Confidence weights compare teachers: at least two are needed')
     ce = ce.clamp(max=1e4)          # a teacher that does not know the class (its logit is −∞) counts 0, not NaN
     return (1 - ce.softmax(0))/(len(ce) - 1)
 
@@ -313,8 +313,8 @@ def drop_easiest(loss, # (B,)
                  share=.2, # Part of the samples to leave out, 0 to below 1
 ) -> Tensor: # Scalar
     """Mean over the samples with the largest losses: what the student already does well no longer pulls. Raises
-    `ValueError` for a share that is none, and for a loss that is not one a sample"""
-    if not 0 <= share < 1: raise ValueError(f'share={share}: from 0 (keep all) to below 1')
+    `UserError` for a share that is none, and for a loss that is not one a sample"""
+    if not 0 <= share < 1: raise UserError(f'share={share}: from 0 (keep all) to below 1')
     if loss.ndim != 1:
-        raise ValueError(f"drop_easiest needs one number a sample, from reduction='none'; got {tuple(loss.shape)}")
+        raise UserError(f"drop_easiest needs one number a sample, from reduction='none'; got {tuple(loss.shape)}")
     return loss.topk(max(1, round(len(loss)*(1 - share))))[0].mean()

@@ -122,11 +122,11 @@ def _ipython_display_(self:LibkdFigure):
 @patch
 def save(self:LibkdFigure, path # File ending in .png, .svg or .pdf
          )->Path:
-    "Write the figure to a file; png and svg hold the description too. `ValueError` for another ending"
+    "Write the figure to a file; png and svg hold the description too. `UserError` for another ending"
     path = Path(path); kind = path.suffix.lower()
     if kind not in ('.png', '.svg', '.pdf'):
         given = path.suffix or 'a file without an ending'
-        raise ValueError(f'a figure is saved as .png, .svg or .pdf, not {given!r} ({path.name})')
+        raise UserError(f'a figure is saved as .png, .svg or .pdf, not {given!r} ({path.name})')
     about = {'Description': self.alt, 'Title': self.alt, 'Date': None} if kind == '.svg' else {'Title': self.alt}
     if kind == '.png': path.write_bytes(self.png())
     else: self.savefig(path, metadata=about)
@@ -293,10 +293,10 @@ def plot_paired(results:pd.DataFrame, # Columns arm, seed and the metric
 # %% ../nbs/11_plots.ipynb #8916c1ed
 def history_of(learn, # `Learner` after `fit`; a table is returned as it is
                )->pd.DataFrame: # A column for each loss and metric
-    "The recorder of a `Learner` as a table, one row an epoch; `ValueError` before the first fit"
+    "The recorder of a `Learner` as a table, one row an epoch; `UserError` before the first fit"
     if isinstance(learn, pd.DataFrame): return learn
     seen = getattr(learn, 'recorder', None)
-    if not getattr(seen, 'values', None): raise ValueError('this Learner has no history yet: call fit first')
+    if not getattr(seen, 'values', None): raise UserError('this Learner has no history yet: call fit first')
     names = list(seen.metric_names)[1:-1]
     return pd.DataFrame([list(v) for v in seen.values], columns=names).rename_axis('epoch').reset_index()
 
@@ -562,7 +562,7 @@ def _thumbs(ax, imgs, captions, cols=8, size=48, pad=(2, 14)): # A text below ea
 
 def as_rgb(imgs, # Arrays or tensors (n, H, W[, 1 or 3]) or (n, 1 or 3, H, W), bytes or floats from 0 to 1
            )->np.ndarray: # (n, H, W, 3) uint8
-    "Images as bytes in colour; `ValueError` where they have another shape, sizes that differ, or other numbers"
+    "Images as bytes in colour; `UserError` where they have another shape, sizes that differ, or other numbers"
     a = _image_array(imgs)
     if a.shape[-1] not in (1, 3) and a.shape[1] in (1, 3): a = a.transpose(0, 2, 3, 1)
     if a.dtype != np.uint8: a = (a.clip(0, 1)*255).round().astype(np.uint8)
@@ -570,11 +570,11 @@ def as_rgb(imgs, # Arrays or tensors (n, H, W[, 1 or 3]) or (n, 1 or 3, H, W), b
 
 def _image_array(imgs): # As in `as_rgb`; (n, H, W, C) or (n, C, H, W), as it came
     sizes = {tuple(np.shape(im)) for im in imgs}
-    if len(sizes) > 1: raise ValueError(f'images of different sizes, {sorted(sizes)}: bring them to one size first')
+    if len(sizes) > 1: raise UserError(f'images of different sizes, {sorted(sizes)}: bring them to one size first')
     a = checked_pixels(as_array(imgs))
     if a.ndim == 3: a = a[..., None]
     if a.ndim == 4: return a
-    raise ValueError(f'images have shape {a.shape}; needed is (n, H, W, 3) uint8, as `clean_images` returns')
+    raise UserError(f'images have shape {a.shape}; needed is (n, H, W, 3) uint8, as `clean_images` returns')
 
 # %% ../nbs/11_plots.ipynb #1d3bd784
 def disagreement_alt(df, # Of `sample_disagreement`
@@ -631,11 +631,11 @@ def plot_disagreement(imgs, # (n, H, W, 3) uint8
                       # How many images, those of the highest JS divergence; or the rows to show, the first with bars
                       show=24,
                       )->LibkdFigure:
-    """The images on which the teachers differ most, their answers, and who says what; `ValueError` where there are not
+    """The images on which the teachers differ most, their answers, and who says what; `UserError` where there are not
     as many images as predictions"""
     df = sample_disagreement(preds, y, T, teachers, student); teachers, student = roles_of(preds, teachers, student)
     imgs, classes = as_rgb(imgs), _class_names(classes, as_array(next(iter(preds.values()))).shape[1])
-    if len(imgs) != len(df): raise ValueError(f'{len(imgs)} images but predictions of {len(df)}')
+    if len(imgs) != len(df): raise UserError(f'{len(imgs)} images but predictions of {len(df)}')
     order = _most_disputed(df, show)
     captions = _captions(df.loc[order], teachers, classes)
     fig = LibkdFigure(12, 3.1 + .5*_lines(captions), disagreement_alt(df, teachers, len(df)))

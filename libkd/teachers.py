@@ -101,18 +101,18 @@ def resnet_mini(pretrained=False, **kw) -> ResNetMini:
 def model_name(
     name: str, # A timm name, with or without tag, or short: 'civt_nano' for 'vit_civt_nano'
 ) -> str: # The name under which timm knows it
-    "The full timm name; `ValueError` with close names where there is none."
+    "The full timm name; `UserError` with close names where there is none."
     if re.match(r'(hf[-_]hub|local-dir):', name): return name
     for n in (name, f'vit_{name}'):
         if timm.is_model(n.split('.')[0]): return n
-    raise ValueError(f'no model is called {name!r}.{did_you_mean(name, timm.list_models())} '
-                     f'All: timm.list_models("*{name.split("_")[0]}*").')
+    raise UserError(f'no model is called {name!r}.{did_you_mean(name, timm.list_models())} '
+                    f'All: timm.list_models("*{name.split("_")[0]}*").')
 
 def classes_of(dls) -> list[str]:
-    "The class names of the DataLoaders `dls`; `ValueError` where it has none."
+    "The class names of the DataLoaders `dls`; `UserError` where it has none."
     vocab = getattr(dls, 'vocab', None)
-    if vocab is None: raise ValueError('these DataLoaders have no classes (no vocab): '
-                                       'classification data with one class an image are needed.')
+    if vocab is None: raise UserError('these DataLoaders have no classes (no vocab): '
+                                      'classification data with one class an image are needed.')
     if not isinstance(vocab[0], str) and np.ndim(vocab[0]) and not hasattr(vocab[0], 'dtype'): vocab = vocab[-1]
     return [str(c) for c in vocab]
 
@@ -224,7 +224,7 @@ def only_tensor(out): # What a model returned
     elif isinstance(out, (tuple, list)): out = out[0]
     if not isinstance(out, torch.Tensor) or out.ndim != 2:
         got = f'a tensor {tuple(out.shape)}' if isinstance(out, torch.Tensor) else type(out).__name__
-        raise ValueError(f'the teacher answered with {got}: one row of logits an image, (B, C), is needed.')
+        raise UserError(f'the teacher answered with {got}: one row of logits an image, (B, C), is needed.')
     return out
 
 # %% ../nbs/03_teachers.ipynb #375f3553
@@ -244,20 +244,20 @@ def _refuse_non_module(model):
 
 def _checked_name(name):
     if re.fullmatch(r'[a-z0-9._-]{1,64}', name) and '..' not in name: return name
-    raise ValueError(f'name={name!r}: it becomes a folder in the cache, so only a-z 0-9 . _ - are possible, '
-                     f'at most 64, no "..". Try {_plain_name(name)!r}.')
+    raise UserError(f'name={name!r}: it becomes a folder in the cache, so only a-z 0-9 . _ - are possible, '
+                    f'at most 64, no "..". Try {_plain_name(name)!r}.')
 
 # %% ../nbs/03_teachers.ipynb #90639fed
 def _checked_map(own, class_map, answers): # Teacher's classes; {own class: answer} or None; student's classes or None
     if class_map is None: return None
     if answers is None:
-        raise ValueError('class_map needs answers=[…], the classes of the student in their order; '
-                         'as_teacher(…, dls, class_map=…) takes them from dls.')
+        raise UserError('class_map needs answers=[…], the classes of the student in their order; '
+                        'as_teacher(…, dls, class_map=…) takes them from dls.')
     m = {str(k): str(v) for k, v in class_map.items()}
     if (bad := [k for k in m if k not in own]):
-        raise ValueError(f'class_map: {bad[:5]} are not classes of this teacher; it has {own[:10]}.')
+        raise UserError(f'class_map: {bad[:5]} are not classes of this teacher; it has {own[:10]}.')
     if (bad := [v for v in m.values() if v not in map(str, answers)]):
-        raise ValueError(f'class_map: {bad[:5]} are not classes of these data; they have {list(answers)[:10]}.')
+        raise UserError(f'class_map: {bad[:5]} are not classes of these data; they have {list(answers)[:10]}.')
     return m
 
 def _told_apart(classes):
@@ -356,8 +356,8 @@ def _resized(self:Teacher, x): # (B, 3, H, W), pixels from 0 to 1
 def _mapped(self:Teacher, z):
     "Own logits `(B, C_own)` as answers `(B, C)`: the log of summed probabilities; −inf where no own class is mapped."
     if z.shape[1] != len(self.own_classes):
-        raise ValueError(f'teacher {self.name} gives {z.shape[1]} logits and {len(self.own_classes)} class names: '
-                         'these must be equally many.')
+        raise UserError(f'teacher {self.name} gives {z.shape[1]} logits and {len(self.own_classes)} class names: '
+                        'these must be equally many.')
     if self.probabilities: z = z.clamp(min=1e-12).log()
     return z if self.class_map is None else self._summed(z)
 
@@ -374,9 +374,9 @@ def _said(self:Teacher, x):
     "What the model returns for a batch that is ready for it; a sentence where it takes no such batch"
     try: return only_tensor(self.model(x))
     except AssertionError as e:                                    # what `torch.export` says
-        raise ValueError(f'teacher {self.name} takes no batch {tuple(x.shape)} ({str(e).splitlines()[0]}). '
-                         'An exported model takes the batches that it was exported for: export it with '
-                         'dynamic_shapes, or give the module itself.') from e
+        raise UserError(f'teacher {self.name} takes no batch {tuple(x.shape)} ({str(e).splitlines()[0]}). '
+                        'An exported model takes the batches that it was exported for: export it with '
+                        'dynamic_shapes, or give the module itself.') from e
 
 # %% ../nbs/03_teachers.ipynb #cf5f27a3
 def _tf32_switches():
@@ -403,10 +403,10 @@ def logits(self:Teacher,
     stats=None,      # (mean, std) of the batch; None: the teacher's own
     amp: bool=False, # Autocast to half precision
 ) -> torch.Tensor: # `(B, C)` float32 on the teacher's device; −inf in classes that are not mapped
-    """What the teacher says. Nothing is left behind: no gradients, no mode, no random numbers. Raises `ValueError` for
+    """What the teacher says. Nothing is left behind: no gradients, no mode, no random numbers. Raises `UserError` for
     what is no batch of normalised pictures."""
     if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
-        raise ValueError(f'a batch (B, 3, H, W) of normalised floats is needed; given is {tuple(x.shape)} {x.dtype}.')
+        raise UserError(f'a batch (B, 3, H, W) of normalised floats is needed; given is {tuple(x.shape)} {x.dtype}.')
     x = x.as_subclass(torch.Tensor).detach().to(self.device)
     with torch.inference_mode(), full_float32(), torch.autocast(x.device.type, enabled=amp):
         z = self._mapped(self._said(self.adapt(x, stats)).float())
@@ -538,10 +538,10 @@ def _same_names(own, answers): # Classes of the teacher, and of the data, in the
     "The class map of two lists with the same names in another order."
     if set(own) == set(answers): return {c: c for c in own}
     odd = [c for c in answers if c not in own]
-    raise ValueError(f'the teacher has {len(own)} classes ({", ".join(own[:4])}, …), '
-                     f'the data {len(answers)} ({", ".join(answers[:4])}, …); unknown to the teacher: {odd[:5]}. '
-                     'Give class_map={teacher class: data class}, or train its last layer on your classes: '
-                     'fit_teacher(name, dls, pretrained=True).')
+    raise UserError(f'the teacher has {len(own)} classes ({", ".join(own[:4])}, …), '
+                    f'the data {len(answers)} ({", ".join(answers[:4])}, …); unknown to the teacher: {odd[:5]}. '
+                    'Give class_map={teacher class: data class}, or train its last layer on your classes: '
+                    'fit_teacher(name, dls, pretrained=True).')
 
 def _for_classes(t, dls): # A `Teacher`; loaders or None
     "The teacher, if it answers in the classes of these data."
@@ -550,8 +550,8 @@ def _for_classes(t, dls): # A `Teacher`; loaders or None
     if t.class_map is None:
         known = _same_names(t.classes, classes_of(dls))
         return Teacher(t.model, t.own_classes, t.name, class_map=known, answers=classes_of(dls), **kw)
-    raise ValueError(f'teacher {t.name} answers in {t.classes[:5]}, the data have {classes_of(dls)[:5]}: '
-                     'make it again with as_teacher(…, dls, class_map=…).')
+    raise UserError(f'teacher {t.name} answers in {t.classes[:5]}, the data have {classes_of(dls)[:5]}: '
+                    'make it again with as_teacher(…, dls, class_map=…).')
 
 # %% ../nbs/03_teachers.ipynb #93513f06
 def _from_hub(name, kw):
@@ -586,14 +586,14 @@ def _pretrained(name, **kw):
     tag, file = _weights_file(cfg, full)
     if file.exists(): return _from_weights(file, full, kw)
     if cfg is None or not cfg.has_weights:
-        raise ValueError(f'there are no published weights for {full}: '
-                         f'train it on your data, fit_teacher({name!r}, dls).')
+        raise UserError(f'there are no published weights for {full}: '
+                        f'train it on your data, fit_teacher({name!r}, dls).')
     try: return timm.create_model(full, pretrained=True, **kw)
     except Exception as e: raise ConnectionError(_not_had(cfg, tag, file, type(e).__name__)) from e
 
 def _from_weights(file, full, kw): # A file in our folder; the model's name; arguments of its maker
     try: return timm.create_model(full, pretrained=True, pretrained_cfg_overlay=dict(file=str(file)), **kw)
-    except Exception as e: raise ValueError(f'{file} does not fit {full} ({e}).') from e
+    except Exception as e: raise UserError(f'{file} does not fit {full} ({e}).') from e
 
 # %% ../nbs/03_teachers.ipynb #4238ad82
 def _from_timm(name, as_name, classes, kw): # timm's name; the teacher's, or None; classes or None; for `Teacher`
@@ -645,8 +645,8 @@ def _with_weights(source, arch, classes, dls): # A `Path` or checkpoint; the res
     "The model `arch` with weights from a file or from memory"
     n = len(classes) if classes is not None else len(classes_of(dls)) if dls is not None else 1000
     said = source if isinstance(source, Path) else 'this checkpoint'
-    if arch is None: raise ValueError(f'{said} holds weights but not what they are the weights of: '
-                                      'give arch=, a timm name or a module.')
+    if arch is None: raise UserError(f'{said} holds weights but not what they are the weights of: '
+                                     'give arch=, a timm name or a module.')
     model = _made_of(arch, dls, n)
     sd = read_checkpoint(source, model)
     _refuse_other_tensors(sd, model, said, n)
@@ -658,7 +658,7 @@ def _from_file(path, arch, classes, dls): # A file or folder; the rest as for `_
     "Module (or Teacher, for a folder of `fit_teacher`) with the weights of a file."
     if path.is_dir(): return load_teacher(path)
     if not path.exists(): raise FileNotFoundError(f'{path} does not exist (looked in {Path.cwd()}).')
-    if path.suffix in _NOT_WEIGHTS: raise ValueError(f'{path} ' + _NOT_WEIGHTS[path.suffix].format(str(path)))
+    if path.suffix in _NOT_WEIGHTS: raise UserError(f'{path} ' + _NOT_WEIGHTS[path.suffix].format(str(path)))
     return _with_weights(path, arch, classes, dls)
 
 # %% ../nbs/03_teachers.ipynb #abee6d35
@@ -685,7 +685,7 @@ def _columns(obj, classes, dls): # A module; the classes that were given, or Non
     "(what its columns mean, the student's classes or None)"
     own, answers = classes if classes is not None else _named_columns(obj), None if dls is None else classes_of(dls)
     if own is None and answers is None:
-        raise ValueError('which classes do its logits mean? Give classes=[…] in the order of the columns, or dls.')
+        raise UserError('which classes do its logits mean? Give classes=[…] in the order of the columns, or dls.')
     return [str(c) for c in (own if own is not None else answers)], answers
 
 def as_teacher(
@@ -697,7 +697,7 @@ def as_teacher(
     arch=None,                   # For weights: timm name or module that they belong to
     **kw,                        # bias, mean, std, size, interpolation, probabilities: see `Teacher`
 ) -> Teacher:
-    """A teacher for these data, from anything that answers; `kw` as for `Teacher`. Raises `ValueError` where nothing
+    """A teacher for these data, from anything that answers; `kw` as for `Teacher`. Raises `UserError` where nothing
     says what the columns of the logits mean."""
     obj, name, classes, kw = _module_in(obj, dls, name, classes, arch, kw)
     if isinstance(obj, Teacher): return _for_classes(obj, dls)

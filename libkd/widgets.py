@@ -22,6 +22,7 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
 from fastcore.basics import patch
 from PIL import Image
+from . import UserError
 from .cache import LogitCache, as_list, plan_files
 from .diagnose import TokenMaps, among_shown, as_array, clean_images, ece, head_predictions, last_features
 from .diagnose import mean_attention_distance, per_uniform, plane, predictions, read_maps, roles_of
@@ -288,7 +289,7 @@ class Known:
 def _strings(values, n, what): # One each, or None; how many; what they are, for the error
     "`values` as strings, or their positions"
     if values is None: return [str(i) for i in range(n)]
-    if len(values) != n: raise ValueError(f'{len(values)} {what} for {n}; give one each, or leave them out')
+    if len(values) != n: raise UserError(f'{len(values)} {what} for {n}; give one each, or leave them out')
     return [str(v) for v in values]
 
 def _chosen(js, C, max_items, logits=1_000_000): # (n,) divergences; classes; how many images, numbers at most
@@ -327,15 +328,15 @@ class Explorer(View):
     def _check(self, T):
         if len(self.teachers) < 2:
             given = ', '.join(self.teachers) or 'none'
-            raise ValueError(f'disagreement needs two teachers or more; given: {given}')
-        if not .5 <= T <= 10: raise ValueError(f'T={T}; the slider goes from 0.5 to 10')
+            raise UserError(f'disagreement needs two teachers or more; given: {given}')
+        if not .5 <= T <= 10: raise UserError(f'T={T}; the slider goes from 0.5 to 10')
 
 # %% ../nbs/12_widgets.ipynb #f2634e2f
 @patch
 def _take(self:Explorer, imgs, preds, y, known, max_items): # As for `Explorer`, `imgs` in uint8; a `Known`
     "Keep what is shown: images, labels, names, answers"
     n, C = len(self.df), as_array(next(iter(preds.values()))).shape[1]
-    if len(imgs) != n: raise ValueError(f'{len(imgs)} images but predictions of {n}')
+    if len(imgs) != n: raise UserError(f'{len(imgs)} images but predictions of {n}')
     self.classes, self.names = _strings(known.classes, C, 'class names'), _strings(known.names, n, 'image names')
     self.rows = rows = _chosen(self.df.js.to_numpy(), C, max_items)
     self.imgs, self.y = imgs[rows], None if y is None else as_array(y).astype(int)[rows]
@@ -529,8 +530,8 @@ def _square(attn, tokens): # (n, L, H, N, N); names of the tokens before the pat
     "The grid of patches, where it is square"
     n = np.shape(attn)[-1] - len(tokens); side = round(n**.5)
     if side*side != n:
-        raise ValueError(f'{n} patches beside {len(tokens)} tokens are no square: give grid=(rows, columns), '
-                         'and tokens= with a name for each token that is no patch')
+        raise UserError(f'{n} patches beside {len(tokens)} tokens are no square: give grid=(rows, columns), '
+                        'and tokens= with a name for each token that is no patch')
     return side, side
 
 def explore_attention(source, # A `Learner`, a student, any timm ViT; a `TokenMaps`; pictures (n, H, W, 3) uint8
@@ -539,14 +540,14 @@ def explore_attention(source, # A `Learner`, a student, any timm ViT; a `TokenMa
                       grid=None, # With `attn`: (rows, columns) of patches, where they are no square
                       **kwargs, # For pictures: more of `TokenMaps`; for a model: dls, rows, … of `read_maps`
                       )->AttentionView: # Shows itself as the last line of a cell; has `.to_html(path)`, `.layer`
-    """Look through where the tokens of a transformer look. Raises `ValueError` for pictures without their attention,
+    """Look through where the tokens of a transformer look. Raises `UserError` for pictures without their attention,
     and where the two do not fit each other"""
     if attn is not None:
         source = TokenMaps(as_rgb(source), grid or _square(attn, tokens), attn, tuple(tokens), **kwargs)
     if isinstance(source, TokenMaps): return AttentionView(among_shown(source))
     if isinstance(source, (np.ndarray, torch.Tensor, list)):
-        raise ValueError('pictures alone have no attention: give it too, attn=(n, layers, heads, N, N), '
-                         'or give a model')
+        raise UserError('pictures alone have no attention: give it too, attn=(n, layers, heads, N, N), '
+                        'or give a model')
     rows = kwargs.pop('rows', 6)
     read = partial(read_maps, source, **kwargs)
     maps = read(rows=rows)
@@ -601,7 +602,7 @@ def explore_disagreement(self:Learner,
                          )->Explorer:
     "Look through the images on which the teachers of this student disagree"
     live = teachers_of(self, teachers)
-    if not live: raise ValueError(_ASK_FOR_TEACHERS)
+    if not live: raise UserError(_ASK_FOR_TEACHERS)
     preds, y = _beside_student(self, live, part)
     heads = head_predictions(self, part=part)
     known = dict(names=item_names(self.dls, part), classes=list(self.dls.vocab), heads=heads if len(heads) > 1 else {},
@@ -908,8 +909,8 @@ def explore_features(imgs, # (n, H, W, 3) uint8
                      **kwargs, # names, classes: see `Known`
                      )->FeatureMap:
     """Look at images as points: near each other where features are alike, with a shape for each case. Raises
-    `ValueError` where there are not as many features as images"""
-    if len(features) != len(imgs): raise ValueError(f'{len(features)} rows of features but {len(imgs)} images')
+    `UserError` where there are not as many features as images"""
+    if len(features) != len(imgs): raise UserError(f'{len(features)} rows of features but {len(imgs)} images')
     points, axes, note = plane(features, method, seed)
     df = sample_disagreement(preds, y, teachers=list(preds) if len(preds) == 1 else None)
     return FeatureMap(imgs, points, df, Known(**kwargs), axes, note)
@@ -942,11 +943,11 @@ def file_states(cache, # `LogitCache`
 
 # %% ../nbs/12_widgets.ipynb #e94d4f02
 def _places_of(dl, rows): # A loader that is bound to a cache; rows of the cache
-    "Positions of these rows in the data; `ValueError` where they are no training images"
+    "Positions of these rows in the data; `UserError` where they are no training images"
     place = {int(r): i for i, r in enumerate(dl.rows)}
     if missing := [int(r) for r in rows if int(r) not in place]:
-        raise ValueError(f'row {missing[0]} of the cache is no training image of these loaders; '
-                         'give the loaders it was built from')
+        raise UserError(f'row {missing[0]} of the cache is no training image of these loaders; '
+                        'give the loaders it was built from')
     return [place[int(r)] for r in rows]
 
 def _view_pictures(cache, dls, rows): # `rows`: positions in the cache

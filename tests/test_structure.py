@@ -197,6 +197,19 @@ def test_no_function_or_method_replaces_another():
     assert len(found) > 400 and not (twice := {m for m in found if found.count(m) > 1}), twice
 
 
+def functions_that_raise(room, error):
+    "Names of the functions of a room that raise this class, by name"
+    for node in ast.walk(tree(room)):
+        if not isinstance(node, ast.FunctionDef): continue
+        raised = [n.exc for n in ast.walk(node) if isinstance(n, ast.Raise)]
+        if error in {getattr(getattr(e, 'func', e), 'id', '') for e in raised}: yield f'{room}.{node.name}'
+
+
+def test_what_users_can_mend_is_a_user_error():
+    "A bare `ValueError` stays inside: a value that is no such kind, a question that no page asks"
+    assert {f for room in ROOMS for f in functions_that_raise(room, 'ValueError')} == {'runs._read', 'widgets.answer'}
+
+
 def code_of(cell): return ast.parse(re.sub(r'(?m)^\s*[%!].*$', '', text(cell)))
 
 

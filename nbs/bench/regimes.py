@@ -170,7 +170,9 @@ def student_of(cell):
 
 def protocol(cell, seeds=None):
     "The study of a cell, on the test part: the taught student against the untaught one"
-    seeds = seeds or ((0, 1, 2, 3) if cell.pictures == 'clothes' else (0, 1, 2))      # clothes have 372 test images
+    # three seeds; a fourth on the clothes, which have 372 test images, in the three cells that were planned first
+    many = cell.pictures == 'clothes' and cell.labels not in (10, 100)
+    seeds = seeds or ((0, 1, 2, 3) if many else (0, 1, 2))
     base = dict(cell=cell.name, **student_of(cell))
     arms = dict(untaught=base, taught=dict(base, teaching=teaching_of(cell)))
     asks = f'{cell.name}: is the taught student more accurate than the untaught one, in equally many steps?'
