@@ -124,9 +124,17 @@ def test_sixteen_cells_and_each_asks_one_question_beforehand():
         assert p.pairs[0] == ('taught', 'untaught', 'teaching') and p.part == 'test' and len(p.seeds) >= 3
 
 
-@pytest.mark.parametrize('name', regimes.CELLS)
+def test_where_a_gain_comes_from_is_asked_step_by_step():
+    p = regimes.split(regimes.CELLS['cifar-100-pretrained'])
+    assert [*p.arms] == ['untaught', *regimes.SPLIT] and len(p.pairs) == 1 + len(regimes.SPLIT)
+    assert {one for _, _, one in p.pairs[2:]} == {'teaching.split'} and p.part == 'test'
+
+
+STUDIES = {c: regimes.protocol for c in regimes.CELLS} | {'split-cifar-100-pretrained': regimes.split}
+
+@pytest.mark.parametrize('name', STUDIES)
 def test_the_rows_in_the_repository_are_of_the_protocol_that_the_code_has(name):
-    p, folder = regimes.protocol(regimes.CELLS[name]), regimes.ROWS/name
+    p, folder = STUDIES[name](regimes.CELLS[name.removeprefix('split-')]), regimes.ROWS/name
     if not folder.exists(): pytest.skip('not measured yet')
     assert evidence.read_protocol(folder).key == p.key
     rows = evidence.study_rows(p, folder)

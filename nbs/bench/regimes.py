@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np, torch
 from fastai.torch_core import default_device
 from joblib import Parallel, delayed
-from libkd.arms import Job, StoreJob, TeacherJob, arm_dls, finished, prepare_cache, run_samples, run_teacher, train_arm
+from libkd.arms import (Job, StoreJob, TeacherJob, arm_dls, finished, prepare_cache, run_samples, run_teacher,
+                        split_arms, train_arm)
 from libkd.diagnose import accuracy, predictions
 from libkd.evidence import Protocol, answers_of_study, do_study
 from libkd.files import data_home, write_once
@@ -92,6 +93,7 @@ STUDENT = dict(student='civt_nano', args=dict(depth=2, embed_dim=64), size=32, b
 SMALL = dict(STUDENT, args=dict(depth=2, embed_dim=64, patch_size=4), size=16, lr=.002)
 TEACHING = dict(mini=dict(views=4, T=2., label_weight=.25), pretrained=dict(T=2., label_weight=.1))
 VIEWS = dict(cifar=5, strays=4, clothes=8)      # about 50,000 answers of a published teacher, as `run_defaults` asks
+SPLIT = split_arms(READY, CONV, INV, weights=1., **TEACHING['pretrained'])      # those of `libkd run -p arms=split`
 
 
 def teaching_of(cell):
@@ -155,9 +157,9 @@ def train(archive, part, cell, arm, seed, student, args, size, bs, lr, wd, fresh
 
 def taught_by(archive, cell, setting, steps, teaching):
     "(`places` with the store, its key, the teachers, how the student is taught); teachers learn for so many steps"
-    how = dict(teaching)
+    how = dict(weights=1.) | teaching
     places, key, teachers = answers_of(cell, how.pop('teachers'), how.pop('views'), steps, setting, archive)
-    return places, key, teachers, dict(how, weights=1.)
+    return places, key, teachers, SPLIT[how['split']] if 'split' in how else how
 
 
 # -- the studies ------------------------------------------------------------------------------------
@@ -177,6 +179,19 @@ def protocol(cell, seeds=None):
     arms = dict(untaught=base, taught=dict(base, teaching=teaching_of(cell)))
     asks = f'{cell.name}: is the taught student more accurate than the untaught one, in equally many steps?'
     return Protocol(cell.name, asks, arms, (('taught', 'untaught', 'teaching'),), seeds, effect=1.,
+                    budget=f'{len(seeds)} seeds of {base["steps"]} steps of {base["bs"]} pictures, each on one thread')
+
+
+def split(cell, seeds=(0, 1, 2)):
+    "The study of where a gain comes from, on the test part: each arm differs in one thing from the one before it"
+    base = dict(cell=cell.name, **student_of(cell))
+    told = dict(teachers=[READY, CONV, INV], views=VIEWS[cell.pictures])
+    arms = dict(untaught=base) | {a: dict(base, teaching=dict(told, split=a)) for a in SPLIT}
+    first, *steps = zip(arms, [*arms][1:])
+    one_by_one = ((*first[::-1], 'teaching'), *((b, a, 'teaching.split') for a, b in steps))
+    asks = f'{cell.name}: is a student of published weights and an involution more accurate than the untaught one?'
+    pairs = ('taught', 'untaught', 'teaching'), *one_by_one
+    return Protocol(f'split-{cell.name}', asks, arms, pairs, seeds, effect=1.,
                     budget=f'{len(seeds)} seeds of {base["steps"]} steps of {base["bs"]} pictures, each on one thread')
 
 
@@ -237,12 +252,14 @@ def main(argv=None):
     ask.add_argument('cells', nargs='*', help=f"which of {', '.join(CELLS)}; none: all")
     ask.add_argument('--cifar', help="the archive of CIFAR-10's training images, cifar10-train/<class>/<image>, "
                                      'for cifar and strays')
-    ask.add_argument('--pilot', action='store_true', help='choose defaults on validation images')
+    what = ask.add_mutually_exclusive_group()
+    what.add_argument('--pilot', action='store_true', help='choose defaults on validation images')
+    what.add_argument('--split', action='store_true', help='ask where the gain of a published teacher comes from')
     ask.add_argument('--most', type=int, help='stop after so many jobs of each study')
     ask.add_argument('--jobs', type=int, default=1, help='trainings at the same time')
     said = ask.parse_args(argv)
     for name in said.cells or CELLS:
-        p = (pilot if said.pilot else protocol)(CELLS[name])
+        p = (pilot if said.pilot else split if said.split else protocol)(CELLS[name])
         print(f'{p.study}: {len(p.jobs)} jobs', flush=True)
         if said.jobs > 1: prepare(p, said.cifar, said.jobs)
         folder = ROWS/'trials'/p.study if said.pilot else ROWS/p.study
