@@ -1,4 +1,4 @@
-"""What a distillation loss asks of a student, at which scale and with which gradient; several teachers at once."""
+"""Say what each of six losses asks of a student, at which scale, with which gradient; combine several teachers."""
 # Made from the modules by `make prepare`: do not edit
 from torch import Tensor
 from typing import Any, NamedTuple
