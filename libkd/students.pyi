@@ -1,4 +1,4 @@
-"""Build a vision transformer that listens to several teachers at once, one token for each."""
+"""Build a vision transformer with one token for each teacher, at any image size, and say what its tokens are."""
 # Made from the modules by `make prepare`: do not edit
 from timm.layers import Attention
 from timm.models import VisionTransformer
