@@ -180,6 +180,56 @@ def _cpu_forward(jit, load, store, fma, zero, L): # numba's compiler, the four i
                         store(y, c2*Ho*Wo + o, a2); store(y, c3*Ho*Wo + o, a3)
     return jit(forward)
 
+# %% ../nbs/02_involution.ipynb #163b7314
+@functools.cache
+def _compiled(kernel, L): # One of the kernels; lanes
+    "Its machine code, made when it is first called; `nogil` lets threads of ours run side by side"
+    import numba
+    jit = numba.njit(nogil=True, fastmath=True, cache=False, error_model='numpy')
+    return kernel(jit, *_lanes_of_cpu(L), L)
+
+# %% ../nbs/02_involution.ipynb #a9de6846
+def _lanes_for(width): return next((L for L in (16, 4) if L <= width), 1)  # Columns of the output
+
+def _flat(x): return x.contiguous().flatten().numpy()  # Any tensor of a CPU
+
+def _float32(part): return part if part.dtype == torch.float32 else torch.empty(part.shape)  # Part of a result
+
+def _where(phases, K): # Phases as of `_split`
+    "Number of maps, channels, numbers a channel and a row, and how far each tap is from the first"
+    (s, _, n, G, Cg, h, w), k = phases.shape, torch.arange(K)
+    off = (k[:, None] % s*s + k % s)*(n*G*Cg*h*w) + k[:, None]//s*w + k//s
+    return n*G, Cg, h*w, w, off.flatten().numpy()
+
+def _each_chunk(work, x):
+    "`work` on each slice of the batch, on as many threads as torch may use"
+    def quietly(b):
+        with torch.inference_mode(): work(b)
+    chunks = list(_chunks(x))
+    threads = min(torch.get_num_threads(), len(chunks))
+    if threads < 2: return [quietly(b) for b in chunks]
+    with ThreadPoolExecutor(threads) as pool: return list(pool.map(quietly, chunks))
+
+# %% ../nbs/02_involution.ipynb #10d64c74
+def _room(K, width, L): # Taps a side, columns of the output, lanes
+    "Rows of a band, 256 places or so, and memory for their taps"
+    band, tiles = max(1, 256//max(1, width)), -(-width//L)
+    return band, torch.empty(band*tiles*K*K*L).numpy()
+
+@torch.library.custom_op('libkd::involution2d_fast', mutates_args=())
+def _fast(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    "Involution by machine code of numba, float32 inside"
+    K, G, (Ho, Wo), H = math.isqrt(weight.shape[2]), weight.shape[1], weight.shape[-2:], x.shape[2]
+    x, weight, out, L = x.detach(), weight.detach(), _output(x, weight, stride), _lanes_for(weight.shape[-1])
+    def work(b):
+        phases, y, (band, taps) = _split(x[b], G, K, stride), _float32(out[b]), _room(K, Wo, L)
+        N, Cg, plane, width, off = _where(phases, K)
+        _compiled(_cpu_forward, L)(_flat(phases), _flat(weight[b].float()), _flat(y), off, taps, N, Cg, H, Ho, Wo, K,
+                                   stride, plane, width, band)
+        if y.dtype != out.dtype: out[b] = y
+    _each_chunk(work, x)
+    return out
+
 # %% ../nbs/02_involution.ipynb #63217e1c
 def _cpu_column(jit, load, store, fma, zero, L): # As for `_cpu_forward`
     "What four channels of one row give to the places under them"
@@ -242,56 +292,6 @@ def _cpu_grad_w(jit, load, store, fma, zero, L): # As for `_cpu_forward`
                     store(gw, (n*M + k)*Y + o, a0); store(gw, (n*M + k1)*Y + o, a1)
                     store(gw, (n*M + k2)*Y + o, a2); store(gw, (n*M + k3)*Y + o, a3)
     return jit(grad_w)
-
-# %% ../nbs/02_involution.ipynb #163b7314
-@functools.cache
-def _compiled(kernel, L): # One of the three above; lanes
-    "Its machine code, made when it is first called; `nogil` lets threads of ours run side by side"
-    import numba
-    jit = numba.njit(nogil=True, fastmath=True, cache=False, error_model='numpy')
-    return kernel(jit, *_lanes_of_cpu(L), L)
-
-# %% ../nbs/02_involution.ipynb #a9de6846
-def _lanes_for(width): return next((L for L in (16, 4) if L <= width), 1)  # Columns of the output
-
-def _flat(x): return x.contiguous().flatten().numpy()  # Any tensor of a CPU
-
-def _float32(part): return part if part.dtype == torch.float32 else torch.empty(part.shape)  # Part of a result
-
-def _where(phases, K): # Phases as of `_split`
-    "Number of maps, channels, numbers a channel and a row, and how far each tap is from the first"
-    (s, _, n, G, Cg, h, w), k = phases.shape, torch.arange(K)
-    off = (k[:, None] % s*s + k % s)*(n*G*Cg*h*w) + k[:, None]//s*w + k//s
-    return n*G, Cg, h*w, w, off.flatten().numpy()
-
-def _each_chunk(work, x):
-    "`work` on each slice of the batch, on as many threads as torch may use"
-    def quietly(b):
-        with torch.inference_mode(): work(b)
-    chunks = list(_chunks(x))
-    threads = min(torch.get_num_threads(), len(chunks))
-    if threads < 2: return [quietly(b) for b in chunks]
-    with ThreadPoolExecutor(threads) as pool: return list(pool.map(quietly, chunks))
-
-# %% ../nbs/02_involution.ipynb #10d64c74
-def _room(K, width, L): # Taps a side, columns of the output, lanes
-    "Rows of a band, 256 places or so, and memory for their taps"
-    band, tiles = max(1, 256//max(1, width)), -(-width//L)
-    return band, torch.empty(band*tiles*K*K*L).numpy()
-
-@torch.library.custom_op('libkd::involution2d_fast', mutates_args=())
-def _fast(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    "Involution by machine code of numba, float32 inside"
-    K, G, (Ho, Wo), H = math.isqrt(weight.shape[2]), weight.shape[1], weight.shape[-2:], x.shape[2]
-    x, weight, out, L = x.detach(), weight.detach(), _output(x, weight, stride), _lanes_for(weight.shape[-1])
-    def work(b):
-        phases, y, (band, taps) = _split(x[b], G, K, stride), _float32(out[b]), _room(K, Wo, L)
-        N, Cg, plane, width, off = _where(phases, K)
-        _compiled(_cpu_forward, L)(_flat(phases), _flat(weight[b].float()), _flat(y), off, taps, N, Cg, H, Ho, Wo, K,
-                                   stride, plane, width, band)
-        if y.dtype != out.dtype: out[b] = y
-    _each_chunk(work, x)
-    return out
 
 # %% ../nbs/02_involution.ipynb #dcd8c51e
 @torch.library.custom_op('libkd::involution2d_fast_backward', mutates_args=())
