@@ -578,7 +578,7 @@ def export_int8(saved, # `Saved`
                 file, # What is written
                 calibrate, # Training pictures, arrays (H, W, 3) uint8: a hundred or more
                 pictures, # Validation pictures, arrays (H, W, 3) uint8
-               labels, # Which of `saved.classes` each of these is
+                labels, # Which of `saved.classes` each of these is
                )->str: # What the rounding costs, in a sentence
     """Write the graph of `picture_onnx` with eight-bit weights, and measure it; `ImportError` where onnxruntime is
     missing, `UserError` without pictures"""
