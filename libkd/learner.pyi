@@ -1,4 +1,4 @@
-"""Student, teachers and a published method become one ordinary fastai `Learner`; a method of yours takes twenty lines."""
+"""Student, teachers and a published method become one fastai `Learner`; a method of your own takes twenty lines."""
 # Made from the modules by `make prepare`: do not edit
 from .cache import LogitCache
 from .distill import MultiTeacherDistill
