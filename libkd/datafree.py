@@ -8,7 +8,7 @@ __all__ = ['TERMS', 'bn_layers', 'bn_loss', 'tv_loss', 'l2_loss', 'competition_l
 
 # %% ../nbs/09_datafree.ipynb #e56a731d
 import base64, copy, io, json, math, shutil, sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Callable
 
@@ -297,23 +297,25 @@ def _plan_of(folder):
         raise FileExistsError(f'{folder} exists and is not a folder of synthetic images (no readable card.json). '
                               f'Give another folder; this one is not touched.') from None
 
-def _found(folder, plan): # `plan`: from `_planned`
+def _found(folder, plan, overwrite=False): # `plan`: from `_planned`; as for `synthesize`: ours is as good as not there
     "Is this folder's card there, and does it say the same? `UserError` where it says something else"
     if not folder.exists(): return False
     begun = lambda p: p.name == '.lock' or p.name.startswith('.card.json')       # a card that was never whole
     if folder.is_dir() and all(map(begun, folder.iterdir())): return False
     old = _plan_of(folder)
+    if overwrite: return False
     for k, new in _flat_plan(plan).items():
         if old.get(k) != new:
             raise UserError(f'{folder} was made with {k} = {old.get(k)}; asked for is {k} = {new}. Give the same '
                             f'arguments, another folder, or overwrite=True.')
     return True
 
-def _clear_ours(folder, plan): # `plan`: from `_planned`
-    "Remove a folder that is ours"
-    try: _found(folder, plan)
-    except ValueError: pass
+# %% ../nbs/09_datafree.ipynb #5c1d0a78
+def _clear_ours(folder, part): # Both ours; whoever calls holds the lock of `part`, which stays
     shutil.rmtree(folder, ignore_errors=True)
+    for p in part.iterdir():
+        if p.is_dir(): shutil.rmtree(p)
+        elif p.name != '.lock': p.unlink()
 
 # %% ../nbs/09_datafree.ipynb #67ae9f8c
 def _picture(im): # (3, H, W), 0 to 1
@@ -373,6 +375,12 @@ def _files_of(folder, plan): # See `synthesize`
     return [(c, files(c, js)) for c, js in _batches_of_classes(len(plan['classes']), plan['per_class'], plan['bs'])]
 
 # %% ../nbs/09_datafree.ipynb #7604f9d8
+def _write_card(folder, plan): # `plan`: from `_planned`
+    about = ('Synthetic images, made by gradient from the statistics that these teachers remember. '
+             'No image here was photographed; labels are what the teachers were asked for.')
+    versions = dict(libkd=__version__, torch=torch.__version__, timm=timm.__version__)
+    publish_json(folder/'card.json', dict(about=about, plan=plan, versions=versions))
+
 @contextmanager
 def _readers(teachers, device):
     "Of each teacher the function that `inside` gives, and its BatchNorm layers"
@@ -382,6 +390,8 @@ def _readers(teachers, device):
 
 def _make_missing(folder, plan, teachers, rival): # `plan`: from `_planned`; `rival`: from `_rival`, or None
     "The batches that are missing"
+    if not _found(folder, plan): _write_card(folder, plan)
+    for f in folder.rglob('.*.tmp'): f.unlink()                         # of calls that were killed
     device, batches = teachers[0].device, dict(enumerate(_files_of(folder, plan)))
     todo = {k: b for k, b in batches.items() if not all(f.is_file() for f in b[1])}
     bar = _Watch(len(batches)*plan['steps'], (len(batches) - len(todo))*plan['steps'])
@@ -402,12 +412,6 @@ def _rival(student, plan): # As for `synthesize`; from `_planned`
     t.size = t.size or (plan['size'],)*2                 # a transformer wants its size at half resolution, too
     plan['student'] = t.fingerprint
     return t
-
-def _write_card(folder, plan): # `plan`: from `_planned`
-    about = ('Synthetic images, made by gradient from the statistics that these teachers remember. '
-             'No image here was photographed; labels are what the teachers were asked for.')
-    versions = dict(libkd=__version__, torch=torch.__version__, timm=timm.__version__)
-    publish_json(folder/'card.json', dict(about=about, plan=plan, versions=versions))
 
 def _complete(folder, plan): # `plan`: from `_planned`
     "The folder, if its images are all there"
@@ -447,15 +451,17 @@ def synthesize(
     plan = _planned(teachers, size, terms, student, numbers)
     rival = None if student is None else _rival(student, plan)
     part = folder.with_name(f'{folder.name}.unfinished')
-    if overwrite: _clear_ours(folder, plan); _clear_ours(part, plan)
-    if _found(folder, plan): return _complete(folder, plan)
+    if _found(folder, plan, overwrite): return _complete(folder, plan)
+    _found(part, plan, overwrite)                                       # refused before a lock is put there
     with locked(part, what='making'):
-        if not _found(part, plan): _write_card(part, plan)
-        for f in part.rglob('.*.tmp'): f.unlink()                       # of calls that were killed
-        _make_missing(part, plan, teachers, rival)
+        made = _found(folder, plan, overwrite)                          # by another process, since we looked
+        if overwrite: _clear_ours(folder, part)
+        if not made: _make_missing(part, plan, teachers, rival)
     (part/'.lock').unlink(missing_ok=True)
-    part.rename(folder)
-    return folder
+    if not made: part.rename(folder)
+    else:
+        with suppress(OSError): part.rmdir()                            # unless somebody is there again
+    return _complete(folder, plan)
 
 # %% ../nbs/09_datafree.ipynb #97fd1fed
 def _coverage(share): # (C,) shares of the classes

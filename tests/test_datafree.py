@@ -373,6 +373,32 @@ def test_two_writers_are_one_too_many(tmp_path):
     with locked(tmp_path/'a.unfinished'), pytest.raises(LockedError, match=said): make(tmp_path/'a')
 
 
+@pytest.mark.parametrize('whole', [True, False], ids=['whole', 'unfinished'])
+def test_nothing_is_cleared_while_another_writes(tmp_path, whole):
+    before = pixels(make(tmp_path/'a'))
+    if not whole: (tmp_path/'a').rename(tmp_path/'a.unfinished')
+    with locked(tmp_path/'a.unfinished'), pytest.raises(LockedError): make(tmp_path/'a', seed=1, overwrite=True)
+    assert pixels(tmp_path/('a' if whole else 'a.unfinished')) == before
+    assert pixels(make(tmp_path/'a', seed=1, overwrite=True)) != before and os.listdir(tmp_path) == ['a']
+
+
+def test_what_another_has_made_meanwhile_is_opened(tmp_path, monkeypatch):
+    def late(part, **kw):
+        monkeypatch.undo()
+        make(tmp_path/'a')                                     # between our look and our lock
+        monkeypatch.setattr(D, '_dream', lambda *a: 1/0)
+        return locked(part, **kw)
+    monkeypatch.setattr(D, 'locked', late)
+    assert len(pixels(make(tmp_path/'a'))) == 12 and os.listdir(tmp_path) == ['a']
+
+
+def test_both_folders_are_ours_before_one_is_cleared(tmp_path):
+    before = pixels(make(tmp_path/'a'))
+    (tmp_path/'a.unfinished').mkdir(); (tmp_path/'a.unfinished'/'thesis.txt').write_text('…')
+    with pytest.raises(FileExistsError, match='not touched'): make(tmp_path/'a', seed=1, overwrite=True)
+    assert pixels(tmp_path/'a') == before and (tmp_path/'a.unfinished'/'thesis.txt').read_text() == '…'
+
+
 # -- bad input -----------------------------------------------------------------------------------------------------------
 
 def broken(**kw):
