@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib, inspect, os, random, re, shutil, tempfile, warnings, weakref, zlib
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import isqrt
 from pathlib import Path
 
@@ -503,10 +504,16 @@ class LabelLoss:
     ) -> torch.Tensor: # (B,)
         "Classes, as `base` decides"
         return getattr(self.base, 'decodes', lambda o: o)(x)
-    def to(self, device): return self
+    def to(self, device):
+        "Tensors of `base`, such as weights of classes, go along: fastai moves those of its own losses only"
+        given = getattr(self.base, 'keywords', {}).items()       # of a partial
+        if hasattr(self.base, 'to'): self.base.to(device)
+        if there := {k: v.to(device) for k, v in given if torch.is_tensor(v)}: self.base = partial(self.base, **there)
+        return self
 
     # Logits (B,C); labels (B,), those of views with their `ride`; 'none' is what fastai's `get_preds` asks for
     def __call__(self, pred, y, reduction=None):
+        self.to(pred.device)
         ride = getattr(y, 'ride', None)
         if ride is not None and (ride.mixed or ride.unlabelled):
             return weighted_loss(self.base, pred, y, ride, reduction)

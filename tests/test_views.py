@@ -378,6 +378,28 @@ def test_a_loss_takes_no_argument_that_it_would_drop():
         with pytest.raises(TypeError, match='weight'): LabelLoss(nn.functional.cross_entropy)(torch.randn(18, 3), labels, weight=torch.ones(3))
 
 
+WEIGHED = dict(torch=lambda w: nn.CrossEntropyLoss(weight=w), fastai=lambda w: CrossEntropyLossFlat(weight=w),
+               partial=lambda w: partial(nn.functional.cross_entropy, weight=w))
+
+def weights_in(base): return base.keywords['weight'] if isinstance(base, partial) else getattr(base, 'func', base).weight
+
+@pytest.mark.parametrize('kind', WEIGHED)
+def test_weights_of_classes_are_where_the_logits_are(kind):
+    loss = LabelLoss(WEIGHED[kind](torch.ones(3)))
+    assert loss(torch.randn(4, 3), torch.zeros(4, dtype=torch.long)).isfinite() and weights_in(loss.base).device.type == 'cpu'
+    assert loss(torch.empty(4, 3, device='meta'), torch.zeros(4, dtype=torch.long, device='meta')).device.type == 'meta'
+    assert weights_in(loss.base).device.type == 'meta'
+
+
+def test_weights_of_classes_follow_views_too():
+    y = tiny.loaders(unlabelled=12, bs=18).train.one_batch()[1]
+    there = y.to('meta')
+    there.ride = y.ride
+    loss = LabelLoss(CrossEntropyLossFlat(weight=torch.ones(3)))
+    assert loss(torch.empty(18, 3, device='meta'), there, reduction='none').device.type == 'meta'
+    assert weights_in(loss.base).device.type == 'meta'
+
+
 def test_unlabelled_samples_do_not_train_the_labels():
     dls = tiny.loaders(unlabelled=10)
     x, y = tiny.loaders(unlabelled=10, bs=18).one_batch()
