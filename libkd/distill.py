@@ -25,9 +25,9 @@ from .teachers import Teacher, stats_of
 
 # %% auto #0
 __all__ = ['route_by_bias', 'checked_route', 'unwrap', 'full_route', 'Live', 'Stored', 'sources_of', 'ask_all_heads', 'by_head',
-           'KeepViews', 'refuse_no_batches', 'label_term', 'processes', 'label_share', 'teacher_terms', 'Means',
-           'TermMetric', 'TermColumns', 'checked_setting', 'value_at', 'for_each', 'checked_loss', 'sample_weights',
-           'one_loss', 'refuse_nonfinite', 'single_labels', 'refuse_no_target', 'Advisors', 'MultiTeacherDistill']
+           'KeepViews', 'label_term', 'processes', 'label_share', 'teacher_terms', 'Means', 'TermMetric', 'TermColumns',
+           'checked_setting', 'value_at', 'for_each', 'checked_loss', 'sample_weights', 'one_loss', 'refuse_nonfinite',
+           'single_labels', 'refuse_no_target', 'refuse_no_batches', 'Advisors', 'MultiTeacherDistill']
 
 # %% ../nbs/07_distill.ipynb #d3d2155f
 def route_by_bias(heads:tuple, # The student's heads, e.g. ('cls', 'conv', 'inv')
@@ -72,6 +72,7 @@ def unwrap(model:nn.Module, # A student, perhaps wrapped
         if inner is None: return model
         model = inner
 
+# %% ../nbs/07_distill.ipynb #554ce0cf
 def full_route(model:nn.Module, # The student, perhaps wrapped
                biases:dict, # teacher name -> bias
                given:dict=None, # A route by hand; None: by bias
@@ -193,15 +194,6 @@ class KeepViews(Callback):
         epoch, order = self.stood
         if epoch is not None: self.dls.train.epoch = epoch
         if order is not None: self.dls.train.rng.setstate(order)
-
-def refuse_no_batches(dls, # fastai `DataLoaders`
-                     ):
-    "`UserError` where an epoch would have no batch: nothing would be trained, and nothing said"
-    if len(dls.train): return
-    n, bs = len(dls.train_ds), dls.train.bs
-    if not n: raise UserError("There is no training image to learn from.")
-    raise UserError(f"An epoch would have no batch: {n} training images, batches of {bs}, and the last, smaller one "
-                    f"is dropped. Make the loaders with bs={n} or less.")
 
 # %% ../nbs/07_distill.ipynb #cea58ebf
 def label_term(z:dict, # head -> logits (B, C)
@@ -328,6 +320,7 @@ def for_each(value, # One for all, or a dict teacher -> value that names some
         if n not in names: raise UserError(f"{what} names a teacher {n!r} that is not there.{did_you_mean(n, names)}")
     return {n: given.get(n, default) for n in names}
 
+# %% ../nbs/07_distill.ipynb #65cdd4b8
 def checked_loss(loss, # Function or name of `libkd.losses`
                  teacher:str, # Whose, for the error
                 )->Callable: # The loss itself, or the one of that name
@@ -361,6 +354,7 @@ def _checked_weights(w, shape): # What `weigh` gave; (teachers, samples)
         f"weigh must give a finite number, 0 or more, for each of {shape[0]} teachers and {shape[1]} samples, "
         f"{tuple(shape)}; it gave {tuple(w.shape)}, from {w.min().item():g} to {w.max().item():g}.")
 
+# %% ../nbs/07_distill.ipynb #6302872e
 def one_loss(loss:Callable, # From `checked_loss`
              ours, # Logits of the student (B, C)
              theirs, # The teacher's, (B, C) or `TopK`
@@ -405,6 +399,16 @@ def refuse_no_target(loss:Callable, # Of a teacher
     way = 'without mixing' if 'mixed' in why else 'on labelled samples'
     raise UserError(f"{loss.__name__} of teacher {teacher} treats the labelled class apart, and {why}. "
                     f"Use a loss without target ({others}), or train {way}.")
+
+# %% ../nbs/07_distill.ipynb #f534f2c0
+def refuse_no_batches(dls, # fastai `DataLoaders`
+                     ):
+    "`UserError` where an epoch would have no batch: nothing would be trained, and nothing said"
+    if len(dls.train): return
+    n, bs = len(dls.train_ds), dls.train.bs
+    if not n: raise UserError("There is no training image to learn from.")
+    raise UserError(f"An epoch would have no batch: {n} training images, batches of {bs}, and the last, smaller one "
+                    f"is dropped. Make the loaders with bs={n} or less.")
 
 # %% ../nbs/07_distill.ipynb #27a53b4d
 def _settings_for(value, names, what, **kw): # As for `for_each`; of `checked_setting`
@@ -479,6 +483,37 @@ class MultiTeacherDistill(Advisors):
         self.learn.loss = self.loss_grad.detach().clone()
         self.means.add(terms)
 
+# %% ../nbs/07_distill.ipynb #248bf0ed
+@patch
+def note(self:MultiTeacherDistill)->str:
+    "What a richer callback adds to the line of `distill_learner`"
+    return ''
+
+@patch(as_prop=True)
+def teachers(self:MultiTeacherDistill)->list[Teacher]:
+    "The `Teacher` objects of this process: live ones, and those that built the caches"
+    return [t for source in self.sources for t in source.teachers]
+
+@patch(as_prop=True)
+def cache(self:MultiTeacherDistill)->LogitCache | None:
+    "The first `LogitCache`, or None"
+    return next((source.cache for source in self.sources if isinstance(source, Stored)), None)
+
+@patch
+def refuse_second(self:MultiTeacherDistill):
+    "`UserError` where two callbacks would advise one student"
+    if sum(isinstance(cb, MultiTeacherDistill) for cb in self.learn.cbs) > 1: raise UserError(
+        "Two MultiTeacherDistill are in this learner. Give one of them all teachers: MultiTeacherDistill([a, b]); "
+        "or remove the first: learn.remove_cb(MultiTeacherDistill).")
+
+@patch
+def refuse_idle(self:MultiTeacherDistill):
+    "`UserError` where a fit would train nothing, or nobody could teach"
+    if not self.sources: raise UserError(
+        "This learner was exported, and its teachers stayed behind. Give it teachers again with distill_learner, "
+        "or remove the callback: learn.remove_cb(MultiTeacherDistill).")
+    refuse_no_batches(self.dls)
+
 # %% ../nbs/07_distill.ipynb #deced666
 @patch
 def terms(self:MultiTeacherDistill)->dict: # 'label' and teachers -> scalar
@@ -515,37 +550,6 @@ def ask(self:MultiTeacherDistill)->dict: # teacher -> logits (B, C), or `TopK`
     "What every teacher says about the batch at hand"
     return {n: z for source in self.sources for n, z in source(self.learn).items()}
 
-# %% ../nbs/07_distill.ipynb #248bf0ed
-@patch
-def note(self:MultiTeacherDistill)->str:
-    "What a richer callback adds to the line of `distill_learner`"
-    return ''
-
-@patch(as_prop=True)
-def teachers(self:MultiTeacherDistill)->list[Teacher]:
-    "The `Teacher` objects of this process: live ones, and those that built the caches"
-    return [t for source in self.sources for t in source.teachers]
-
-@patch(as_prop=True)
-def cache(self:MultiTeacherDistill)->LogitCache | None:
-    "The first `LogitCache`, or None"
-    return next((source.cache for source in self.sources if isinstance(source, Stored)), None)
-
-@patch
-def refuse_second(self:MultiTeacherDistill):
-    "`UserError` where two callbacks would advise one student"
-    if sum(isinstance(cb, MultiTeacherDistill) for cb in self.learn.cbs) > 1: raise UserError(
-        "Two MultiTeacherDistill are in this learner. Give one of them all teachers: MultiTeacherDistill([a, b]); "
-        "or remove the first: learn.remove_cb(MultiTeacherDistill).")
-
-@patch
-def refuse_idle(self:MultiTeacherDistill):
-    "`UserError` where a fit would train nothing, or nobody could teach"
-    if not self.sources: raise UserError(
-        "This learner was exported, and its teachers stayed behind. Give it teachers again with distill_learner, "
-        "or remove the callback: learn.remove_cb(MultiTeacherDistill).")
-    refuse_no_batches(self.dls)
-
 # %% ../nbs/07_distill.ipynb #80c985f3
 @patch
 def arrangement(self:MultiTeacherDistill)->dict: # Plain JSON
@@ -556,7 +560,7 @@ def arrangement(self:MultiTeacherDistill)->dict: # Plain JSON
                 label_weight=schedule_identity(self.label_weight), schedule=schedule_identity(self.schedule),
                 route=self.routed(self.model), weigh=identity(self.weigh))
 
-def _loss_tried(loss): # Of a teacher; its identity, on two fixed answers to three classes
+def _loss_tried(loss): # Of a teacher; its identity, on two fixed answers (3, 4)
     z = torch.linspace(-2, 2, 24).view(2, 3, 4)
     return loss_identity(loss, z[0], z[1].flip(1), torch.tensor([0, 1, 2]), T=2.)
 
