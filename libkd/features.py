@@ -744,9 +744,6 @@ def __getstate__(self:FeatureDistill):
     gone = ('rule', 'given', 'ramp', 'feature_weight', 'advisor', 'store', 'theirs', 'feats', 'reads')
     return {**super(FeatureDistill, self).__getstate__(), **dict.fromkeys(gone)}
 
-# %% ../nbs/08_features.ipynb #a320ea9f
-__getattr__ = moved(__name__, cakd_ramp='learner')      # where it stood before
-
 # %% ../nbs/08_features.ipynb #fe22db9d
 class _Pulls(Callback):
     "How long two gradients are at the first step: of the loss, and of a rule's terms at weight 1; then the fit ends"
@@ -768,3 +765,6 @@ def equal_pull(
     others, rule = pulls.lengths
     if others > 0 and rule > 0: return others/rule
     raise UserError(f"Nothing can be weighed: the gradient of {'the rule' if others else 'all other terms'} is 0.")
+
+# %% ../nbs/08_features.ipynb #a320ea9f
+__getattr__ = moved(__name__, cakd_ramp='learner')      # where it stood before
