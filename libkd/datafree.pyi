@@ -1,4 +1,4 @@
-"""Turn trained networks into an image folder without seeing their images, and teach a student with it."""
+"""Turn trained networks into an image folder without seeing their images, measure it, and teach a student with it."""
 # Made from the modules by `make prepare`: do not edit
 from .teachers import Teacher
 from PIL import Image
