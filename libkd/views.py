@@ -38,7 +38,7 @@ __all__ = ['STEP', 'RATIOS', 'LIGHT', 'WINDOW', 'MIX', 'ERASE', 'BETA', 'ViewErr
            'as_policy', 'shifted', 'coloured', 'erase_boxes', 'box_mask', 'LightViews', 'Mix', 'mix_pair', 'lam_table',
            'mixed', 'Ride', 'plain_batch', 'each_loss', 'weighted_loss', 'LabelLoss', 'open_sample', 'label_of',
            'item_id', 'SampleCategory', 'TrainTfm', 'light_tfms', 'fitted', 'read_picture', 'free_memory', 'Pictures',
-           'ViewSet', 'ViewSampler', 'sample_block', 'some_shapes', 'image_dls', 'tfm_spec', 'pixel_versions',
+           'sample_block', 'some_shapes', 'image_dls', 'ViewSet', 'ViewSampler', 'tfm_spec', 'pixel_versions',
            'view_digests', 'at_size', 'rendered']
 
 # %% ../nbs/01_views.ipynb #692778ad
@@ -641,9 +641,6 @@ def free_memory(
         free.append(rest + int(cached[1] if cached else 0))         # the system gives cached files up when it must
     return max(0, min(free))
 
-# %% ../nbs/01_views.ipynb #3a4bf56c
-PIXELS = 2       # raised by hand when pictures are brought to their size otherwise
-
 # %% ../nbs/01_views.ipynb #7f24b3eb
 def _all_shapes(sources, size): # As for `Pictures`
     "Heights and widths (n,2) of pictures, see `fitted`"
@@ -725,6 +722,9 @@ def open(self:Pictures):
 def _hold(self:Pictures, pixels, starts): # All pixels in a row, (N,) uint8; where each picture begins in it, (n,)
     self.flat, self.starts = torch.from_numpy(pixels), starts
     self.have[:] = True
+
+# %% ../nbs/01_views.ipynb #3a4bf56c
+PIXELS = 2       # raised by hand when pictures are brought to their size otherwise
 
 # %% ../nbs/01_views.ipynb #1695abda
 def _stamp(source): # As for `read_picture`
@@ -809,7 +809,7 @@ def _append(self:Pictures, half): # Path of the unfinished file
             f.flush()
             os.fsync(f.fileno())
 
-# %% ../nbs/01_views.ipynb #e0876bfd
+# %% ../nbs/01_views.ipynb #4e654034
 @patch
 def _decode(self:Pictures, i): return torch.from_numpy(np.array(self.read(i))).flatten()
 
@@ -817,17 +817,6 @@ def _decode(self:Pictures, i): return torch.from_numpy(np.array(self.read(i))).f
 def _held(self:Pictures, i):
     "The part of all pixels that is picture `i`"
     return self.flat[self.starts[i]:][:3*self.shapes[i].prod()]
-
-@patch
-def refuse_changed(self:Pictures):
-    """Refuse pictures that were exchanged since they were decoded: a pass would show the old ones under their names.
-    Raises `ViewError`"""
-    if self.flat is None: return
-    for i, before in self.stamps.items():
-        now = None if before is None else _stamp(self.sources[i])
-        if now in (None, before): continue
-        if not torch.equal(self._decode(i), self._held(i).cpu()): raise self._changed(i, 'is another picture')
-        self.stamps[i] = now                                            # touched, and nothing else
 
 # %% ../nbs/01_views.ipynb #b44f31ce
 @patch
@@ -871,6 +860,18 @@ def _decoded(self:Pictures, rows): # Positions (B,)
     "(pixels, places) of these pictures alone"
     pixels = [self.read(i).reshape(-1) for i in rows]
     return torch.from_numpy(np.concatenate(pixels)), np.cumsum([0, *map(len, pixels)])[:-1]
+
+# %% ../nbs/01_views.ipynb #e0876bfd
+@patch
+def refuse_changed(self:Pictures):
+    """Refuse pictures that were exchanged since they were decoded: a pass would show the old ones under their names.
+    Raises `ViewError`"""
+    if self.flat is None: return
+    for i, before in self.stamps.items():
+        now = None if before is None else _stamp(self.sources[i])
+        if now in (None, before): continue
+        if not torch.equal(self._decode(i), self._held(i).cpu()): raise self._changed(i, 'is another picture')
+        self.stamps[i] = now                                            # touched, and nothing else
 
 # %% ../nbs/01_views.ipynb #a727d962
 @patch
@@ -1014,6 +1015,28 @@ def _settle(self:ViewDL):
     self.pictures.settle(self.fake_l.num_workers, self.device)
     if len(self.dataset.tls) > 1: self.labels()
     if self.seeded: self.ids()
+
+# %% ../nbs/01_views.ipynb #fe8e3581
+@patch(as_prop=True)
+def iloc(self:Samples)->Samples:
+    "Itself: fastai's lists ask tables for rows, and so leave the samples as they are"
+    return self
+
+@patch
+def itertuples(self:Samples) -> iter: # Of `Sample`s
+    "One `Sample` after the other"
+    return iter(self)
+
+def sample_block(
+    classes:list, # Ordered class names
+)->DataBlock:
+    "A `DataBlock` over `Samples`: split by their parts"
+    # fastai knows the first loader as `train` and the second as `valid`, so an empty one keeps its place
+    def parts(items):
+        return [np.flatnonzero(items.parts == p) for p in PARTS if p != 'test' or items.has(p)]
+    return DataBlock(blocks=(TransformBlock(type_tfms=open_sample, batch_tfms=IntToFloatTensor),
+                             TransformBlock(type_tfms=SampleCategory(classes))),
+                     dl_type=ViewDL, get_y=label_of, splitter=parts)
 
 # %% ../nbs/01_views.ipynb #50ebfab0
 OPENERS = (open_sample, PILImage.create)
@@ -1184,51 +1207,6 @@ def pixels(self:ViewDL,
     n = len(self.items)
     return torch.stack([self.do_item(int(v)*n + int(r))[0].as_subclass(torch.Tensor) for r, v in zip(rows, views)])
 
-# %% ../nbs/01_views.ipynb #3faf7ee0
-class ViewSet(torch.utils.data.Dataset):
-    "The views of a loader, for torch's own `DataLoader`: item `view·n + i` is that view of sample `i`"
-    def __init__(self,
-        dl:ViewDL, # Training loader; its `create_batch` is the `collate_fn`, its `after_batch` normalises
-    ):
-        self.dl = dl
-    def __len__(self): return len(self.dl.items)
-    def __getitem__(self, s): return self.dl.do_item(s) # Encoded index `view·n + i`
-
-class ViewSampler(torch.utils.data.Sampler):
-    "The positions that `sampler` draws, under the view of the loader's policy; every complete pass is an epoch"
-    def __init__(self,
-        dl:ViewDL, # Training loader
-        sampler,   # Any sampler of positions 0 to n−1: random, weighted, distributed
-    ):
-        self.dl, self.sampler = dl, sampler
-    def __len__(self): return len(self.sampler)
-    def __iter__(self):
-        first = self.dl.policy.view(self.dl.epoch)*len(self.dl.items)
-        yield from (first + i for i in self.sampler)
-        self.dl.epoch += 1
-
-# %% ../nbs/01_views.ipynb #fe8e3581
-@patch(as_prop=True)
-def iloc(self:Samples)->Samples:
-    "Itself: fastai's lists ask tables for rows, and so leave the samples as they are"
-    return self
-
-@patch
-def itertuples(self:Samples) -> iter: # Of `Sample`s
-    "One `Sample` after the other"
-    return iter(self)
-
-def sample_block(
-    classes:list, # Ordered class names
-)->DataBlock:
-    "A `DataBlock` over `Samples`: split by their parts"
-    # fastai knows the first loader as `train` and the second as `valid`, so an empty one keeps its place
-    def parts(items):
-        return [np.flatnonzero(items.parts == p) for p in PARTS if p != 'test' or items.has(p)]
-    return DataBlock(blocks=(TransformBlock(type_tfms=open_sample, batch_tfms=IntToFloatTensor),
-                             TransformBlock(type_tfms=SampleCategory(classes))),
-                     dl_type=ViewDL, get_y=label_of, splitter=parts)
-
 # %% ../nbs/01_views.ipynb #3e09c74e
 def some_shapes(
     pictures, # `Samples`, or a sequence of files, arrays `(H,W[,3])` or PIL images
@@ -1327,6 +1305,29 @@ def image_dls(
     kwargs = _with_defaults(kwargs, samples)
     block = sample_block(samples.classes).new(items, [Normalize.from_stats(*kwargs['stats'], cuda=False)])
     return _finish(block.dataloaders(samples, seed=seed, mix=mix, light=light, samples=samples, size=size, **kwargs))
+
+# %% ../nbs/01_views.ipynb #3faf7ee0
+class ViewSet(torch.utils.data.Dataset):
+    "The views of a loader, for torch's own `DataLoader`: item `view·n + i` is that view of sample `i`"
+    def __init__(self,
+        dl:ViewDL, # Training loader; its `create_batch` is the `collate_fn`, its `after_batch` normalises
+    ):
+        self.dl = dl
+    def __len__(self): return len(self.dl.items)
+    def __getitem__(self, s): return self.dl.do_item(s) # Encoded index `view·n + i`
+
+class ViewSampler(torch.utils.data.Sampler):
+    "The positions that `sampler` draws, under the view of the loader's policy; every complete pass is an epoch"
+    def __init__(self,
+        dl:ViewDL, # Training loader
+        sampler,   # Any sampler of positions 0 to n−1: random, weighted, distributed
+    ):
+        self.dl, self.sampler = dl, sampler
+    def __len__(self): return len(self.sampler)
+    def __iter__(self):
+        first = self.dl.policy.view(self.dl.epoch)*len(self.dl.items)
+        yield from (first + i for i in self.sampler)
+        self.dl.epoch += 1
 
 # %% ../nbs/01_views.ipynb #99dde37b
 def tfm_spec(
