@@ -52,7 +52,7 @@ def run_samples(data='',  # An image folder, or the name of an embedded set; '' 
 def photographed(
     data, # As of `run_samples`
 ) -> bool:
-    "Whether pictures come from a camera, which mirrors no letters and which published teachers have seen"
+    "Whether these are photographs: they may be mirrored, and published teachers have seen such"
     return data not in ('', 'digits', 'cluttered_digits')
 
 def verdict_part(
