@@ -15,6 +15,11 @@ class UserError(ValueError):
     "Something that whoever called can mend; its sentence says what was given, what is needed and how to get it"
 
 
+class UnknownName(UserError, KeyError):
+    "A name that nothing has; a `KeyError` that reads as a sentence, without quotes around it"
+    __str__ = Exception.__str__
+
+
 # What an error of these classes says is for whoever called: it speaks of what was given, or of the machine.
 MENDABLE = (UserError, ValueError, TypeError, KeyError, OSError, MemoryError)
 

@@ -1,5 +1,5 @@
 """The public names of the rooms: `from libkd.all import *`. Papermill and front-end packages load on use, not here."""
-from . import UserError
+from . import UnknownName, UserError
 from .files import *
 from .data import *
 from .sets import *

@@ -27,7 +27,7 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import recall_score
 from torch.utils.flop_counter import FlopCounterMode
 from fastai.learner import Learner
-from . import UserError, did_you_mean
+from . import UnknownName, UserError, did_you_mean
 from .distill import MultiTeacherDistill
 from .involution import Involution2d
 from .losses import checked_T
@@ -380,11 +380,11 @@ def roles_of(preds, # name -> logits
              teachers=None, # Names of the teachers; by default all but the student
              student=None, # Name of the student; by default 'student', if there is one
              )->tuple: # (names of the teachers, name of the student or None)
-    "Who is who among `preds`; `KeyError` for a name without predictions"
+    "Who is who among `preds`; `UnknownName` for a name without predictions"
     if student is None and 'student' in preds: student = 'student'
     teachers = [k for k in preds if k != student] if teachers is None else list(teachers)
     for k in [*teachers, *([student] if student else [])]:
-        if k not in preds: raise KeyError(f'no predictions of {k!r}.' + did_you_mean(k, preds))
+        if k not in preds: raise UnknownName(f'no predictions of {k!r}.' + did_you_mean(k, preds))
     return teachers, student
 
 # %% ../nbs/10_diagnose.ipynb #a4558689
@@ -595,7 +595,7 @@ def _layer(net, name=None): # Its name, or the module itself
     mods = dict(net.named_modules())
     if name is None: name = _last_map(net, mods)
     if name not in mods:
-        raise KeyError(f'{type(net).__name__} has no module {name!r}.' + did_you_mean(name, [m for m in mods if m]))
+        raise UnknownName(f'{type(net).__name__} has no module {name!r}.' + did_you_mean(name, [m for m in mods if m]))
     return mods[name]
 
 # %% ../nbs/10_diagnose.ipynb #488e9dbb

@@ -324,7 +324,7 @@ def for_each(value, # One for all, or a dict teacher -> value that names some
 def checked_loss(loss, # Function or name of `libkd.losses`
                  teacher:str, # Whose, for the error
                 )->Callable: # The loss itself, or the one of that name
-    "A loss that can be called as `loss(student, teacher, target, T=…)`; else `KeyError` or `TypeError`"
+    "A loss that can be called as `loss(student, teacher, target, T=…)`; else `UnknownName` or `TypeError`"
     loss = get_loss(loss)
     try: signature(loss.forward if isinstance(loss, nn.Module) else loss).bind(0, 0, None, T=1.)
     except ValueError: pass                                 # some built-in functions do not tell

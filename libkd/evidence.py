@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from . import UserError, did_you_mean
+from . import UnknownName, UserError, did_you_mean
 from .runs import job_key, read_json, read_rows, run_jobs, write_json
 
 # %% ../nbs/14_evidence.ipynb #13b502e9
@@ -95,7 +95,7 @@ def verdict(d,             # Differences in points, one a seed
 def _check_results(results, baseline, metric, scale): # As for `compare`
     "The other arms; or what is wrong"
     missing = [c for c in ('arm', 'seed', metric) if c not in results]
-    if missing: raise KeyError(
+    if missing: raise UnknownName(
         f"results lack the column(s) {', '.join(missing)}; they have {', '.join(map(str, results.columns))}")
     arms = list(dict.fromkeys(results['arm']))
     if baseline not in arms:

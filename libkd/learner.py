@@ -25,7 +25,7 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from torch import nn
 
-from . import UserError, did_you_mean
+from . import UnknownName, UserError, did_you_mean
 from .cache import LogitCache, as_list, with_train
 from .distill import (KeepViews, MultiTeacherDistill, Stored, checked_route, refuse_no_batches, sources_of,
                            unwrap, value_at)
@@ -179,8 +179,8 @@ _LAYERS += [
 METHODS = Methods({m.name: m for m in _ANSWERS + _LAYERS})
 
 def find_method(name:str)->Method: # In `METHODS`
-    "The method called `name`; `KeyError` with close names where there is none"
-    if name not in METHODS: raise KeyError(f"No method is called {name!r}.{did_you_mean(name, METHODS)}")
+    "The method called `name`; `UnknownName` with close names where there is none"
+    if name not in METHODS: raise UnknownName(f"No method is called {name!r}.{did_you_mean(name, METHODS)}")
     return METHODS[name]
 
 def cite(
@@ -282,9 +282,9 @@ _WHY_SMALL = dict(
 def recipe(method:str='co-advise', # 'co-advise' or 'patient'
            small:bool=False, # Scaled down: minutes on a processor for pictures of 8 to 64 pixels
           )->Recipe:
-    """How the authors trained, or our scaling of it; `KeyError` where there is none. Sources: `config.py` of
+    """How the authors trained, or our scaling of it; `UnknownName` where there is none. Sources: `config.py` of
     github.com/OliverRensu/co-advise, `configs/proj/distill/bit_i1k.py` of github.com/google-research/big_vision"""
-    if method not in _PAPERS: raise KeyError(
+    if method not in _PAPERS: raise UnknownName(
         f"There is no recipe for {method!r}: {find_method(method).paper} says how it was trained."
         f"{did_you_mean(method, _PAPERS)}")
     paper, minis = _PAPERS[method], ('resnet_mini', 'rednet_mini')

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
-from . import UserError, did_you_mean
+from . import UnknownName, UserError, did_you_mean
 
 # %% ../nbs/03a_losses.ipynb #a91beaf1
 def checked_T(
@@ -247,10 +247,10 @@ LOSSES = {'kd': kd_loss, 'hard': hard_kd_loss, 'dkd': dkd_loss, 'nkd': nkd_loss,
 def get_loss(
     loss, # A name of `LOSSES`, or any function with their signature
 ) -> 'Callable': # It is called as `loss(student, teacher, target, T=…, reduction=…)`
-    "The loss function called `loss`; `KeyError` with close names where there is none"
+    "The loss function called `loss`; `UnknownName` with close names where there is none"
     if callable(loss): return loss
     if loss in LOSSES: return LOSSES[loss]
-    raise KeyError(f'No loss is called {loss!r}.' + did_you_mean(loss, LOSSES))
+    raise UnknownName(f'No loss is called {loss!r}.' + did_you_mean(loss, LOSSES))
 
 # %% ../nbs/03a_losses.ipynb #12195a58
 def _check_tail(student, teacher, T): # Logits (B, C); `TopK`; the loss's temperature

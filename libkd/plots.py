@@ -24,7 +24,7 @@ from matplotlib.transforms import Bbox
 from fastcore.basics import patch
 from PIL import Image, PngImagePlugin
 from scipy import stats
-from . import UserError
+from . import UnknownName, UserError
 from .diagnose import TokenMaps, as_array, ece, on_grid, reliability, roles_of, sample_disagreement, soften
 from .diagnose import teacher_confusion, uniform_distance
 
@@ -225,8 +225,8 @@ def _role_legend(fig, board): # From `scoreboard`
 def plot_scoreboard(board:pd.DataFrame, # From `libkd.diagnose.scoreboard`
                     metric='accuracy', # Column that gives the bars their length
                     )->LibkdFigure:
-    "One bar a model, with its number, its size and its speed; `KeyError` for a column that is not there"
-    if metric not in board: raise KeyError(f'no column {metric!r}; there are: {", ".join(map(str, board.columns))}')
+    "One bar a model, with its number, its size and its speed; `UnknownName` for a column that is not there"
+    if metric not in board: raise UnknownName(f'no column {metric!r}; there are: {", ".join(map(str, board.columns))}')
     v, height = board[metric].astype(float), .9 + .42*len(board)
     alt = f'{metric} of {len(v)} models: ' + ', '.join(f'{k} {_short_number(x, metric)}' for k, x in v.items()) + '.'
     fig = LibkdFigure(7.5, height, alt)
@@ -239,9 +239,9 @@ def paired_differences(results:pd.DataFrame, # Columns arm, seed and the metric
                        baseline, # The arm that the others are compared with
                        metric='accuracy', # Column to compare
                        )->pd.DataFrame: # One row a seed, one column an arm
-    "Difference to the baseline of the same seed; `KeyError` where there is no such arm"
+    "Difference to the baseline of the same seed; `UnknownName` where there is no such arm"
     wide = results.pivot_table(index='seed', columns='arm', values=metric, sort=False)
-    if baseline not in wide: raise KeyError(f'no arm {baseline!r}; there are: {", ".join(map(str, wide.columns))}')
+    if baseline not in wide: raise UnknownName(f'no arm {baseline!r}; there are: {", ".join(map(str, wide.columns))}')
     return wide.drop(columns=baseline).sub(wide[baseline], axis=0)
 
 def _interval(d, level=.95): # A Series, one a seed; share of such intervals that hold the true mean

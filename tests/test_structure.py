@@ -208,6 +208,12 @@ def functions_that_raise(room, error):
 def test_what_users_can_mend_is_a_user_error():
     "A bare `ValueError` stays inside: a value that is no such kind, a question that no page asks"
     assert {f for room in ROOMS for f in functions_that_raise(room, 'ValueError')} == {'runs._read', 'widgets.answer'}
+    assert not [f for room in ROOMS for f in functions_that_raise(room, 'KeyError')]       # whose text stands in quotes
+
+
+def test_an_unknown_name_reads_as_a_sentence():
+    with pytest.raises(KeyError) as e: importlib.import_module('libkd.losses').get_loss('kdd')
+    assert isinstance(e.value, libkd.UserError) and str(e.value).startswith("No loss is called 'kdd'. Did you mean 'kd'")
 
 
 def code_of(cell): return ast.parse(re.sub(r'(?m)^\s*[%!].*$', '', text(cell)))
