@@ -779,7 +779,7 @@ def fitted_T(logits, # (n, C), of validation images
 )->float:            # Above 1: the model is surer than it should be
     "The temperature at which the labels are likeliest; between 1/20 and 20"
     from scipy.optimize import minimize_scalar
-    known = y >= 0
+    known = (y >= 0) & (np.take_along_axis(logits, y[:, None], 1)[:, 0] > -np.inf)     # no T makes a 0 likelier
     loss = lambda t: nll(logits[known]/math.exp(t), y[known])
     return math.exp(minimize_scalar(loss, bounds=(-3, 3), method='bounded').x)
 

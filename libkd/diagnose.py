@@ -21,7 +21,7 @@ from html import escape
 from itertools import combinations
 from time import perf_counter
 import numpy as np, pandas as pd, scipy.stats, torch
-from scipy.special import log_softmax, logsumexp, softmax
+from scipy.special import entr, log_softmax, logsumexp, softmax
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.metrics import recall_score
@@ -45,9 +45,11 @@ def _logits(a, name='logits'): # Tensor, array or list; what an error calls it
     a = as_array(a).astype(np.float64)
     if a.ndim != 2:
         raise UserError(f'{name} have shape {a.shape}; needed is (n, C): one row an image, one column a class')
-    if not np.isfinite(a).all():
-        bad = (~np.isfinite(a)).any(1).sum()
-        raise UserError(f'{name} hold NaN or infinity in {bad} of {len(a)} rows: did training diverge?')
+    if (bad := (np.isnan(a) | (a == np.inf)).any(1).sum()):
+        raise UserError(f'{name} hold NaN or +∞ in {bad} of {len(a)} rows: did training diverge?')
+    if (mute := (a == -np.inf).all(1).sum()):      # −∞ is a class that a teacher does not know; it must know one
+        raise UserError(f'{name} hold −∞ for every class in {mute} of {len(a)} rows: nothing is said there. '
+                        'Does the class_map of this teacher lead to classes of these data?')
     return a
 
 # %% ../nbs/10_diagnose.ipynb #a055ad22
@@ -109,7 +111,7 @@ def ece(logits, # (n, C)
 # %% ../nbs/10_diagnose.ipynb #bb356595
 def nll(logits, # (n, C)
         y, # (n,) class indices
-        )->float: # Nats; log C for a model that knows nothing
+        )->float: # Nats; log C for a model that knows nothing, infinite where a label is a class that it does not know
     "Mean negative log-likelihood of the labels"
     a, y = _labelled(logits, y)
     return float((logsumexp(a, 1) - a[np.arange(len(y)), y]).mean())
@@ -340,7 +342,7 @@ def diversity(preds:dict, # name -> logits (n, C)
 
 # %% ../nbs/10_diagnose.ipynb #6aa186f6
 def _soft(logits, T): return log_softmax(_logits(logits)/checked_T(T), 1)
-def _entropy(logp): return -(np.exp(logp)*logp).sum(-1)    # Log-probabilities (..., C), in nats
+def _entropy(logp): return entr(np.exp(logp)).sum(-1)    # Log-probabilities (..., C), in nats
 
 def soften(logits, # (n, C)
            T=1., # Temperature: 1 leaves the probabilities as they are, more makes them flatter
@@ -360,10 +362,14 @@ def kl_divergence(teacher, # Logits (n, C): the reference
                   student, # Logits (n, C)
                   T=1., # Temperature
                   )->np.ndarray: # (n,) nats
-    """KL(teacher‖student) image by image, the quantity that `kd_loss` averages (there times T²); `UserError` for a
-    `T` of 0 or below"""
-    t, s = _soft(teacher, T), _soft(student, T)
-    return (np.exp(t)*(t - s)).sum(1).clip(0)
+    """KL(teacher‖student) image by image, the quantity that `kd_loss` averages (there times T²): among the classes that
+    the teacher knows, infinite where the student excludes one of them; `UserError` for a `T` of 0 or below"""
+    t = _soft(teacher, T)
+    z = np.where(t == -np.inf, -np.inf, _logits(student)/T)
+    with np.errstate(invalid='ignore'):
+        s = np.where((z == -np.inf).all(1, keepdims=True), -np.inf, log_softmax(z, 1))
+        each = np.exp(t)*(t - s)
+    return np.where(np.exp(t) > 0, each, 0).sum(1).clip(0)
 
 # %% ../nbs/10_diagnose.ipynb #dc7b2385
 def _cases(right, # name -> (n,) bool
@@ -434,7 +440,7 @@ def teacher_confusion(a, # Logits (n, C): rows
                       )->np.ndarray: # (C, C) counts
     "How often model `a` says row and model `b` (or the truth) says column"
     a = _logits(a); b = as_array(b)
-    b = b.argmax(1) if b.ndim == 2 else b.astype(int)
+    b = _logits(b).argmax(1) if b.ndim == 2 else b.astype(int)
     out = np.zeros((a.shape[1],)*2, int); np.add.at(out, (a.argmax(1)[b >= 0], b[b >= 0]), 1)
     return out
 
@@ -442,8 +448,12 @@ def teacher_confusion(a, # Logits (n, C): rows
 # (n, C); the same of each teacher; as for `head_agreement`
 def _equal(z, teachers, T): return [float((_logits(z).argmax(1) == _logits(t).argmax(1)).mean()) for t in teachers]
 def _nats(z, teachers, T): return [float(kl_divergence(t, z, T).mean()) for t in teachers]    # As `_equal`
-def _closest(z, teachers, T): # As `_equal`
-    nearest = np.stack([kl_divergence(t, z, T) for t in teachers]).argmin(0)
+def _closest(z, teachers, T): # As `_equal`; who knows fewer classes would be nearer by that alone
+    known = np.all([_logits(t) > -np.inf for t in teachers], 0)
+    if (few := (known.sum(1) < 2).sum()): raise UserError(
+        f"measure='follows': these teachers know fewer than two classes in common on {few} of {len(known)} images, so "
+        "that none of them is nearer. measure='agreement' and 'kl' take each teacher by itself.")
+    nearest = np.stack([kl_divergence(np.where(known, t, -np.inf), z, T) for t in teachers]).argmin(0)
     return np.bincount(nearest, minlength=len(teachers))/len(nearest)
 
 def head_agreement(heads:dict, # head -> logits (n, C), from `head_predictions`
@@ -1089,10 +1099,14 @@ def scoreboard(models, # `Teacher`s, `Learner`s, modules: a list, or a dict with
     rows = {k: dict(role=_role(m), **_quality(preds[k], y), **_cost(m, x, timing)) for k, m in models.items()}
     mean = _mean_of_teachers(preds, models)
     if mean is not None: rows['mean of the teachers'] = dict(role='teachers', **_quality(mean, y))
-    return _board(rows, f'{(y >= 0).sum()} images of part {part!r}')
+    return _board(rows, f'{(y >= 0).sum()} images of part {part!r}', preds)
 
-def _board(rows, what): # name -> dict of measures; on which images
+def _board(rows, what, preds): # name -> dict of measures; on which images; name -> logits (n, C)
     df = Scoreboard(pd.DataFrame.from_dict(rows, orient='index').astype({'params': 'Int64', 'MACs': 'Int64'}))
     df.attrs['note'] = (f'{what}. One training of each model: a table, not a verdict '
                         '(for that: several seeds and libkd.evidence.compare).')
+    known = {k: (z > -np.inf).any(0) for k, z in preds.items()}
+    partly = [f'{k} knows {v.sum()} of {len(v)} classes' for k, v in known.items() if not v.all()]
+    if partly:
+        df.attrs['note'] += f' {"; ".join(partly)}: the others have the probability 0, and their NLL is infinite.'
     return df

@@ -193,25 +193,29 @@ _ROLES = {'teacher': _LOOKS[1], 'teachers': _LOOKS[7], 'student': _LOOKS[4], 'ta
 
 _SHARES = ('accuracy', 'macro accuracy')
 
-def _short_number(v, metric=''): return f'{100*v:.1f} %' if metric in _SHARES else f'{v:.4g}'    # A number; its column
+def _short_number(v, metric=''): # A number; its column
+    if np.isinf(v): return 'infinite'
+    return f'{100*v:.1f} %' if metric in _SHARES else f'{v:.4g}'
 
 def _size_note(r): # Row of `scoreboard`
     size = f'{r.params/1e3:,.0f}k' if pd.notna(r.get('params')) else ''
     time = f'{r["ms/image"]:.2g} ms' if pd.notna(r.get('ms/image')) else ''
     return '  '.join(s for s in (size, time) if s)
 
-def _score(ax, i, v, r, metric): # Place from the top; the number; row of `scoreboard`; column
+def _score(ax, i, v, r, metric, end): # Place from the top; the number; row of `scoreboard`; column; end of the axis
     "The bar of one model, its number, and what it costs"
     c, h, *_ = _ROLES.get(r.get('role'), _LOOKS[0])
-    ax.barh(i, v, color=c, hatch=h, edgecolor='white', height=.72)
-    ax.text(v, i, ' ' + _short_number(v, metric), va='center', fontsize=9, color=_INK)
+    long = end if np.isinf(v) else v
+    ax.barh(i, long, color=c, hatch=h, edgecolor='white', height=.72)
+    ax.text(long, i, ' ' + _short_number(v, metric), va='center', fontsize=9, color=_INK)
     aside = dict(va='center', ha='left', fontsize=8, color=_PALE, transform=ax.get_yaxis_transform())
     ax.text(1.17, i, _size_note(r), **aside)
 
 def _scores(ax, board, v, metric): # Values of the metric, one a model
-    for i, (name, r) in enumerate(board.iterrows()): _score(ax, i, v[name], r, metric)
+    end = v[np.isfinite(v)].max()*1.02 if np.isfinite(v).any() else 1
+    for i, (name, r) in enumerate(board.iterrows()): _score(ax, i, v[name], r, metric, end)
     ax.set_yticks(range(len(v)), [_text(k, 28) for k in v.index], fontsize=9)
-    ax.invert_yaxis(); ax.set_xlim(0, v.max()*1.02 or 1)
+    ax.invert_yaxis(); ax.set_xlim(0, end or 1)
     if metric in _SHARES: ax.xaxis.set_major_formatter(PercentFormatter(1, 0))      # as the numbers beside the bars
 
 # %% ../nbs/11_plots.ipynb #54ac4dfa

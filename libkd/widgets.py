@@ -298,9 +298,10 @@ def _chosen(js, C, max_items, logits=1_000_000): # (n,) divergences; classes; ho
     return np.arange(len(js)) if len(js) <= k else np.sort(np.argsort(-js, kind='stable')[:k])
 
 def _rounded(logits):
-    "Logits as the page will have them: the highest of each row is 0, half precision"
+    "Logits as the page will have them: the highest of each row is 0, half precision; −∞ (a class unknown) stays that"
     z = as_array(logits).astype(np.float64)
-    return (z - z.max(1, keepdims=True)).clip(-6e4).astype(np.float16)
+    low = (z - z.max(1, keepdims=True)).clip(-6e4)
+    return np.where(z == -np.inf, z, low).astype(np.float16)
 
 # %% ../nbs/12_widgets.ipynb #1fcaf242
 class Explorer(View):

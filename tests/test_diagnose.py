@@ -109,6 +109,68 @@ def test_head_agreement_finds_the_teacher_of_each_head():
     assert D.head_agreement(heads, teachers, 'kl').idxmin(1).to_dict() == dict(conv='a', inv='b')
 
 
+# -- classes that a teacher does not know: −∞ -------------------------------------------------------------------------------
+
+PART = np.where(np.arange(7) == 2, -np.inf, Z)                    # its class_map leads to all classes but 2
+KNOWN, REST, W_REST = Y != 2, np.delete(Z, 2, 1), np.delete(W, 2, 1)
+
+@pytest.mark.parametrize('measure', [D.accuracy, D.macro_accuracy, D.ece, D.nll, D.brier], ids=lambda f: f.__name__)
+def test_among_known_classes_quality_is_that_of_a_model_of_these_classes(measure):
+    assert measure(PART[KNOWN], Y[KNOWN]) == pytest.approx(measure(REST[KNOWN], Y[KNOWN] - (Y[KNOWN] > 2)), abs=1e-12)
+
+
+def test_an_unknown_class_has_the_probability_0():
+    assert (D.soften(PART, 3)[:, 2] == 0).all() and D.ece(PART, Y) == pytest.approx(guo(PART, Y), abs=1e-9)
+    assert D.accuracy(PART, Y) == (REST.argmax(1) == Y - (Y > 2))[KNOWN].sum()/len(Y) and D.nll(PART, Y) == np.inf
+    assert D.brier(PART, Y) == pytest.approx(((D.soften(PART) - np.eye(7)[Y])**2).sum(1).mean())
+
+
+@pytest.mark.parametrize('T', [1., 3.])
+def test_js_with_unknown_classes_is_scipys(T):
+    from scipy.spatial.distance import jensenshannon              # its square is the divergence
+    for other in (W, np.where(np.arange(7) == 4, -np.inf, W), np.where(np.arange(7) == 2, -np.inf, W)):
+        want = jensenshannon(D.soften(PART, T), D.soften(other, T), axis=1)**2
+        np.testing.assert_allclose(D.js_divergence([PART, other], T), want, atol=1e-9)
+
+
+@pytest.mark.parametrize('T', [1., 3.])
+def test_kl_is_what_kd_loss_minimises_also_where_the_teacher_does_not_know_a_class(T):
+    from libkd.losses import kd_loss
+    got = D.kl_divergence(PART, W, T)
+    np.testing.assert_allclose(T**2*got, kd_loss(torch.tensor(W), torch.tensor(PART), T=T, reduction='none'), atol=1e-9)
+    np.testing.assert_allclose(got, D.kl_divergence(REST, W_REST, T), atol=1e-9)
+    assert (D.kl_divergence(W, PART, T) == np.inf).all()          # what the teacher expects, the student excludes
+    only = lambda c: np.where(np.arange(7) == c, 0, -np.inf)[None]
+    assert D.kl_divergence(only(1), only(2), T).tolist() == [np.inf] and D.kl_divergence(only(1), only(1), T).tolist() == [0]
+
+
+def test_tables_of_difference_hold_numbers_where_a_class_is_unknown():
+    preds = dict(a=PART, b=W, student=Z + W)
+    df = D.sample_disagreement(preds, Y, 2.)
+    assert np.isfinite(df.drop(columns='case').to_numpy(float)).all() and not (df.says_a == 2).any()
+    np.testing.assert_allclose(df.kl_a, D.kl_divergence(REST, np.delete(Z + W, 2, 1), 2.), atol=1e-9)
+    assert D.disagreement_matrix(preds, Y).loc['a', 'b'] == (PART.argmax(1) != W.argmax(1)).mean()
+    assert D.diversity(preds, Y).notna().all(axis=None) and D.teacher_confusion(W, PART)[:, 2].sum() == 0
+
+
+def test_who_is_followed_is_told_among_the_classes_that_all_teachers_know():
+    heads, few = dict(a=Z + .1*W, b=W + .1*Z, c=Z[::-1]), np.where(np.arange(7) < 3, Z, -np.inf)
+    got = D.head_agreement(heads, dict(a=few, b=W), 'follows', 2.)
+    want = D.head_agreement({k: z[:, :3] for k, z in heads.items()}, dict(a=Z[:, :3], b=W[:, :3]), 'follows', 2.)
+    pd.testing.assert_frame_equal(got, want)
+    one = np.where(np.arange(7) == 0, 1., -np.inf) + 0*Z
+    with pytest.raises(UserError, match='fewer than two classes in common on 400 of 400 images'): D.head_agreement(heads, dict(a=one, b=W), 'follows')
+
+
+@pytest.mark.parametrize('bad,words', [(np.nan, 'hold NaN or .∞ in 1 of 400 rows: did training diverge'), (np.inf, 'hold NaN or .∞ in 1 of 400 rows'),
+                                       (-np.inf, 'hold −∞ for every class in 1 of 400 rows.*class_map')], ids=['NaN', '+∞', 'only −∞'])
+def test_what_is_no_answer_is_refused_everywhere(bad, words):
+    z = Z.copy(); z[7] = bad if bad < 0 else np.where(np.arange(7) == 3, bad, z[7])
+    for f in (lambda: D.accuracy(z, Y), lambda: D.ece(z, Y), lambda: D.soften(z), lambda: D.js_divergence([W, z]), lambda: D.kl_divergence(z, W), lambda: D.kl_divergence(W, z),
+              lambda: D.sample_disagreement(dict(a=W, b=z)), lambda: D.teacher_confusion(W, z), lambda: D.teacher_confusion(z, W), lambda: D.head_agreement(dict(h=W), dict(a=z), 'follows')):
+        with pytest.raises(UserError, match=words): f()
+
+
 # -- attention -------------------------------------------------------------------------------------------------------------
 
 def civt():
@@ -313,6 +375,16 @@ def test_scoreboard_has_the_teachers_mean_and_numbers_equal_names(setup):
     assert board.loc['Odd', 'accuracy'] == pytest.approx((p[1].argmax(1) == y.numpy()).mean())
     assert board.loc['Odd', 'MACs'] == 36 and board.loc['Odd', 'params'] == 39 and 'not a verdict' in board._repr_html_()
     assert D.scoreboard([teacher, learn], timing=False).index.tolist() == ['fake', 'Odd']
+
+
+def test_the_scoreboard_says_which_teacher_does_not_know_every_class(setup):
+    x, y, learn, teacher = setup
+    class Partial(FakeTeacher):
+        def logits(self, x, **kw): return super().logits(x).index_fill(1, torch.tensor(2), -torch.inf)
+    board = D.scoreboard({'part': Partial(Odd()), 'fake': teacher, 'learn': learn}, timing=False)
+    assert board.loc['part', 'NLL'] == np.inf and np.isfinite(board.drop(index='part').NLL).all() and np.isfinite(board.ECE).all()
+    assert 'part knows 2 of 3 classes' in board.attrs['note'] and 'NLL is infinite' in board._repr_html_()
+    assert 'classes' not in D.scoreboard([teacher, learn], timing=False).attrs['note']
 
 
 def test_macs_are_the_published_ones():

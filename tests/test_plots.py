@@ -39,6 +39,20 @@ def test_figures_say_what_they_show_and_stay_light(name):
     assert fig._repr_mimebundle_().keys() == {'text/html', 'text/plain'} and fig._repr_mimebundle_()['text/plain'] == fig.alt
 
 
+def test_figures_of_a_teacher_that_does_not_know_every_class(recwarn):
+    preds = PREDS | dict(conv=np.where(np.arange(C) == 1, -np.inf, PREDS['conv']))
+    alts = [fig.alt for fig in (P.plot_reliability(preds, Y), P.plot_disagreement(IMGS, preds, Y), P.plot_confusion(preds['conv'], preds['inv']),
+                                P.plot_softened({k: z[0] for k, z in preds.items()})) if fig.png()]
+    assert len(alts) == 4 and not re.search('nan|inf(?!i|or| )', ' '.join(alts)) and not [w for w in recwarn if w.category is RuntimeWarning]
+
+
+def test_an_infinite_number_has_a_bar_to_the_end_and_says_so():
+    board = BOARD.assign(NLL=[np.inf, .5])
+    fig = P.plot_scoreboard(board, 'NLL'); bars = fig.axes[0].patches
+    assert fig.png() and 'a infinite, b 0.5' in fig.alt and bars[0].get_width() > bars[1].get_width() == .5
+    assert P.plot_scoreboard(board[:1], 'NLL').png()
+
+
 @pytest.mark.parametrize('teachers', [2, 3])
 @pytest.mark.parametrize('known', [True, False])
 def test_captions_below_pictures_do_not_run_into_each_other(teachers, known):

@@ -28,8 +28,11 @@ def test_page_asks_for_nothing(show):
     page = show(explorer()); page.click('text=Show more'); page.click('[role=option] >> nth=70')
     assert not page.trouble and len(thumbs(page)) == 120
 
-def test_browser_computes_what_python_computes(show):
-    w = explorer(); page = show(w)
+PARTIAL = {k: np.where(np.arange(C) == 4, -np.inf, z) if k == 'inv' else z for k, z in PREDS.items()}      # inv does not know class 4
+
+@pytest.mark.parametrize('preds', [PREDS, PARTIAL], ids=['all classes', 'a class unknown'])
+def test_browser_computes_what_python_computes(show, preds):
+    w = W.explore_disagreement(IMGS, preds, Y, names=NAMES, heads=HEADS, classes=[f'c{i}' for i in range(C)]); page = show(w)
     for T in (2., .5, 7.):
         page.evaluate(f"libkd.model.set('T', {T})")
         i = get(page, 'selected')
@@ -41,6 +44,8 @@ def test_browser_computes_what_python_computes(show):
             w.T, w.sort = T, sort
             np.testing.assert_allclose(want[thumbs(page)], np.sort(want)[::-1][:60], atol=1e-6)
             assert len(set(thumbs(page)) & set(w.order()[:60].tolist())) >= 59         # float32 ties may swap
+        far = kl_divergence(preds['inv'], preds['student'], T)[w.rows][get(page, 'selected')]      # of what was given
+        assert float(re.search(r'KL\(inv ‖ student\) ([\d.]+)', page.text_content('.kd-picture'))[1]) == pytest.approx(far, abs=.005)
 
 
 def test_slider_moves_with_the_keyboard_and_flattens_the_bars(show):
@@ -554,7 +559,7 @@ MAPS = np.random.default_rng(0).dirichlet(np.ones(19), (4, 3, 2, 19))
 FEATURES = np.random.default_rng(0).normal(0, 1, (N, 8))
 REFUSED = {
     'one teacher': (lambda: W.explore_disagreement(IMGS, dict(conv=SAY(), student=SAY()), Y), 'two teachers or more; given: conv'),
-    'NaN in answers': (lambda: W.explore_disagreement(IMGS, dict(conv=SAY()*np.nan, inv=SAY()), Y), 'conv hold NaN or infinity in 150 of 150 rows'),
+    'NaN in answers': (lambda: W.explore_disagreement(IMGS, dict(conv=SAY()*np.nan, inv=SAY()), Y), 'conv hold NaN or .∞ in 150 of 150 rows'),
     'NaN in pictures': (lambda: W.explore_disagreement(IMGS*np.nan, PREDS, Y), 'images hold NaN'),
     'NaN in labels': (lambda: W.explore_disagreement(IMGS, PREDS, Y*np.nan), 'labels are NaN; an image without a label has the label -1'),
     'a label too many': (lambda: W.explore_disagreement(IMGS, PREDS, Y + 1), 'label 6 does not fit 6 classes'),

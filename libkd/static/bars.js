@@ -3,12 +3,13 @@ import { fixed, labels, make, middle } from './dom.js'
 
 const TOP = 10                                       // classes with bars, the most probable of the image
 
-export function softmax(Z, at, C, T) {               // logits Z[at .. at+C] -> probabilities
+// logits Z[at .. at+C] -> probabilities, among the classes that Z[by .. by+C] knows: -Infinity says that it does not
+export function softmax(Z, at, C, T, by = at) {
   const p = new Float64Array(C)
   let top = -Infinity, sum = 0
-  for (let c = 0; c < C; c++) if (Z[at + c] > top) top = Z[at + c]
-  for (let c = 0; c < C; c++) sum += p[c] = Math.exp((Z[at + c] - top) / T)
-  for (let c = 0; c < C; c++) p[c] /= sum
+  for (let c = 0; c < C; c++) if (Z[by + c] > -Infinity && Z[at + c] > top) top = Z[at + c]
+  for (let c = 0; c < C; c++) if (Z[by + c] > -Infinity && Z[at + c] > -Infinity) sum += p[c] = Math.exp((Z[at + c] - top) / T)
+  for (let c = 0; c < C; c++) p[c] /= sum || 1
   return p
 }
 

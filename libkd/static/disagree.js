@@ -15,7 +15,7 @@ function load(model) {
   const Z = floats(bytes(model, 'logits')), y = new Int32Array(bytes(model, 'y')), code = new Uint8Array(bytes(model, 'codes'))
   const decided = new Uint16Array(bytes(model, 'says')), says = names.map((_, k) => decided.subarray(k * n, (k + 1) * n))
   const index = name => names.indexOf(name)
-  const data = { ...meta, C, Z, y, code, says, index, p: (k, i, T) => softmax(Z, (k * n + i) * C, C, T) }
+  const data = { ...meta, C, Z, y, code, says, index, p: (k, i, T, by = k) => softmax(Z, (k * n + i) * C, C, T, (by * n + i) * C) }
   data.tiny = labels(classes, 5); data.short = labels(classes, 9)
   data.teacher = meta.teachers.map(index)
   data.pupil = meta.student === null ? -1 : index(meta.student)
@@ -23,8 +23,9 @@ function load(model) {
   return data
 }
 
-// JS(teachers) or KL(teacher ‖ student) of every image at once. The two loops over classes are all the explorer computes when
-// the temperature moves, so they are written out: no arrays are made, and only the score that is asked for is computed.
+// JS(teachers), or KL(teacher ‖ student) among the classes that the teacher knows, of every image at once. The two loops over
+// classes are all the explorer computes when the temperature moves, so they are written out: no arrays are made, and only the
+// score that is asked for is computed.
 function score(data, kind, T) {
   const { C, n, Z } = data, out = new Float64Array(n)
   const models = kind === 'js' ? data.teacher : [data.index(kind.slice(3)), data.pupil]
@@ -32,10 +33,14 @@ function score(data, kind, T) {
   for (let i = 0; i < n; i++) {
     let own = 0
     models.forEach((k, m) => {
-      const at = (k * n + i) * C, p = P[m]
+      const at = (k * n + i) * C, by = kind === 'js' ? at : (models[0] * n + i) * C, p = P[m]
       let top = -Infinity, sum = 0, dot = 0
-      for (let c = 0; c < C; c++) if (Z[at + c] > top) top = Z[at + c]
-      for (let c = 0; c < C; c++) { const z = (Z[at + c] - top) / T, e = Math.exp(z); p[c] = e; sum += e; dot += e * z }
+      for (let c = 0; c < C; c++) if (Z[by + c] > -Infinity && Z[at + c] > top) top = Z[at + c]
+      for (let c = 0; c < C; c++) {
+        const z = (Z[at + c] - top) / T, e = Z[by + c] > -Infinity && Z[at + c] > -Infinity ? Math.exp(z) : 0
+        p[c] = e; sum += e
+        if (e > 0) dot += e * z
+      }
       for (let c = 0; c < C; c++) p[c] /= sum
       logs[m] = Math.log(sum) + top / T
       own += Math.log(sum) - dot / sum                                                            // the entropy of p
@@ -46,7 +51,7 @@ function score(data, kind, T) {
       s -= own / P.length
     } else {
       const a = (models[0] * n + i) * C, b = (models[1] * n + i) * C, shift = logs[1] - logs[0]
-      for (let c = 0; c < C; c++) if (P[0][c] > 0) s += P[0][c] * ((Z[a + c] - Z[b + c]) / T + shift)
+      for (let c = 0; c < C; c++) if (P[0][c] > 0) s += Z[b + c] > -Infinity ? P[0][c] * ((Z[a + c] - Z[b + c]) / T + shift) : Infinity
     }
     out[i] = Math.max(0, s)
   }
@@ -148,9 +153,9 @@ function draw(model, host) {
     const what = view.cell ? `; only where ${view.rows} says ${data.classes[view.cell[0]]} and ${view.columns} ${data.classes[view.cell[1]]}` : ''
     status.textContent = `${m} of ${data.n} images${what}. ` + (m ? `Selected: image ${data.labels[i]}, ${told(data, i)}.` : 'No image fits these filters.')
     if (!m) return detail.replaceChildren()
-    const P = data.names.map((_, k) => data.p(k, i, view.T)), pupil = P[data.pupil]
+    const P = data.names.map((_, k) => data.p(k, i, view.T)), pupil = by => data.p(data.pupil, i, view.T, by)
     const facts = [data.y[i] >= 0 ? `Truth: ${data.classes[data.y[i]]}` : null, data.cases[data.code[i]], `JS ${fixed(jensenShannon(data.teacher.map(k => P[k])), 3)}`,
-      ...(has ? data.teachers.map((t, j) => `KL(${t} ‖ ${data.student}) ${fixed(kl(P[data.teacher[j]], pupil), 3)}`) : [])].filter(Boolean)
+      ...(has ? data.teachers.map((t, j) => `KL(${t} ‖ ${data.student}) ${fixed(kl(P[data.teacher[j]], pupil(data.teacher[j])), 3)}`) : [])].filter(Boolean)
     const rows = data.names.map((name, k) => ({ name, colour: data.colours[k], p: P[k], says: data.says[k][i] }))
     detail.replaceChildren(make('div', { class: 'kd-picture' }, tile(atlas, i, 96), make('ul', {}, ...facts.map(f => make('li', {}, f)))),
       bars(rows, { classes: data.classes, short: data.short, truth: data.y[i], what: `Answers at temperature ${view.T}` }))
