@@ -310,11 +310,12 @@ def encode(self:CacheBuilder,
     logits, # Its answers (B, C)
     row,    # Of the first
 )->dict: # name of a tensor -> (B, …)
-    "What is stored of a batch of answers, of which the first is for `row`; `CacheError` for NaN and +∞"
+    "What is stored of a batch of answers, of which the first is for `row`; `CacheError` for what cannot"
     k, T, dtype = self.plan['top_k'], self.plan['tail_T'], DTYPES[self.plan['dtype']]
     kept = None if k is None else top_k(logits, k, T)
-    values = (logits if k is None else kept.values).to(dtype)
-    bad = (values.isnan() | (values == torch.inf)).any(1)           # −inf is a class that the teacher does not know
+    said = logits if k is None else kept.values
+    values = said.to(dtype)                                         # −inf is a class that the teacher does not know
+    bad = values.isnan() | (values == torch.inf) | (values == -torch.inf) & (said > -torch.inf)
     if bad.any(): raise CacheError(_unstorable(name, logits, bad, row))
     return {'logits': values} if k is None else _kept_of_top(logits, kept._replace(values=values))
 
@@ -327,11 +328,13 @@ def _lost(logits, kept): # (B, C); their `TopK`, as it will be read
     p, q = (logits/kept.T).log_softmax(-1), (kept.dense()/kept.T).log_softmax(-1)
     return torch.where(p > -torch.inf, p.exp()*(p - q), 0.).sum()
 
-def _unstorable(name, logits, bad, row): # Name of the teacher; (B, C); (B,) bool; row of the first
+def _unstorable(name, logits, bad, row): # Name of the teacher; (B, C); which numbers, of bool; row of the first
     large = not logits.isnan().any() and logits.max() < torch.inf
-    why = 'too large for float16: build with dtype="float32"' if large else 'NaN or infinite: the teacher is broken'
-    first = row + int(bad.nonzero()[0])
-    return (f"Teacher {name} gave {int(bad.sum())} answers that cannot be stored, first for row {first}: {why}. "
+    why = (f'{int(bad.sum())} numbers are beyond ±65,504, where float16 ends: build with dtype="float32"' if large else
+           'NaN or infinite: the teacher is broken')
+    rows = bad.any(1)
+    first = row + int(rows.nonzero()[0])
+    return (f"Teacher {name} gave {int(rows.sum())} answers that cannot be stored, first for row {first}: {why}. "
             "No file was written for this shard.")
 
 # %% ../nbs/04_cache.ipynb #667727c9

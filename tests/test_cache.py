@@ -325,12 +325,25 @@ def test_what_cannot_be_built(tmp_path):
     assert (tmp_path/'mine'/'thesis.txt').read_text() == 'precious'
 
 
-@pytest.mark.parametrize('value, said', [(float('nan'), 'NaN or infinite'), (float('inf'), 'NaN or infinite'), (1e6, 'float32')])
+@pytest.mark.parametrize('value, said', [(float('nan'), 'NaN or infinite'), (float('inf'), 'NaN or infinite'), (1e6, 'float32'), (-1e6, 'float32')])
 def test_answers_that_cannot_be_stored(tmp_path, value, said):
     class Bad(nn.Module):
         def forward(self, x): return torch.full((len(x), 3), value)
     with pytest.raises(CacheError, match=said): build(tmp_path/'c', tiny.loaders(), Teacher(Bad(), tiny.CLASSES, name='bad', bias='conv'), check=False)
     with pytest.raises(CacheUnfinished): LogitCache.open(tmp_path/'c')
+
+
+@pytest.mark.parametrize('low', [-1e6, float(torch.finfo(torch.float32).min)])
+def test_a_number_below_float16_does_not_become_an_unknown_class(tmp_path, low):
+    class Sure(nn.Module):
+        def forward(self, x): return torch.tensor([[2., low, -torch.inf]]*len(x))
+    dls, t = tiny.loaders(bs=6), Teacher(Sure(), tiny.CLASSES, name='sure', bias='conv')
+    said = r'Teacher sure gave 6 answers that cannot be stored, first for row 0: 6 numbers are beyond ±65,504.*dtype="float32"'
+    with pytest.raises(CacheError, match=said): build(tmp_path/'c', dls, t, check=False)
+    cache = build(tmp_path/'whole', dls, t, check=False, dtype='float32')
+    assert cache.gather(torch.tensor([5]), 0)['sure'].tolist() == [[2, low, -torch.inf]]
+    few = build(tmp_path/'few', dls, t, check=False, top_k=1)                     # what is not kept need not fit
+    assert few.gather(torch.tensor([0]), 0)['sure'].values.tolist() == [[2]]
 
 
 def test_a_teacher_at_chance_is_refused_before_anything_is_written(tmp_path):
