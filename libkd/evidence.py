@@ -72,7 +72,7 @@ def seeds_needed(mean,        # Of the differences, in points
 
 # %% ../nbs/14_evidence.ipynb #98671f5a
 def _least(d, level): # differences -> how many of this kind can be a verdict at all
-    equal = len(d) > 0 and np.ptp(d) < 1e-9 and abs(d[0]) > 1e-9
+    equal = len(d) > 1 and np.ptp(d) < 1e-9 and abs(d[0]) > 1e-9
     return 1 + math.ceil(math.log2(1/(1 - level))) if equal else 3
 
 # %% ../nbs/14_evidence.ipynb #c1de0fb4
@@ -84,11 +84,11 @@ def verdict(d,             # Differences in points, one a seed
     "BEATS, WORSE, NO DIFFERENCE or NOT ENOUGH RUNS, and the numbers behind it"
     d = np.asarray(d, float)
     mean, lo, hi = interval(d, level)
-    word, needed = 'NOT ENOUGH RUNS', None
-    if len(d) < _least(d, level): needed = _least(d, level)
-    elif lo > 0 or hi < 0: word = 'BEATS' if (mean > 0) == higher else 'WORSE'
-    elif -margin < lo and hi < margin: word = 'NO DIFFERENCE'
-    else: needed = max(len(d) + 1, seeds_needed(mean, d.std(ddof=1), margin, level))
+    word, needed, least = 'NOT ENOUGH RUNS', None, _least(d, level)
+    spread = d.std(ddof=1) if len(d) > 1 else 0.
+    if len(d) >= least and (lo > 0 or hi < 0): word = 'BEATS' if (mean > 0) == higher else 'WORSE'
+    elif len(d) >= least and -margin < lo and hi < margin: word = 'NO DIFFERENCE'
+    else: needed = max(least, len(d) + 1, seeds_needed(mean, spread, margin, level))
     return dict(difference=mean, low=lo, high=hi, seeds=len(d), verdict=word, needed=needed)
 
 # %% ../nbs/14_evidence.ipynb #4dff5833
@@ -136,6 +136,7 @@ def say(arm, baseline,     # Names
     if math.isfinite(row['low']): text += f", 95 % interval {row['low']:+.1f} to {row['high']:+.1f}"
     text += f", {row['seeds']} paired seed{'' if row['seeds'] == 1 else 's'}, margin ±{margin:g}"
     if pd.isna(row['needed']): return text + '.'
+    if row['seeds'] < 2: return text + f"; at least {row['needed']} seeds are needed."
     return text + f"; {'more than 1000' if row['needed'] > 1000 else 'about ' + str(row['needed'])} seeds would do."
 
 # %% ../nbs/14_evidence.ipynb #276947c6

@@ -77,6 +77,12 @@ def test_false_alarms_come_as_often_as_promised():
     assert .035 < np.mean([w in ('BEATS', 'WORSE') for w in words]) < .065
 
 
+def test_two_seeds_that_differ_widely_do_not_promise_an_answer_with_three():
+    wide, one = evidence.verdict([-11., 5.]), evidence.verdict([4.])
+    assert wide['verdict'] == one['verdict'] == 'NOT ENOUGH RUNS' and wide['needed'] > 20
+    assert evidence.say('a', 'b', one).endswith('; at least 3 seeds are needed.')
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('mean, sd', [(2., 2.), (1., 1.5), (0., 1.), (.3, .8)])
 def test_the_number_of_seeds_that_would_do_does(mean, sd):
