@@ -130,14 +130,22 @@ def stats_of(dls) -> tuple: # (mean, std), three floats each
     if not norm: return (0.,)*3, (1.,)*3
     return tuple(tuple(s.flatten().tolist()) for s in (norm[0].mean, norm[0].std))
 
+def _has_patches(model, name, size): # A timm model; its name; height and width of the pictures
+    "The same model; `UserError` where its patches are larger than the pictures"
+    grid = getattr(getattr(model, 'patch_embed', None), 'grid_size', None) or (1, 1)
+    if all(grid): return model
+    patch = model.patch_embed.patch_size[0]
+    raise UserError(f'{name} reads patches of {patch}×{patch} pixels, these pictures have {size[0]}×{size[1]}. Give '
+                    f'patch_size={max(1, min(size)//4)}, or larger pictures: size={4*patch}.')
+
 def model_for(
     name: str, # See `model_name`
     dls,       # Classes and image size come from here
-    **kw,      # Passed to `timm.create_model`
+    **kw,      # As for `timm.create_model`
 ) -> nn.Module:
-    "A timm model for these data; `kw` go to `timm.create_model`."
-    kw = dict(num_classes=len(classes_of(dls))) | kw
-    try: return timm.create_model(model_name(name), img_size=size_of(dls), **kw)
+    "A timm model for these data. Raises `UserError` for a name that timm does not know, and where no patch fits"
+    kw, size = dict(num_classes=len(classes_of(dls))) | kw, size_of(dls)
+    try: return _has_patches(timm.create_model(model_name(name), img_size=size, **kw), name, size)
     except TypeError as e:
         if 'img_size' not in str(e): raise
         return timm.create_model(model_name(name), **kw)

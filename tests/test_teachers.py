@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import libkd.students, libkd.teachers as teachers
+from libkd import UserError
 from libkd.data import Samples
 from libkd.diagnose import predictions
 from libkd.teachers import (AnswersError, ChanceError, Packaged, Teacher, as_teacher, bias_of, check_teacher, fit_head, fit_teacher, labelled_loader, load_teacher,
@@ -407,6 +408,7 @@ def test_model_for_fits_the_data(dls):
     assert model_for('resnet_mini', dls).num_classes == 3
     assert model_for('civt_nano', dls).patch_embed.img_size == (8, 8)
     assert model_for('vit_tiny_patch16_224', dls, patch_size=4).patch_embed.grid_size == (2, 2)
+    with pytest.raises(UserError, match='patches of 16×16 pixels, these pictures have 8×8. Give patch_size=2'): model_for('vit_tiny_patch16_224', dls)
 
 @pytest.mark.parametrize('name, near', [('resnet_mimi', 'resnet_mini'), ('rednet25', 'rednet26'), ('civt_nono', 'civt_nano')])
 def test_unknown_model_offers_close_names(name, near):
