@@ -143,7 +143,7 @@ def model_for(
     dls,       # Classes and image size come from here
     **kw,      # As for `timm.create_model`
 ) -> nn.Module:
-    "A timm model for these data. Raises `UserError` for a name that timm does not know, and where no patch fits"
+    "A timm model for these data; `kw` go to it. Raises `UserError` for an unknown name, and where no patch fits"
     kw, size = dict(num_classes=len(classes_of(dls))) | kw, size_of(dls)
     try: return _has_patches(timm.create_model(model_name(name), img_size=size, **kw), name, size)
     except TypeError as e:
