@@ -6,7 +6,7 @@
 __all__ = ['IdentityError', 'known_as', 'identity', 'schedule_identity', 'loss_identity', 'differences', 'difference_lines']
 
 # %% ../nbs/00c_identity.ipynb #bd8369fa
-import ast, enum, functools, inspect, json, random, re, sys, sysconfig, textwrap, types
+import ast, dis, enum, functools, inspect, json, random, re, sys, sysconfig, textwrap, types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,9 +98,14 @@ def _lambda_source(f):
     body = ast.unparse(ast.parse(b'(' + b''.join(rows) + b')'))
     return f'lambda {", ".join(f.__code__.co_varnames[:f.__code__.co_argcount])}: {body}'
 
+def _constant(o): # Of a code object
+    "As text or bytecode; a set (`x in {'L', 'P'}`) has another order in the next process"
+    if isinstance(o, types.CodeType): return _bytecode(o)
+    return sorted(map(repr, o)) if isinstance(o, frozenset) else repr(o)
+
 def _bytecode(c): # A code object
     "Without source: what the interpreter runs, which is comparable within one version of Python only"
-    consts = [_bytecode(o) if isinstance(o, types.CodeType) else repr(o) for o in c.co_consts]
+    consts = [_constant(o) for o in c.co_consts]
     return {'python': f'{sys.version_info[0]}.{sys.version_info[1]}',
             'code': digest_of([c.co_code.hex(), consts, c.co_names, c.co_varnames])[:32]}
 
@@ -126,17 +131,25 @@ class _Seen:
         return known
 
 # %% ../nbs/00c_identity.ipynb #dec51a6a
-def _names_in_code(code): # `__code__` of a function, or one inside it
-    "Global names and attributes that a code object and those inside it look up"
-    return {*code.co_names, *(n for c in code.co_consts if isinstance(c, types.CodeType) for n in _names_in_code(c))}
+def _instructions(code): # `__code__` of a function, or one inside it
+    "Those of a code object and of the ones inside it"
+    yield from dis.get_instructions(code)
+    for c in code.co_consts:
+        if isinstance(c, types.CodeType): yield from _instructions(c)
+
+def _names_in_code(code): # `__code__` of a function
+    "(global names that it looks up, attributes): the second in `self.net` is no global `net`, though there may be one"
+    found = [(i.opname, i.argval) for i in _instructions(code)]
+    globals_ = {n for op, n in found if op in ('LOAD_GLOBAL', 'LOAD_NAME')}
+    return globals_, {n for op, n in found if op.endswith(('ATTR', 'METHOD'))}
 
 def _globals(f, seen): # A user's function; a `_Seen`
     "What a function refers to: name -> identity, without what belongs to libraries"
-    names, found = _names_in_code(f.__code__), {}
+    (names, attributes), found = _names_in_code(f.__code__), {}
     for name in sorted(names & f.__globals__.keys()):
         value = f.__globals__[name]
         if (callable(value) or isinstance(value, types.ModuleType)) and _of_library(value): continue
-        if isinstance(value, types.ModuleType): value = {k: v for k, v in vars(value).items() if k in names}
+        if isinstance(value, types.ModuleType): value = {k: v for k, v in vars(value).items() if k in attributes}
         found[name] = _identity(value, seen)
     return found
 

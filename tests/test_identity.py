@@ -1,5 +1,5 @@
 "What a result depends on, in content: equal in every process, and different wherever the result may differ."
-import importlib, functools, json, random, subprocess, sys
+import importlib, functools, json, os, random, subprocess, sys
 import numpy as np, pytest, torch
 from torch import nn
 from torchvision.transforms import v2
@@ -217,3 +217,24 @@ def test_what_is_run_is_the_users_own_also_under_a_package():
     with pytest.MonkeyPatch.context() as m:
         m.setitem(sys.modules, '__main__', pytest)
         assert identity(reads(.3)) != identity(reads(.8)) and identity(reads(.3)) == identity(reads(.3))
+
+
+def attribute(im): return im.size
+class Wraps(nn.Module):
+    def __init__(self): super().__init__(); self.size = nn.Identity()
+    def forward(self, x): return self.size(x)
+
+
+@pytest.mark.parametrize('made', [lambda: attribute, Wraps], ids=['function', 'network'])
+def test_an_attribute_is_no_global_of_that_name(made, monkeypatch):
+    "In a notebook `self.model` and a variable `model` live side by side: a student that trains must not change its teacher's fingerprint"
+    before = identity(made())
+    for value in (3, nn.Linear(2, 2)):
+        monkeypatch.setitem(globals(), 'size', value)
+        assert identity(made()) == before
+
+
+def test_a_set_in_code_without_source_has_no_order():
+    code = "def f(im): return im.mode in {'L', 'P', 'RGB', 'CMYK', 'LA'}\nprint(identity(f))"
+    run = lambda seed: subprocess.run([sys.executable, '-c', 'from libkd.identity import identity\n' + code], capture_output=True, text=True, check=True, env=os.environ | {'PYTHONHASHSEED': seed}).stdout
+    assert run('1') == run('2')
