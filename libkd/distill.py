@@ -294,7 +294,7 @@ def checked_setting(value, # Number, or schedule: progress in [0, 1] -> number
                     above_0=True, # False: 0 is allowed as well
 ) -> object: # `value` itself
     "`value`, if it is a finite number of the right sign throughout; else `TypeError` or `UserError`"
-    try: numbers = [float(value_at(value, p)) for p in (0., .5, 1.)]
+    try: numbers = [float(0. + value_at(value, p)) for p in (0., .5, 1.)]       # '2' is no number
     except Exception as e: raise TypeError(
         f"{what} is {value!r}: it must be a number, or a schedule, a function of the training's progress alone "
         "that gives a number from 0 to 1, e.g. SchedLin(4, 1). To weigh teachers sample by sample give weigh=.") from e
@@ -346,7 +346,13 @@ def sample_weights(weigh:Callable, # (answers (K, B, C), labels (B,)) -> (K, B),
         raise UserError(
             f"weigh={getattr(weigh, '__name__', weigh)} needs one label a picture ({e}), and this batch has mixed or "
             "unlabelled ones. Train without mixing on labelled samples, or weigh by the answers alone.") from e
-    return dict(zip(answers, _checked_weights(torch.as_tensor(w).detach().to(dense), dense.shape[:2])))
+    return dict(zip(answers, _checked_weights(_as_weights(w).detach().to(dense), dense.shape[:2])))
+
+def _as_weights(w): # What `weigh` gave
+    "As a tensor; a list may hold one for each teacher"
+    try: return torch.stack([torch.as_tensor(row) for row in w]) if isinstance(w, (list, tuple)) else torch.as_tensor(w)
+    except (TypeError, ValueError, RuntimeError) as e: raise UserError(
+        f"weigh must give numbers (K, B), one for each teacher and sample; it gave {type(w).__name__}: {e}.") from e
 
 def _checked_weights(w, shape): # What `weigh` gave; (teachers, samples)
     if w.shape == shape and (w >= 0).all() and not w.isinf().any(): return w

@@ -27,8 +27,8 @@ from torch import nn
 
 from . import UnknownName, UserError, did_you_mean
 from .cache import LogitCache, as_list, with_train
-from .distill import (KeepViews, MultiTeacherDistill, Stored, checked_route, refuse_no_batches, sources_of,
-                           unwrap, value_at)
+from .distill import (KeepViews, MultiTeacherDistill, Stored, checked_route, for_each, refuse_no_batches,
+                           sources_of, unwrap, value_at)
 from .features import FeatureDistill
 from .files import sha256
 from .handover import Resume
@@ -60,8 +60,11 @@ class Method:
     def __call__(self, student:nn.Module, teachers, **kw): # `teachers`: as for `sources_of`
         "(student, callbacks); `kw` take the place of the method's settings, and a dict names exceptions"
         names = [n for s in sources_of(teachers) for n in s.biases]
-        own = self.scaled(len(names))
-        kw = {k: dict.fromkeys(names, own[k]) | v if isinstance(v, dict) and k in own else v for k, v in kw.items()}
+        own = {k: dict.fromkeys(names, v) if k in ('loss', 'T', 'weights') else v
+               for k, v in self.scaled(len(names)).items()}
+        for n, loss in for_each(kw.get('loss', {}), names, 'loss', None).items():
+            if loss in ('hard', hard_kd_loss): own.setdefault('T', {})[n] = 1.     # it has no temperature
+        kw = {k: own[k] | v if isinstance(v, dict) and isinstance(own.get(k), dict) else v for k, v in kw.items()}
         return student, [self.callback(teachers, **(own | kw))]
 
     def scaled(self,

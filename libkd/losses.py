@@ -21,8 +21,10 @@ def checked_T(
     T, # Temperature
 ): # The same
     "`T`, if it is above 0 and finite; else a `UserError`"
-    if 0 < T < float('inf'): return T
-    raise UserError(f'T={T}: a temperature must be above 0 and finite '
+    try: fine = 0 < T < float('inf')
+    except TypeError: fine = False                       # a text, say
+    if fine: return T
+    raise UserError(f'T={T!r}: a temperature must be above 0 and finite '
                     '(1 leaves the logits as they are, 2 to 4 are usual)')
 
 # %% ../nbs/03a_losses.ipynb #c4893f89
@@ -84,11 +86,12 @@ def _check_logits(z, who): # (B, C); 'student' or 'teacher'
     if not z.is_floating_point():
         raise TypeError(f"The {who}'s logits are {z.dtype}: "
                         "logits are floating point numbers, before softmax and argmax")
-    if not torch.compiler.is_compiling() and torch.isnan(z).any():
-        rows = torch.isnan(z).any(1).nonzero().flatten().tolist()
+    if not torch.compiler.is_compiling() and not (fine := z.amax(-1).isfinite()).all():
+        rows = (~fine).nonzero().flatten().tolist()
         hint = 'lower the learning rate or clip gradients' if who == 'student' else \
-               'the teacher or its cache is damaged, `verify()` the cache'
-        raise UserError(f"The {who}'s logits contain NaN, in {len(rows)} of {len(z)} rows (first: {rows[:5]}): {hint}")
+               'the teacher or its cache is damaged, `verify()` the cache; half precision may have overflowed'
+        raise UserError(f"The {who}'s logits contain NaN or +∞, or nothing but −∞, in {len(rows)} of {len(z)} rows "
+                        f"(first: {rows[:5]}): {hint}")
     return z if z.dtype == torch.float64 else z.float()
 
 # %% ../nbs/03a_losses.ipynb #99603761
@@ -162,7 +165,10 @@ def _two_parts(z, y): # Logits (B, C), divided by T; labels as a column (B, 1)
     "Log of (p_y, 1−p_y) `(B, 2)`, and log-probabilities of the other classes among themselves `(B, C−1)`"
     log_p, c = z.log_softmax(-1), torch.arange(z.shape[1] - 1, device=z.device)
     rest = log_p.gather(1, c + (c >= y).long())   # every class but y, (B, C-1)
-    return torch.cat([log_p.gather(1, y), rest.logsumexp(-1, keepdim=True)], 1), rest.log_softmax(-1)
+    none = rest.isneginf().all(-1, keepdim=True)  # y alone is known: the others are no distribution, and give no term
+    rest = rest.masked_fill(none, 0.)
+    of_rest = rest.logsumexp(-1, keepdim=True).masked_fill(none, -torch.inf)
+    return torch.cat([log_p.gather(1, y), of_rest], 1), rest.log_softmax(-1).masked_fill(none, -torch.inf)
 
 # %% ../nbs/03a_losses.ipynb #2bd47779
 def dkd_loss(student, # Student logits (B, C)
@@ -195,10 +201,15 @@ def nkd_loss(student, # Student logits (B, C)
     return _reduce(first - gamma*T**2 * _p_log_q(r_t.exp(), r_s).sum(-1), reduction)
 
 # %% ../nbs/03a_losses.ipynb #a4551fa5
-def _pearson(a, b, eps=1e-8): # Two tensors of one shape
+def _pearson(a, b, known, eps=1e-8): # Two tensors of one shape, and which of their places count: both are 0 elsewhere
     "Pearson correlation over the last axis; `eps` keeps a constant row from dividing by zero"
-    a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
+    a, b = (known*(x - x.sum(-1, keepdim=True)/known.sum(-1, keepdim=True).clamp(min=1)) for x in (a, b))
     return (a*b).sum(-1) / (a.norm(dim=-1)*b.norm(dim=-1) + eps)
+
+def _unlike(a, b, known): # As for `_pearson`
+    "(1 − ρ of each row, how many rows count): a row of fewer than two known places gives no term"
+    counts = known.sum(-1) > 1
+    return torch.where(counts, 1 - _pearson(a, b, known), 0.), counts.sum().clamp(min=1)
 
 # %% ../nbs/03a_losses.ipynb #2182e398
 def dist_loss(student, # Student logits (B, C)
@@ -218,10 +229,11 @@ def dist_loss(student, # Student logits (B, C)
     if gamma and len(s) < 2:
         raise UserError('The intra-class term of DIST needs at least two samples in a batch; got 1. '
                         'Use drop_last, or gamma=0')
-    p_s, p_t = (s/T).softmax(-1), (t/T).softmax(-1)
-    loss = beta*T**2 * (1 - _pearson(p_s, p_t))   # (B,)
-    if reduction == 'none': return loss
-    return loss.mean() + (gamma*T**2 * (1 - _pearson(p_s.T, p_t.T)).mean() if gamma else 0.)
+    p_s, p_t, known = (s/T).softmax(-1), (t/T).softmax(-1), ~t.isneginf()
+    rows, _ = _unlike(p_s, p_t, known)            # (B,)
+    if reduction == 'none': return beta*T**2 * rows
+    columns, n = _unlike(p_s.T, p_t.T, known.T)   # (C,)
+    return T**2 * (beta*rows.mean() + gamma*columns.sum()/n)
 
 # %% ../nbs/03a_losses.ipynb #43445875
 def ofa_loss(student, # Student logits (B, C)

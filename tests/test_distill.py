@@ -22,6 +22,7 @@ from fastai.vision.data import ImageBlock
 from torch import nn
 
 import tiny
+from libkd import UserError
 from libkd.cache import CacheMismatch, LogitCache
 from libkd.data import Samples
 from libkd.distill import MultiTeacherDistill
@@ -1138,3 +1139,18 @@ def test_a_label_loss_of_any_kind_is_the_loss_of_what_is_labelled(kind):
     want = base(z[known], y.as_subclass(torch.Tensor)[known])
     assert LabelLoss(base)(z, y).item() == pytest.approx(want.item(), rel=1e-5)
     fit(learner(tiny.loaders(mix=Mix()), loss_func=base))
+
+
+def test_a_loss_without_temperature_gets_none_of_the_methods():
+    "kd and lib-kd bring T=4 of their own; nobody asked the hard loss for one"
+    T = lambda **kw: next(c for c in learner(student='vit_nano', **kw).cbs if isinstance(c, MultiTeacherDistill)).T
+    assert T(loss='hard') == dict(a=1., b=1.) and T(loss={'b': 'hard'}) == dict(a=4., b=1.) and T(loss={'b': 'hard'}, T={'a': 2.}) == dict(a=2., b=1.)
+    fit(learner(student='vit_nano', loss='hard'))
+    with pytest.raises(UserError, match='no temperature'): fit(learner(student='vit_nano', loss='hard', T=2.))
+
+
+def test_weights_of_samples_come_as_any_list_of_numbers():
+    first = lambda weigh: first_terms(weigh=weigh)
+    assert first(lambda a, y: [torch.ones(len(y))]*2) == first(lambda a, y: [[1]*len(y)]*2) == first_terms()
+    for odd in (None, 'a', [torch.ones(2), torch.ones(3)]):
+        with pytest.raises(UserError, match='weigh must give numbers'): fit(learner(weigh=lambda a, y: odd))

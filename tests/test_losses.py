@@ -133,14 +133,24 @@ def test_classes_that_the_teacher_does_not_know_get_no_gradient(name):
     each = lambda s, t, y: L.LOSSES[name](s, t, y, reduction='none', **separable(name))
     grad, = torch.autograd.grad(each(s, t, y).sum(), s)
     assert grad.isfinite().all() and not grad[:, 2].any() and grad.any()
-    if name != 'dist': torch.testing.assert_close(each(s, t, y), each(s[:, known], t[:, known], y - (y > 2).long()))   # a correlation counts columns
+    torch.testing.assert_close(each(s, t, y), each(s[:, known], t[:, known], y - (y > 2).long()))
+    torch.testing.assert_close(L.LOSSES[name](s, t, y), L.LOSSES[name](s[:, known], t[:, known], y - (y > 2).long()))
     unknown = each(s, t, torch.full((6,), 2))                     # labels that the teacher does not know
     assert unknown.isfinite().all() and torch.autograd.grad(unknown.sum(), s)[0].isfinite().all()
+
+@pytest.mark.parametrize('name', set(L.LOSSES) - {'hard'})
+@pytest.mark.parametrize('y', [0, 2])
+def test_a_teacher_that_knows_one_class_teaches_nothing(name, y):
+    s, t = tensors()[0].requires_grad_(), torch.full((6, 5), -torch.inf)
+    t[:, 0] = 1.
+    loss = L.LOSSES[name](s, t, torch.full((6,), y))
+    assert (loss == 0 or name == 'dist') and torch.autograd.grad(loss, s)[0].eq(0).all()    # DIST: a constant column is like none
 
 BAD = dict(zero_T=(dict(T=0.), 'above 0'), negative_T=(dict(T=-1.), 'above 0'), nan_T=(dict(T=float('nan')), 'above 0'), endless_T=(dict(T=float('inf')), 'finite'),
            reduction=(dict(reduction='sum'), "reduction='sum'"), classes=(dict(teacher=torch.zeros(6, 4)), 'class_map'),
            nan_teacher=(dict(teacher=torch.full((6, 5), torch.nan)), 'NaN'), nan_student=(dict(student=torch.full((6, 5), torch.nan)), 'learning rate'),
-           integers=(dict(teacher=torch.zeros(6, 5, dtype=torch.long)), 'before softmax'), flat=(dict(student=torch.zeros(6)), r'\(B, C\)'))
+           text_T=(dict(T='2'), "T='2'"), inf_teacher=(dict(teacher=torch.tensor([[0., 1., torch.inf, 0., 0.]]*6)), 'NaN or .∞.*verify'),
+           silent_teacher=(dict(teacher=torch.full((6, 5), -torch.inf)), 'nothing but'), integers=(dict(teacher=torch.zeros(6, 5, dtype=torch.long)), 'before softmax'), flat=(dict(student=torch.zeros(6)), r'\(B, C\)'))
 
 @pytest.mark.parametrize('name', L.LOSSES)
 @pytest.mark.parametrize('bad', BAD)
