@@ -22,7 +22,7 @@ from .data import Samples
 from .files import publish, sha256, write_once
 from .identity import differences, shortened
 from .losses import dense_logits
-from .teachers import check_teacher
+from .teachers import check_teacher, refuse_probabilities, right_share
 from .views import as_policy, finite, image_dls
 
 # %% auto #0
@@ -32,7 +32,7 @@ __all__ = []
 class _Answers:
     "Numbers in the place of a teacher"
     def __init__(self, name, z, bias, classes, wanted): # `z` (n, C) or (V, n, C); bias; its columns; the data's classes
-        self.name, self.bias, self.classes = name, bias, wanted
+        self.name, self.bias, self.classes, self.own_classes, self.class_map = name, bias, wanted, wanted, None
         self.z = z if z.ndim == 3 else z[None]                          # (V, n, C)
         self.order = [classes.index(c) for c in wanted]
         h = hashlib.sha256(json.dumps(classes).encode())
@@ -106,6 +106,21 @@ def _checked_answers(answers, bias, classes, dl, V): # As for `_asked_about`; th
                              "Row i answers to dls.train.items[i], or to samples[i].")
         yield name, z, bias[name], classes, wanted
 
+# %% ../nbs/06_sharing.ipynb #149f51c8
+def _refuse_guesses(teachers, dl): # `_Answers`; the loader of their samples
+    "Probabilities, and answers no better than guessing, are refused, as of a live teacher: on 256 labelled samples"
+    y = ids_labels(dl)[1]
+    rows = np.sort(np.random.default_rng(0).permutation(np.flatnonzero(y >= 0))[:256])
+    for t in teachers if len(rows) else ():
+        z = torch.from_numpy(np.asarray(t.z[0, rows], dtype=np.float32)[:, t.order])
+        if z.isnan().any(): continue                       # what cannot be stored says so itself
+        refuse_probabilities(t.name, z, 'Give their logarithms: np.log(np.maximum(p, 1e-7)).')
+        known = np.flatnonzero(~z.isneginf().all(0).numpy())
+        of_these = np.isin(y[rows], known)
+        if dl.mix is None: right_share(                    # a mixed picture has two labels
+            t, z[of_these], y[rows][of_these], known,
+            ' Does row i answer to dls.train.items[i], or to samples[i], and column j to class j?')
+
 # %% ../nbs/06_sharing.ipynb #989e2868
 @patch(cls_method=True)
 def from_arrays(cls:LogitCache,
@@ -119,11 +134,13 @@ def from_arrays(cls:LogitCache,
                 T:float=1., # As for `build`
                 overwrite:bool=False, # As for `build`
                 shard_rows:int=65536, # As for `build`
+                check:bool=True, # Refuse probabilities, and answers at chance level
                )->LogitCache: # Open
     "A cache of answers that somebody else computed"
     answers = _as_arrays(answers)
     dl, views = _asked_about(data, answers, dtype)
     teachers = checked_teachers([_Answers(*a) for a in _checked_answers(answers, bias, classes, dl, views.n)])
+    if check: _refuse_guesses(teachers, dl)
     _ArrayBuilder(path, dl, teachers, make_plan(dl, teachers, views, dtype, shard_rows, top_k, T)).run(overwrite)
     return cls.open(path)
 

@@ -782,6 +782,19 @@ def _order_mended(t, said): # A `Teacher`; class -> what its column means
     return f'it says {", ".join(moved[:5])}{more}. Name the columns in their true order{give}.'
 
 # %% ../nbs/03_teachers.ipynb #063a1aaa
+def refuse_probabilities(
+    name, # Who answered
+    z,    # Answers `(n, C)`
+    way,  # What to do about it, in a sentence
+):
+    "`AnswersError` for rows without anything below 0 that all sum to 1, or to 100: percentages."
+    sums = z.sum(1)
+    whole = next((n for n in (1, 100) if float((sums/n - 1).abs().max()) < 1e-3), None)
+    if whole and float(z.min()) >= 0: raise AnswersError(
+        f'teacher {name} answers with probabilities (each row sums to {whole}), not with logits: '
+        f'losses would take a softmax of a softmax. {way}')
+
+# %% ../nbs/03_teachers.ipynb #27e3c84b
 def _refuse_moods(t, x, stats, one): # A `Teacher`; a batch; what it is normalised with; answers to it
     "Refuse answers that change from time to time, or with what else is in the batch"
     far = .01*max(1., float(one.max() - one.min()))
@@ -800,17 +813,35 @@ def _check_answers(t, x, stats): # A `Teacher`; a batch; (mean, std) that it is 
     t.class_map, t.classes = None, t.own_classes                    # as the model says it
     one = t.logits(x, stats)
     _refuse_moods(t, x, stats, one)
-    if not t.probabilities and float(one.min()) >= 0 and float((one.sum(1) - 1).abs().max()) < 1e-3: raise AnswersError(
-        f'teacher {t.name} answers with probabilities (each row sums to 1), not with logits: '
-        'losses would take a softmax of a softmax, which is nearly flat. '
-        'Leave its last softmax out, or say so: as_teacher(…, probabilities=True).')
+    if t.probabilities: return
+    refuse_probabilities(t.name, one, 'Leave its last softmax out, or say so: as_teacher(…, probabilities=True).')
+    if float(one.min()) >= 0 and float(one.max()) <= 1: warnings.warn(
+        f'teacher {t.name} answers with nothing but numbers from 0 to 1, as after a sigmoid: as logits these are '
+        'nearly flat. Leave its last layer out.')
 
-# %% ../nbs/03_teachers.ipynb #c8738572
+# %% ../nbs/03_teachers.ipynb #ec8447eb
 def _better_than_guessing(hits, y): # How many are right; labels `(n,)`
     "(whether that is so at p < 0.01, the share that guessing gives)"
     guess = np.bincount(y).max()/max(1, len(y)) if len(y) else 1.
     return binomtest(hits, max(1, len(y)), guess, alternative='greater').pvalue < .01, guess
 
+def right_share(
+    t,     # Who answered: its `name`, `classes`, `own_classes` and `class_map`, as of a `Teacher`
+    z,     # Answers `(n, C)`
+    y,     # Labels `(n,)`
+    known, # Positions of the classes that it can answer with
+    hint,  # What may be wrong where it guesses
+) -> float:
+    "Share of right answers; `ChanceError` where it is not better than guessing. A better order of the columns is told."
+    hits = int((z.argmax(1).numpy() == y).sum())
+    other, (good, guess) = _order_said(t, z, y, known), _better_than_guessing(hits, y)
+    said = f'teacher {t.name} is right on {hits} of {len(y)} training pictures'
+    if not good: raise ChanceError(
+        f'{said}; guessing gives {guess:.0%}.{other or hint} check=False insists on using it.')
+    if other: warnings.warn(f'{said}.{other}')
+    return hits/len(y)
+
+# %% ../nbs/03_teachers.ipynb #c8738572
 def check_teacher(
     teacher: Teacher, # Or whatever `as_teacher` takes
     dls,          # The student's data
@@ -820,17 +851,10 @@ def check_teacher(
     "Accuracy on labelled training pictures; `ChanceError` where it is not better than guessing at p < 0.01."
     samples, teacher = Samples.from_dls(dls), as_teacher(teacher, dls)
     known, dl, y = _test_of(teacher, dls, samples, n, seed)
-    z = answers(teacher, dl, stats_of(dls))
-    hits = int((z.argmax(1).numpy() == y).sum())
-    other = _order_said(teacher, z, y, known)
-    good, guess = _better_than_guessing(hits, y)
-    if not good: raise ChanceError(
-        f'teacher {teacher.name} is right on {hits} of {len(y)} training pictures; guessing gives {guess:.0%}.'
-        + (other or ' Are its classes in the right order, its mean and std right, its weights loaded?')
-        + ' check=False insists on using it.')
+    share = right_share(teacher, answers(teacher, dl, stats_of(dls)), y, known,
+                        ' Are its classes in the right order, its mean and std right, its weights loaded?')
     with rng_scope(seed): _check_answers(teacher, dl.one_batch()[0][:8], stats_of(dls))
-    if other: warnings.warn(f'teacher {teacher.name} is right on {hits} of {len(y)} training pictures.{other}')
-    return hits/len(y)
+    return share
 
 def _test_of(teacher, dls, samples, n, seed):
     "Positions of the classes that the teacher can answer with, a loader of labelled pictures of them, and its labels"

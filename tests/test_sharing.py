@@ -18,6 +18,7 @@ import tiny
 from libkd.cache import CacheCorrupt, CacheError, CacheMismatch, LogitCache
 from libkd.files import WriteError
 from libkd.sharing import _Answers
+from libkd.teachers import AnswersError, ChanceError
 from libkd.views import replay
 from test_cache import build, contents
 
@@ -42,7 +43,7 @@ def copy(cache, to): shutil.copytree(cache.path, to); return LogitCache.open(to)
 
 def test_answers_from_anywhere_are_paired_by_sample(tmp_path):
     dls, z = tiny.loaders(), np.random.default_rng(0).normal(size=(2, 18, 3)).astype('f4')
-    cache = LogitCache.from_arrays(tmp_path/'c', dls, {'people': z}, bias={'people': 'human'}, dtype='float32', shard_rows=7)
+    cache = LogitCache.from_arrays(tmp_path/'c', dls, {'people': z}, bias={'people': 'human'}, dtype='float32', shard_rows=7, check=False)
     assert cache.teachers['people']['bias'] == 'human' and str(cache.policy) == 'finite(2)' and cache.verify() == 2 + 2*3 + 2*3
     for x, y in cache.bind(dls).train:
         where = [[dls.train.id_of(i) for i in range(18)].index(cache.ids[r].tobytes()) for r in y.ride.row]
@@ -52,7 +53,7 @@ def test_answers_from_anywhere_are_paired_by_sample(tmp_path):
 def test_answers_to_all_samples_serve_every_split_of_them(tmp_path):
     s = tiny.samples()
     z = np.random.default_rng(0).normal(size=(24, 3)).astype('f4')
-    cache = LogitCache.from_arrays(tmp_path/'c', s, {'x': z[:, ::-1]}, bias={'x': 'conv'}, classes=tiny.CLASSES[::-1], dtype='float32')
+    cache = LogitCache.from_arrays(tmp_path/'c', s, {'x': z[:, ::-1]}, bias={'x': 'conv'}, classes=tiny.CLASSES[::-1], dtype='float32', check=False)
     assert len(cache) == 24 and (cache.ids == s.ids).all() and torch.allclose(cache.gather(torch.arange(24))['x'], torch.tensor(z)), 'columns are put into the order of the data'
     y = cache.bind(tiny.loaders(data=s)).one_batch()[1]
     assert (cache.labels[y.ride.row] == y.numpy()).all()
@@ -60,7 +61,7 @@ def test_answers_to_all_samples_serve_every_split_of_them(tmp_path):
 
 def test_top_k_of_answers_from_anywhere(tmp_path):
     z = np.random.default_rng(0).normal(size=(18, 3))
-    cache = LogitCache.from_arrays(tmp_path/'c', tiny.loaders(), {'x': z}, bias={'x': 'conv'}, top_k=2)
+    cache = LogitCache.from_arrays(tmp_path/'c', tiny.loaders(), {'x': z}, bias={'x': 'conv'}, top_k=2, check=False)
     assert (cache.gather(torch.arange(18))['x'].indices[:, 0].numpy() == z.argmax(1)).all() and cache.info()['lost']['x'] < 1e-3, 'a tail of one class loses nothing'
 
 
@@ -92,9 +93,25 @@ def test_arrays_that_are_no_answers(tmp_path, answers, bias, kw, said):
                          ids=['list', 'table', 'tensor', 'tensor of views'])
 def test_answers_may_be_whatever_holds_numbers(tmp_path, as_given):
     dls, z = tiny.loaders(), np.random.default_rng(0).normal(size=(18, 3)).astype('f4')
-    cache = LogitCache.from_arrays(tmp_path/'c', dls, {'x': as_given(z)}, bias={'x': 'conv'}, dtype='float32')
+    cache = LogitCache.from_arrays(tmp_path/'c', dls, {'x': as_given(z)}, bias={'x': 'conv'}, dtype='float32', check=False)
     assert cache.teachers['x']['fingerprint'] == _Answers('x', z, 'conv', tiny.CLASSES, tiny.CLASSES).fingerprint
     assert torch.equal(cache.gather(torch.arange(18))['x'], torch.tensor(z))
+
+
+@pytest.mark.parametrize('said, error, words', [
+    (lambda z: z.exp()/z.exp().sum(1, keepdim=True), AnswersError, r'each row sums to 1\).*np.log'),
+    (lambda z: 100*z.softmax(1), AnswersError, 'each row sums to 100'),
+    (lambda z: z[:, [1, 2, 0]], ChanceError, 'columns in another order'), (lambda z: z[torch.randperm(24, generator=torch.Generator().manual_seed(1))], ChanceError, 'Does row i answer'),
+    (lambda z: torch.zeros_like(z), ChanceError, 'guessing gives 33%')], ids=['probabilities', 'percentages', 'columns', 'rows', 'constant'])
+def test_answers_from_anywhere_are_checked_like_a_teacher(tmp_path, said, error, words):
+    "Other orders of rows or columns, and a softmax too many, look like any other numbers, and teach nonsense"
+    s = tiny.samples()
+    z = 5*torch.nn.functional.one_hot(torch.tensor(s.labels).long(), 3) + torch.rand(24, 3, generator=torch.Generator().manual_seed(0))
+    make = lambda z, to, **kw: LogitCache.from_arrays(tmp_path/to, s, {'x': z}, bias={'x': 'conv'}, **kw)
+    with pytest.raises(error, match=words): make(said(z), 'odd')
+    assert not (tmp_path/'odd').exists() and len(make(said(z), 'all the same', check=False)) == len(make(z, 'fine')) == 24
+    some = z.clone(); some[:, 2] = -torch.inf
+    assert len(make(some, 'a class less')) == 24
 
 
 def test_views_of_samples_need_the_loaders(tmp_path):

@@ -552,11 +552,14 @@ class Odd(nn.Module):
     def __init__(self, model, habit): super().__init__(); self.model, self.habit = model, habit
     def forward(self, x):
         z = self.model(x)
-        return dict(softmax=lambda: z.softmax(1), random=lambda: z + torch.randn_like(z), company=lambda: z - z.mean(0), dropout=lambda: F.dropout(z))[self.habit]()
+        return dict(softmax=lambda: z.softmax(1), random=lambda: z + torch.randn_like(z), company=lambda: z - z.mean(0), dropout=lambda: F.dropout(z), percent=lambda: 100*z.softmax(1), sigmoid=lambda: z.sigmoid())[self.habit]()
 
-@pytest.mark.parametrize('habit, words', [('softmax', 'probabilities'), ('random', 'asked again.*random numbers'), ('dropout', 'random numbers'), ('company', 'alone than among others')])
+@pytest.mark.parametrize('habit, words', [('softmax', 'probabilities'), ('percent', 'each row sums to 100'), ('random', 'asked again.*random numbers'), ('dropout', 'random numbers'), ('company', 'alone than among others')])
 def test_answers_that_are_no_logits_of_single_pictures(dls, good, habit, words):
     with pytest.raises(AnswersError, match=words): check_teacher(Teacher(Odd(good.model, habit), list(dls.vocab), habit), dls)
+
+def test_answers_behind_a_sigmoid_are_noticed(dls, good):
+    with pytest.warns(UserWarning, match='from 0 to 1, as after a sigmoid'): check_teacher(Teacher(Odd(good.model, 'sigmoid'), list(dls.vocab), 's'), dls)
 
 def test_probabilities_can_be_had_as_logits(dls, good):
     t, (x, _) = as_teacher(Odd(good.model, 'softmax'), dls, name='p', probabilities=True), dls.valid.one_batch()
