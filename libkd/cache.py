@@ -43,6 +43,16 @@ _TOLD = dict(error=CacheError, kept='Finished shards are kept: call build again,
 store_bytes, store_json = partial(publish, **_TOLD), partial(publish_json, **_TOLD)
 alone_in = partial(locked, error=CacheLocked, what='building', refused=CacheError)
 
+def foreign(path:Path)->bool: # A folder, or the place for one
+    "Whether it holds things, and no cache, not even the beginning of one"
+    if not path.is_dir() or any((path/f).is_file() for f in ('plan.json', 'manifest.json')): return False
+    return any(p.name != '.lock' and p.suffix not in ('.tmp', '.sum') for p in path.iterdir())
+
+def refuse_foreign(path:Path): # Where a cache shall be built
+    "`CacheError` for the folder of something else"
+    if foreign(path): raise CacheError(
+        f"The folder {path} is not empty and not a cache. Give an empty or new folder.")
+
 # %% ../nbs/04_cache.ipynb #21d5d8bd
 def read_plan(
     path:Path, # plan.json or manifest.json
@@ -115,14 +125,20 @@ def _check_unique(ids, dl): # Those of its samples, (n, 16) uint8
 SCHEMA = 2     # 1 had no digests of views and no checksums while it was built; such caches open, with less proof
 DTYPES = {'float16': torch.float16, 'float32': torch.float32}
 
-# %% ../nbs/04_cache.ipynb #fef34416
-def _checked_top_k(top_k, teachers): # As for `make_plan`
-    fewest = min((len(t.classes) for t in teachers), default=0)
-    if top_k is not None and not 0 < top_k < fewest:
-        raise CacheError(f"top_k={top_k}: between 1 and {fewest-1} of {fewest} classes leave something to save. "
-                         "Without top_k all logits are stored.")
-    return top_k
+def checked_top_k(
+    top_k,   # As for `make_plan`
+    classes, # The fewest that a teacher has
+)->int: # `top_k`, or None
+    "`top_k`, if it leaves something to save; else a `CacheError`"
+    if top_k is None or isinstance(top_k, int) and 0 < top_k < classes: return top_k
+    raise CacheError(f"top_k={top_k!r}: between 1 and {classes-1} of {classes} classes leave something to save. "
+                     "Without top_k all logits are stored.")
 
+def _checked_rows(shard_rows): # As for `make_plan`
+    if isinstance(shard_rows, int) and shard_rows > 0: return shard_rows
+    raise CacheError(f"shard_rows={shard_rows!r}: how many rows has one file? Give a whole number, 1 or more.")
+
+# %% ../nbs/04_cache.ipynb #fef34416
 def make_plan(dl:ViewDL, # Training loader whose views are stored
               teachers:list, # `Teacher`s
               policy:Policy, # Which views
@@ -134,12 +150,13 @@ def make_plan(dl:ViewDL, # Training loader whose views are stored
     "What a cache is going to hold; `CacheError` for a `top_k` that saves nothing, `UserError` for a `T` that is none"
     ids, labels = ids_labels(dl)
     _check_unique(ids, dl)
+    fewest = min((len(t.classes) for t in teachers), default=0)
     return dict(schema=SCHEMA, classes=list(map(str, dl.vocab)), n=len(ids),
                 samples=hashlib.sha256(ids.tobytes() + labels.tobytes()).hexdigest(),
                 views=dl.describe(), policy=policy.name, n_views=policy.n,
                 teachers=[teacher_entry(t) | drawn_for(t, dl) for t in teachers],
-                dtype=dtype, top_k=_checked_top_k(top_k, teachers), tail_T=float(checked_T(T)) if top_k else None,
-                shard_rows=shard_rows, batch_rows=dl.bs,
+                dtype=dtype, top_k=checked_top_k(top_k, fewest), tail_T=float(checked_T(T)) if top_k else None,
+                shard_rows=_checked_rows(shard_rows), batch_rows=dl.bs,
                 device=torch.device(dl.device or 'cpu').type, versions=pixel_versions(),
                 **({'result': RESULT} if RESULT > 1 else {}))
 
@@ -639,6 +656,9 @@ def _check_folder(path):
     if any((path/p).is_symlink() for p in ('plan.json', 'manifest.json', 'logits', 'views')):
         raise CacheCorrupt(f"{path} holds links; a cache is made of plain files.")
     _finish_change(path)
+    if foreign(path): raise CacheError(
+        f"There is no cache in {path}: it holds other things, and neither plan.json nor manifest.json. "
+        "Give the folder that LogitCache.build was given.")
     if not (path/'manifest.json').is_file():
         raise CacheUnfinished(f"The cache {path} was not built to its end. "
                               "Call LogitCache.build again with the same arguments: it continues.")
@@ -751,8 +771,7 @@ def begin(self:CacheBuilder)->bool: # Whether the cache is finished already
     "Write the plan, or compare it with the one that is there; `CacheError` where the folder holds something else"
     path, whole = self.path, (self.path/'manifest.json').is_file()
     if (path/'plan.json').is_file(): self._go_on(read_plan(path/'plan.json', 'schema'), whole)
-    elif path.is_dir() and any(p.name != '.lock' and p.suffix not in ('.tmp', '.sum') for p in path.iterdir()):
-        raise CacheError(f"The folder {path} is not empty and not a cache. Give an empty or new folder.")
+    else: refuse_foreign(path)
     if not whole: store_json(path/'plan.json', self.plan)
     return whole
 
@@ -778,12 +797,14 @@ def _clear(path):
 # %% ../nbs/04_cache.ipynb #eb03a064
 @patch
 def run(self:CacheBuilder, overwrite=False): # Forget what is there: a cache of another plan, say
-    "Alone in the folder, build what is missing, one shard after the other, and finish"
+    """Alone in the folder, build what is missing, one shard after the other, and finish. What is whole is not touched,
+    so that it may lie where nobody can write"""
     _finish_change(self.path)
+    whole = (self.path/'manifest.json').is_file() and not overwrite
+    if whole and self.begin() and not self.missing(): return
     with alone_in(self.path):
         if overwrite: _clear(self.path)
-        whole = self.begin()
-        if whole and not self.missing(): return
+        self.begin()
         if not self.sums(): self.check_company()                    # before the first shard, not when a build goes on
         self.build_shards()
         self.finish()

@@ -112,9 +112,12 @@ def _dls(data, size, bs, seed): # an image folder, or None: cluttered digits
     return image_dls(data or cluttered_digits(), size=size, bs=bs, seed=seed)
 
 def cmd_cache_build(a): # Words of `libkd cache build`
-    from libkd.cache import LogitCache
+    from libkd.cache import LogitCache, checked_top_k, refuse_foreign
     from libkd.teachers import fit_teacher, load_teacher
+    from libkd.views import as_policy
+    refuse_foreign(Path(a.folder))                                  # before minutes of training
     dls, kept = _dls(a.data, a.size, a.bs, a.seed), Path(a.folder).parent/'teachers'
+    as_policy(a.views), checked_top_k(a.top_k, len(dls.vocab))
     get = lambda t: load_teacher(t) if Path(t).is_dir() else fit_teacher(t, dls, epochs=a.epochs, folder=kept)
     _show(LogitCache.build(a.folder, dls, [get(t) for t in a.teachers], views=a.views, top_k=a.top_k).info())
 

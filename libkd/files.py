@@ -34,6 +34,10 @@ _REFUSED = {
     errno.EROFS: 'The disk can only be read',
     errno.EACCES: 'This folder may not be written to',
     errno.EPERM: 'This folder may not be written to'}
+_IN_THE_WAY = {
+    errno.EEXIST: 'A file is in the way',
+    errno.ENOTDIR: 'A file is in the way',
+    errno.EISDIR: 'A folder is in the way'}
 
 @contextmanager
 def writing(
@@ -44,9 +48,11 @@ def writing(
     "Say in a sentence why `path` could not be written; other errors pass"
     try: yield
     except OSError as e:
-        if e.errno not in _REFUSED: raise
-        raise error(f"{_REFUSED[e.errno]}: {path} could not be written. {kept} "
-                    "Free some space, or see to it that you may write there, and try again.") from e
+        why = (_REFUSED | _IN_THE_WAY).get(e.errno)
+        if why is None: raise
+        way = "Free some space, or see to it that you may write there, and try again."
+        raise error(f"{why}: {path} could not be written. {kept} "
+                    f"{'Give another path.' if e.errno in _IN_THE_WAY else way}") from e
 
 # %% ../nbs/00_files.ipynb #d7c5962e
 def publish(

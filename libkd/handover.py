@@ -4,7 +4,7 @@
 
 # %% ../nbs/08a_handover.ipynb #2647961b
 from __future__ import annotations
-import hashlib, json, pickle, random, shutil, tempfile
+import hashlib, json, pickle, random, tempfile
 from io import BytesIO
 from dataclasses import dataclass
 from inspect import signature
@@ -294,12 +294,20 @@ def effective_state(model:nn.Module)->dict: # name -> tensor
 # %% ../nbs/08a_handover.ipynb #dee9d56f
 def load_student(folder, # Written by `save_student`
                 )->tuple: # (model in eval mode, its `config.json` as a dict)
-    "The student of a folder, without teachers, cache or data; `FileNotFoundError` where the folder holds none"
+    """The student of a folder, without teachers, cache or data; `FileNotFoundError` where the folder holds none,
+    `UserError` where it cannot be read"""
     folder = Path(folder)
     if not (folder/'config.json').is_file(): raise FileNotFoundError(
         f"{folder} holds no student: config.json is missing. save_student(learn, folder) writes one.")
+    try: return _read_student(folder)
+    except UserError: raise
+    except Exception as e: raise UserError(
+        f"{folder} holds no student that can be read ({type(e).__name__}: {e}). Copy it again from where it was saved; "
+        "where it is an architecture of your own, import its module first.") from e
+
+def _read_student(folder): # With a config.json
     cfg = json.loads((folder/'config.json').read_text(encoding='utf-8'))
-    return timm.create_model(f'local-dir:{folder}', pretrained=True).eval(), cfg
+    return timm.create_model(f'local-dir:{folder}', pretrained=True).eval(), dict(cfg)
 
 # %% ../nbs/08a_handover.ipynb #8cc9c283
 def _write_input(file, **cfg): # config.json; what to change
@@ -313,7 +321,8 @@ def _write_student(model, dls, made): # The student; loaders; an empty folder
     mean, std = stats_of(dls)
     classes = list(map(str, dls.vocab))
     config = dict(num_classes=len(classes), label_names=classes)
-    save_for_hf(model, str(made), model_config=config, safe_serialization=True)
+    save_for_hf(model, str(made), model_config=config)
+    (made/'pytorch_model.bin').unlink()             # the next line writes the weights, in one piece and worked out
     save_file({k: v.detach().cpu().contiguous() for k, v in effective_state(model).items()}, made/'model.safetensors')
     _write_input(made/'config.json', input_size=[3, *size_of(dls)], mean=mean, std=std, crop_pct=1.,
                  crop_mode='center', interpolation='bilinear')
@@ -331,7 +340,7 @@ def _proved(model, dls, made): # As for `_write_student`
     _write_student(model, dls, made)
     changed = f"This {model.pretrained_cfg['architecture']} was changed after it was made, and timm could not load it"
     advice = 'Undo the change, or keep the student with learn.export().'
-    try: fresh = load_student(made)[0]
+    try: fresh = _read_student(made)[0]
     except RuntimeError as e: raise UserError(f"{changed}: {str(e).splitlines()[-1].strip()} {advice}") from e
     far = _apart(model, fresh, torch.randn(2, 3, *size_of(dls), generator=torch.Generator().manual_seed(0)))
     if not far < 1e-3: raise UserError(
@@ -388,9 +397,8 @@ def save_student(learn:Learner, # A trained learner
                                  "Make the student by name: distill_learner(dls, 'civt_nano', …).")
     with tempfile.TemporaryDirectory() as made:
         fresh = _proved(model, learn.dls, Path(made))
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in Path(made).iterdir(): shutil.copy(file, folder/file.name)
-    (folder/'README.md').write_text(_card(learn, name, notes or {}), encoding='utf-8')
+        for file in sorted(Path(made).iterdir(), reverse=True): publish(folder/file.name, file.read_bytes())
+    publish(folder/'README.md', _card(learn, name, notes or {}).encode())
     if exported: _save_exported(fresh, size, folder/'model.pt2')
     if onnx: _save_onnx(fresh, size, folder/'model.onnx')
     return folder

@@ -1182,3 +1182,29 @@ def test_a_picture_that_bind_does_not_meet_is_met_by_training(tmp_path):
     assert cache.bind(other)
     learn = distill_learner(other, 'vit_nano', teachers=LogitCache.open(tmp_path/'c'), seed=0, verbose=False, check=False, student_kw=dict(depth=1, embed_dim=32, num_heads=2))
     with pytest.raises(CacheMismatch, match='1 of .* views have other pixels'), learn.no_bar(), learn.no_logging(): learn.fit(16)
+
+
+# -- where nobody can write, and where no cache is -----------------------------------------------------------------------------
+
+def test_a_whole_cache_is_opened_by_build_where_nobody_can_write(copied, monkeypatch):
+    "A lecturer's share: the notebook that built the cache runs again for everybody, who may only read"
+    import filelock
+    dls, teachers, path = copied
+    (path/'.lock').unlink(missing_ok=True)
+    def refuse(self, *a, **kw): raise OSError(errno.EROFS, 'Read-only file system')
+    monkeypatch.setattr(filelock.FileLock, 'acquire', refuse)
+    before = contents(path)
+    assert build(path, dls, teachers).verify() and contents(path) == before
+    with pytest.raises(CacheError, match='can only be read'): build(path.parent/'new', dls, teachers)
+
+
+def test_the_folder_of_something_else_is_no_unfinished_cache(tmp_path):
+    (tmp_path/'thesis.txt').write_text('precious')
+    with pytest.raises(CacheError, match='There is no cache in') as e: LogitCache.open(tmp_path)
+    assert not isinstance(e.value, CacheUnfinished)
+    with pytest.raises(CacheError, match='A file is in the way.*another path'): build(tmp_path/'thesis.txt', tiny.loaders(), tiny.teacher())
+
+
+@pytest.mark.parametrize('kw, said', [(dict(shard_rows=0), 'shard_rows=0'), (dict(shard_rows=2.5), 'shard_rows=2.5'), (dict(top_k='2'), "top_k='2'")])
+def test_sizes_that_are_none(tmp_path, kw, said):
+    with pytest.raises(CacheError, match=said): build(tmp_path/'c', tiny.loaders(), tiny.teacher(), check=False, **kw)

@@ -226,3 +226,15 @@ def test_students_teachers_and_runs_are_asked_alike(student, loaders, photos, tm
         assert code == 2 and '--size' in said.err
     code = cli.guarded(cli.parser().parse_args(['export', str(student)]).f, cli.parser().parse_args(['export', str(student)]))
     assert code == 2 and '--onnx' in capsys.readouterr().err
+
+
+def test_a_cache_is_refused_before_teachers_are_trained(tmp_path, monkeypatch, capsys):
+    "`libkd cache build PICTURES`: the folder of pictures in the place of the cache's; a policy or top_k that is none"
+    import libkd.teachers
+    monkeypatch.setattr(libkd.teachers, 'fit_teacher', lambda *a, **kw: pytest.fail('trained'))
+    monkeypatch.setenv('LIBKD_HOME', str(tmp_path/'home'))
+    (tmp_path/'pictures'/'cat').mkdir(parents=True)
+    for words, said in ((['pictures'], 'not empty and not a cache'), (['c', '--views', '0', '--size', '8'], 'whole number of views'), (['c', '--top-k', '10', '--size', '8'], 'top_k=10')):
+        with pytest.raises(SystemExit, match='2'): cli.main(['cache', 'build', str(tmp_path/words[0]), *words[1:]])
+        assert said in capsys.readouterr().err
+    assert not (tmp_path/'c').exists() and not (tmp_path/'teachers').exists()

@@ -1154,3 +1154,23 @@ def test_weights_of_samples_come_as_any_list_of_numbers():
     assert first(lambda a, y: [torch.ones(len(y))]*2) == first(lambda a, y: [[1]*len(y)]*2) == first_terms()
     for odd in (None, 'a', [torch.ones(2), torch.ones(3)]):
         with pytest.raises(UserError, match='weigh must give numbers'): fit(learner(weigh=lambda a, y: odd))
+
+
+def test_a_student_in_channels_last_is_saved(tmp_path):
+    "Its weights lie in memory in another order, which safetensors refuses"
+    learn = learner(student='resnet_mini', teachers=None, student_kw={}); learn.model.to(memory_format=torch.channels_last)
+    model, _ = load_student(save_student(learn, tmp_path/'s'))
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(model(x), learn.model.eval()(x)) and sorted(p.name for p in (tmp_path/'s').iterdir()) == ['README.md', 'config.json', 'model.safetensors']
+
+
+def test_a_student_that_cannot_be_read_says_so(tmp_path):
+    folder = save_student(learner(student='vit_nano', teachers=None), tmp_path/'s')
+    whole = {p: p.read_bytes() for p in folder.iterdir()}
+    for file, content in (('model.safetensors', whole[folder/'model.safetensors'][:999]), ('model.safetensors', None), ('config.json', b'{'), ('config.json', b'[]'),
+                          ('config.json', b'{}'), ('config.json', whole[folder/'config.json'].replace(b'"vit_nano"', b'"vit_unheard_of"'))):
+        for p, b in whole.items(): p.write_bytes(b)
+        if content is None: (folder/file).unlink()
+        else: (folder/file).write_bytes(content)
+        with pytest.raises(UserError, match='holds no student that can be read.*Copy it again'): load_student(folder)
+    with pytest.raises(UserError, match='A file is in the way'): save_student(learner(student='vit_nano', teachers=None), folder/'README.md')
