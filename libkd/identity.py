@@ -153,6 +153,7 @@ def _globals(f, seen): # A user's function; a `_Seen`
         found[name] = _identity(value, seen)
     return found
 
+# %% ../nbs/00c_identity.ipynb #983d1a3d
 def _each(parts, seen): # name -> identity, of parts that are not empty
     return {k: _identity(v, seen) for k, v in parts.items() if v}
 
