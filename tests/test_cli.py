@@ -65,6 +65,7 @@ def test_a_name_that_is_no_text_is_a_sentence(tmp_path):
     assert done.returncode == 2 and 'caf' in sentence(done)
 
 
+@pytest.mark.slow
 @linux
 def test_what_a_terminal_cannot_show_stops_no_command(tmp_path):
     done = libkd('new', os.fsencode(tmp_path/'mine') + b'\xe9', stdout=subprocess.PIPE, env={**os.environ, 'PYTHONIOENCODING': 'utf-8'})
@@ -79,6 +80,7 @@ def test_ctrl_c_is_a_sentence(capsys):
     assert re.fullmatch(r'libkd: stopped\. .*\n', capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_the_doctor_measures_only_when_asked():
     code = "import sys; from libkd.cli import main\ntry: main(['doctor'])\nexcept SystemExit as e: assert e.code == 0\nprint('heavy', [m for m in ('fastai', 'timm', 'libkd.arms') if m in sys.modules])"
     env = {k: v for k, v in os.environ.items() if k != 'LIBKD_HOME'}

@@ -10,7 +10,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LESSONS = {n: json.loads(p.read_text(encoding="utf-8")) for n, p in course.lessons().items()}
 LESSONS = {n: nb for n, nb in LESSONS.items() if course.checks_in(nb)}      # the other pages of the folder are read, not solved
 WRONG = tomllib.loads((ROOT/'tests'/'wrong_answers.toml').read_text(encoding='utf-8'))
-CHECKS = [(lesson, name) for lesson, nb in LESSONS.items() for name in course.checks_in(nb)]
+TRAINS = {'04_stored_answers'}                          # whose solutions train for some seconds
+CHECKS = [pytest.param(lesson, name, marks=[pytest.mark.slow]*(lesson in TRAINS))
+          for lesson, nb in LESSONS.items() for name in course.checks_in(nb)]
 
 
 def tagged(nb, tag): return [course.source_of(c) for c in nb['cells'] if c['cell_type'] == 'code' and tag in course.tags_of(c)]

@@ -289,6 +289,7 @@ def test_exactly_one_forward_a_step_and_validation_does_not_notice():
     plain = distill_learner(learn.dls, learn.model, verbose=False)
     with plain.no_bar(): assert plain.validate()[:2] == first[:2]
 
+@pytest.mark.slow
 @pytest.mark.parametrize('done', [1, 3])
 def test_a_killed_training_goes_on_in_either_stage(done, tmp_path):
     whole = dearkd(epochs=4, stage_one=.5)

@@ -832,6 +832,7 @@ def test_arms_of_a_split_differ_in_one_thing():
     assert all({n for names in arm['route'].values() for n in names} == {'lite', 'resnet', 'rednet'} for arm in how.values())   # of one store
 
 
+@pytest.mark.slow
 def test_who_reads_layers_is_trained_on_what_the_untaught_student_is_trained_on(tmp_path):
     seen = {}
     class Notes(Callback):

@@ -235,6 +235,7 @@ def pruned(model, *args, **kwargs):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [n for n in NAMES if SIZES[n] <= SMALL])
 def test_pruning_keeps_answers_and_ends_at_the_last_map(name):
     "The last map needs everything, so the head answers as before; a pruned model's features are the map to which it was pruned"

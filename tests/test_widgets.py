@@ -113,6 +113,7 @@ def test_keys_stay_inside_but_escape_leaves(show):
     assert page.evaluate('[...new Set(heard)]') == ['Escape']
 
 
+@pytest.mark.slow
 def test_names_are_text_never_markup(show):
     w = explorer(classes=[EVIL, *'bcdef'], names=[EVIL]*N); page = show(w)
     page.wait_for_timeout(100)
@@ -369,6 +370,7 @@ POINTS = rng.normal(size=(N, 2))
 def points(): return W.FeatureMap(IMGS, POINTS, DF, W.Known(names=NAMES), ('one', 'two'), 'A note.')
 
 
+@pytest.mark.slow
 def test_points_are_chosen_by_mouse_and_arrows_and_brushed_by_case(show):
     page = show(points()); box = page.locator('.kd-scatter svg').bounding_box(); marks = page.locator('.kd-scatter g path')
     def place(i): b = marks.nth(i).bounding_box(); return b['x'] + b['width']/2, b['y'] + b['height']/2
