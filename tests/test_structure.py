@@ -1,5 +1,5 @@
 """The house: notebooks and modules belong together, imports go down, pages can be read, and nothing is loaded that was not asked for."""
-import ast, builtins, html, importlib, inspect, io, json, re, subprocess, sys, tokenize
+import ast, builtins, html, importlib, inspect, io, json, re, subprocess, sys, tokenize, tomllib
 from configparser import ConfigParser
 from functools import cache
 from pathlib import Path
@@ -419,3 +419,11 @@ def test_versions_agree():
 def test_nothing_is_left_undone(path):
     if path == Path(__file__).resolve(): return
     assert not re.search(r'\b(TODO|FIXME|XXX|NotImplementedError)\b', path.read_text(encoding='utf-8'))
+
+
+def test_each_break_edits_a_line_that_is_there():
+    "Or it is noticed only where all breaks are run"
+    breaks = [b for f in sorted((ROOT/'tests'/'breaks').glob('*.toml')) for b in tomllib.loads(f.read_text(encoding='utf-8'))['break']]
+    edits = [(b['promise'], b['old'], ROOT/Path(*b['module'].split('.')).with_suffix('.py')) for b in breaks if 'old' in b]
+    lost = [promise for promise, old, file in edits if file.read_text(encoding='utf-8').count(old) != 1]
+    assert len(edits) > 500 and not lost, f'their line has changed: {lost}'
