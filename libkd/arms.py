@@ -42,10 +42,11 @@ def run_samples(data='',  # An image folder, or the name of an embedded set; '' 
                 valid=.2, # Share to split off where the folder has no `valid` part
                 seed=0,   # Of the split and of the choice of labels
                 size=0,   # Pixels at which the embedded digits are drawn; 0 is their own default
+                verbose=True, # Print what is left out
 )->Samples:
     "The images of a run, with their parts"
     drawn = dict(size=size) if size else {}
-    samples = Samples.from_folder(folder_of(data) if data else cluttered_digits(**drawn))
+    samples = Samples.from_folder(folder_of(data) if data else cluttered_digits(**drawn), verbose=verbose)
     if not samples.has('valid'): samples = samples.split(valid=valid, seed=seed)
     return samples.hide_labels(labels, seed=seed) if labels else samples
 
@@ -71,7 +72,7 @@ def count_of(
 def thin_data(samples, # Samples of the run
               bs,      # Batch size
 )->list:               # Sentences; none where all is well
-    "What is too little in these images for figures that can be relied on"
+    "What is too little in these images for figures that can be relied on, and what is there twice"
     labelled, said = samples.train.labelled, []
     counts = np.bincount(labelled.labels, minlength=samples.n_classes)
     fewest, n = samples.classes[int(counts.argmin())], int((samples.parts == 'valid').sum())
@@ -82,8 +83,9 @@ def thin_data(samples, # Samples of the run
         f"class {fewest!r} has {counts.min()} labelled training image{'s' if counts.min() != 1 else ''}: "
         f"what is learned about it hangs on so few.")
     if n < 100: said.append(
-        f"{n} validation images: an accuracy measured on them is good to about ±{98/math.sqrt(max(1, n)):.0f} points.")
-    return said
+        f"{n} validation images: an accuracy measured on them is good to about ±{98/math.sqrt(max(1, n)):.0f} points. "
+        "Put more labelled images into valid/ or test/, or hold back more of them: -p valid=0.5.")
+    return said + [*samples.repeated().values()]
 
 # %% ../nbs/15_arms.ipynb #bf12320d
 READY = 'efficientnet_lite0'                           # heavy, so it is asked about fewer views
@@ -202,7 +204,7 @@ class StoreJob:
 # %% ../nbs/15_arms.ipynb #a97d81ea
 def samples_of(places, job): # Where things are; a `Job`, `TeacherJob` or `StoreJob`
     "The images of a job; `UserError` if others lie there now"
-    samples = run_samples(places['data'], **job.setting['samples'])
+    samples = run_samples(places['data'], **job.setting['samples'], verbose=False)
     found = differences(job.images, samples.identity())
     if not found: return samples
     raise UserError(f"{places['data'] or 'The embedded images'} changed while this run went on:\n"

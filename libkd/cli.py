@@ -79,7 +79,7 @@ def cmd_run(a): # Words of `libkd run`
 def _checked_data(data): # A folder or the name of a set, as a run takes it; what is in it is printed
     from libkd.data import Samples
     from libkd.sets import SETS, folder_of
-    print(Samples.from_folder(folder_of(data)), flush=True)
+    print(Samples.from_folder(folder_of(data), verbose=False), flush=True)
     return data if data in SETS else str(Path(data).expanduser().absolute())
 
 # %% ../nbs/18_cli.ipynb #705084f8
@@ -154,7 +154,8 @@ def _image_files(where): # files and folders
     for w in map(Path, where):
         if not w.exists():
             raise UserError(f'{w} does not exist; needed are images, or folders of them')
-        yield from sorted(p for p in w.rglob('*') if p.suffix.lower() in EXTENSIONS) if w.is_dir() else [w]
+        shown = (p for p in w.rglob('*') if not re.search(r'[\\/]([.]|__)', f'/{p.relative_to(w)}'))
+        yield from sorted(p for p in shown if p.suffix.lower() in EXTENSIONS) if w.is_dir() else [w]
 
 # %% ../nbs/18_cli.ipynb #fd163d85
 def _seen_or_error(file, saved, as_seen): # A picture as the model sees it, or the error
@@ -212,7 +213,8 @@ def _learned_from(a): # Words of `libkd export`; the samples of --data, or those
     from libkd.sets import folder_of
     if a.data: samples = Samples.from_folder(folder_of(a.data))
     elif made := [f for at in (Path(a.model), Path(a.model).absolute().parent) if (f := at/'result.json').is_file()]:
-        samples = run_samples(**{k: v for k, v in read_json(made[0])['params'].items() if k in RUN_SAMPLES})
+        given = {k: v for k, v in read_json(made[0])['params'].items() if k in RUN_SAMPLES}
+        samples = run_samples(**given, verbose=False)
     else: raise UserError(
         '--int8 needs the pictures that the model learned from: --data FOLDER, or the folder of a run for MODEL.')
     return samples if samples.has('valid') else samples.split(valid=.2, seed=0)

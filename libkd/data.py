@@ -8,6 +8,7 @@ __all__ = ['EXTENSIONS', 'sample_id', 'array_id', 'Sample', 'open_image', 'Sampl
 # %% ../nbs/00a_data.ipynb #39818a10
 import hashlib, json, os, unicodedata, warnings
 from collections import Counter
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple, Sequence
@@ -302,9 +303,12 @@ def from_arrays(cls:Samples,
 
 # %% ../nbs/00a_data.ipynb #3516b16c
 @patch
-def _names(self:Samples, idx, k=5):
-    "The first `k` items at positions `idx`, for a message."
-    s = [f'image {i}' if isinstance(self.items[i], (np.ndarray, Row)) else str(self.source(i)) for i in list(idx)[:k]]
+def names(self:Samples,
+    idx, # Positions
+    k=5, # How many of them at most
+) -> str:
+    "What items are called, for a message: files below the root, for it may be read elsewhere"
+    s = [f'image {i}' if isinstance(self.items[i], (np.ndarray, Row)) else str(self.items[i]) for i in list(idx)[:k]]
     return ', '.join(s) + (f' and {len(idx) - k} more' if len(idx) > k else '')
 
 def _same(rows):
@@ -336,7 +340,7 @@ def _whole(self:Samples, spared=()): # names of classes that may be without a tr
         raise UserError(f'no training image of {", ".join(map(repr, empty[:10]))}{where}. '
                         'Add images, or give classes=[…] without it.')
     if (twice := _same(self.ids)):
-        raise UserError(f'the same sample twice: {self._names(twice[0])} ({len(twice)} such groups). Keep one of each.')
+        raise UserError(f'the same sample twice: {self.names(twice[0])} ({len(twice)} such groups). Keep one of each.')
     return self
 
 # %% ../nbs/00a_data.ipynb #84aa7ddb
@@ -475,8 +479,9 @@ def from_folder(cls:Samples,
     path: str | Path, # Folder with `<class>/<image>`, or with `train|valid|test/<class>/<image>`
     classes=None,     # Ordered class names; others are left out. None: the sorted names of the training folders
     unlabelled=None,  # Folder of images without labels; None: `path/unlabelled` where there is one; False: none of them
+    verbose=True,     # Print what is left out
 ) -> Samples:
-    "Samples from image files. Their ids are hashes of their paths below `path`. Prints what is left out"
+    "Samples from image files. Their ids are hashes of their paths below `path`"
     root = _root(path)
     layout, free = _layout(root), _free_folder(root, unlabelled)
     skip = {*UNLABELLED} | ({Path(free).name} if free and Path(free).parent == root else set())
@@ -485,7 +490,7 @@ def from_folder(cls:Samples,
     items, labels, parts = _listed_images(root, layout, found, classes, left)
     self = cls(items, labels, classes, parts, root=root)
     if free: self = self._with_unlabelled(_root(free), left)
-    _left_out(left)
+    if verbose: _left_out(left)
     return self._whole() if listed is None else self._as_listed()
 
 # %% ../nbs/00a_data.ipynb #584d0546
@@ -676,6 +681,37 @@ def content_digest(
     if isinstance(source, (np.ndarray, Row)): return array_id(np.asarray(source))
     return hashlib.sha256(source if isinstance(source, bytes) else Path(source).read_bytes()).digest()[:16]
 
+# %% ../nbs/00a_data.ipynb #5b0e7c31
+def _said_of_unread(bad, n): # Name -> its error; how many pictures there are
+    some, first = ', '.join([*bad][:20]), next(iter(bad.values()))
+    more, them = f' and {len(bad) - 20} more' if len(bad) > 20 else '', 'them' if len(bad) > 1 else 'it'
+    why = str(first.__cause__ or first).rstrip('.')
+    return f'{len(bad)} of {n:,} images cannot be read: {some}{more} (the first: {why}). Remove or replace {them}.'
+
+def look_at_all(
+    sources, # Files and arrays
+    look,    # A function of one
+) -> list: # what it says of each
+    "A look at every picture; `UserError` with the names of all that cannot be read"
+    said, bad = [], {}
+    with progress(len(sources), 'looking at pictures', verbose=len(sources) > 10_000) as bar:
+        for i, o in enumerate(sources):
+            try: said.append(look(o))
+            except (OSError, ValueError) as e: bad[str(o) if isinstance(o, (str, Path)) else f'image {i}'] = e
+            bar.update(1)
+    if bad: raise UserError(_said_of_unread(bad, len(sources)))
+    return said
+
+@contextmanager
+def naming_all(
+    sources, # Files, and others, which are taken to be whole
+):
+    "Where one file cannot be read inside, the error names all that cannot: who mends one a try needs many tries"
+    try: yield
+    except UserError:
+        look_at_all([o for o in sources if isinstance(o, (str, Path))], lambda o: open_image(o).size)
+        raise
+
 # %% ../nbs/00a_data.ipynb #cbe2facd
 def digests_of(
     sources, # Files and arrays
@@ -693,7 +729,7 @@ def decoded_digest(
 ) -> str: # 32 hexadecimal characters
     "What is seen in some of them: a file is bytes, and another decoder makes other pixels of the same bytes"
     some = np.unique(np.linspace(0, len(sources) - 1, min(n, len(sources))).astype(int))
-    seen = b''.join(array_id(np.asarray(open_image(sources[int(i)]))) for i in some)
+    with naming_all(sources): seen = b''.join(array_id(np.asarray(open_image(sources[int(i)]))) for i in some)
     return hashlib.sha256(seen).hexdigest()[:32]
 
 # %% ../nbs/00a_data.ipynb #4bad1c6e
@@ -711,17 +747,20 @@ def identity(self:Samples) -> dict: # Plain JSON
 
 # %% ../nbs/00a_data.ipynb #dccdb615
 @patch
-def _readable(self:Samples):
-    "Content digests `(n, 16)` and picture hashes `(n,)`, having decoded every image; one error for all unreadable ones"
-    marks, bad = np.zeros(len(self), np.uint64), {}
-    for i, source in enumerate(self.sources):
-        try: marks[i] = picture_hash(open_image(source))
-        except (OSError, ValueError) as e: bad[i] = str(e)
-    if bad:
-        raise UserError(f'{len(bad)} of {len(self)} images cannot be read: {self._names(list(bad))} '
-                        f'(first: {bad[min(bad)]}). Remove or replace them.')
-    return self.content_digests(), marks
+def repeated(self:Samples) -> dict: # 'parts', 'labels' -> a sentence, where there are such pictures
+    "Pictures of equal content that are in two parts, and those that have two labels"
+    groups, said = _same(self.content_digests()), {}
+    both, odd = ([g for g in groups if len({*column[g]} - {-1}) > 1] for column in (self.parts, self.labels))
+    if both: said['parts'] = (
+        f'Pictures that are in two parts, {len(both)} in all: {self.names(both[0])} '
+        f'({" and ".join(np.unique(self.parts[both[0]]))}) have the same content. What is trained on proves nothing '
+        'in validation: keep one of each, or in Python keep them together, '
+        'split(by=lambda s: content_digest(s.source)).')
+    if odd: said['labels'] = (f'Pictures that are in two classes, {len(odd)} in all: {self.names(odd[0])} have the '
+                              'same content. Keep the one that is right.')
+    return said
 
+# %% ../nbs/00a_data.ipynb #9d24ab06
 def picture_hash(
     im: Image.Image, # RGB
 ) -> int: # 64 bits; 0 below 24 pixels, where too many look alike
@@ -735,13 +774,10 @@ def check(self:Samples) -> Samples: # Itself
     """Read and decode everything: nothing unreadable, no content in two parts, and all that the constructors check.
     Raises `UserError` with the names of what is wrong"""
     self._whole(self._unseen())
-    contents, marks = self._readable()
-    both = [g for g in _same(contents) if len(set(self.parts[g])) > 1]
-    if both:
-        parts = ' and '.join(sorted(set(self.parts[both[0]])))
-        raise UserError(f'{len(both)} images are in two parts: {self._names(both[0])} ({parts}) have the same content. '
-                        'What is trained on proves nothing in validation: keep one of each, or split by=… a group.')
-    self._warn_of_bursts(marks)
+    marks, said = look_at_all(self.sources, lambda o: picture_hash(open_image(o))), self.repeated()
+    if 'parts' in said: raise UserError(said['parts'])
+    if 'labels' in said: warnings.warn(said['labels'])
+    self._warn_of_bursts(np.array(marks, np.uint64))
     return self
 
 # %% ../nbs/00a_data.ipynb #1a12ac23
@@ -753,7 +789,7 @@ def _warn_of_bursts(self:Samples, marks): # From `picture_hash`, (n,) uint64
     twins = np.flatnonzero(~train & ~flat & np.isin(marks, marks[train & ~flat]))
     if not len(twins): return
     warnings.warn(f'{len(twins):,} of {(~train).sum():,} pictures that are held out look like one in the training part '
-                  f'(equal picture hashes), first {self._names(twins[:1])}. Bursts of one scene inflate every figure: '
+                  f'(equal picture hashes), first {self.names(twins[:1])}. Bursts of one scene inflate every figure: '
                   'keep them on one side, split(by=…).')
 
 # %% ../nbs/00a_data.ipynb #7457d16d

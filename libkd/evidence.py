@@ -158,10 +158,18 @@ def mcnemar(a, # Which images the one model got right: booleans (n,)
 def _price_of(price): # A number; None or NaN: unknown, and then dearer than all
     return math.inf if price is None or pd.isna(price) else float(price)
 
+def _cheapest_first(table, close): # As for `choose`
+    "Those that are as good first, the cheapest of them at the top; of those about as cheap, the most accurate"
+    cheapest = table.price[table.as_good].min()
+    counts = table.price.mask(table.price <= (1 + close)*cheapest, cheapest)
+    by, up = ['as_good', 'counts', 'accuracy', 'price'], [False, True, False, True]
+    return table.assign(counts=counts).sort_values(by, ascending=up, kind='stable')[[*table]]
+
 def choose(right,   # dict: name -> which validation images this model got right, booleans (n,), the same images for all
            price,   # dict: name -> what one use of it costs, such as multiply-adds; None: unknown, dearer than all
            most=2., # Points behind the leader with which a model may still count as good as it
            level=.95, # A difference that McNemar's test finds surer than this is one
+           close=.1, # Share by which something must be dearer for that to count
 )->pd.DataFrame:    # One row a model, the advised one first: accuracy, behind (points), p, price, as_good
     "Which model to take: of those that are as good as the best one on validation images, the cheapest"
     known = {k: dict(accuracy=float(np.mean(v)), price=_price_of(price.get(k))) for k, v in right.items()}
@@ -170,8 +178,7 @@ def choose(right,   # dict: name -> which validation images this model got right
     table.insert(1, 'behind', 100*(table.loc[leader, 'accuracy'] - table['accuracy']))
     table.insert(2, 'p', [mcnemar(right[leader], v)['p'] for v in right.values()])
     table['as_good'] = (table['p'] >= 1 - level) & (table['behind'] <= most + 1e-9)
-    by = ['as_good', 'price', 'accuracy']
-    return table.rename_axis('name').sort_values(by, ascending=[False, True, False], kind='stable')
+    return _cheapest_first(table.rename_axis('name'), close)
 
 # %% ../nbs/14_evidence.ipynb #eafeb572
 def _of(part, n): return f'the {n:,} {dict(valid="validation").get(part, part)} images'

@@ -4,7 +4,7 @@
 
 # %% ../nbs/08a_handover.ipynb #2647961b
 from __future__ import annotations
-import hashlib, json, pickle, random, tempfile
+import hashlib, json, logging, pickle, random, tempfile
 from io import BytesIO
 from dataclasses import dataclass
 from inspect import signature
@@ -20,7 +20,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from fastcore.foundation import L
 from safetensors.torch import save_file
-from timm.models import save_for_hf
+from timm.models import model_entrypoint, save_for_hf
 from torch import nn
 
 from . import UserError, __version__
@@ -364,6 +364,39 @@ def _save_onnx(model, size, file): # As for `_for_export`; what is written
     names = dict(input_names=['images'], output_names=['logits'])
     torch.onnx.export(model, x, file, dynamo=True, dynamic_shapes=free, external_data=False, verbose=False, **names)
 
+# %% ../nbs/08a_handover.ipynb #c4a9d210
+_USE = '''## How to use it
+
+A picture in, a class out, in the folder of this card (`pip install libkd`):
+
+```python
+from libkd.all import as_seen, load_saved
+
+saved = load_saved('.')
+probabilities = saved.model(as_seen('picture.jpg', saved)[None]).detach().softmax(1)[0]
+print(saved.classes[probabilities.argmax()], float(probabilities.max()))
+```
+
+timm makes the model with its weights: `timm.create_model('local-dir:.', pretrained=True).eval()`{needs}.
+Without torch and libkd, once `libkd export . --onnx` has written `pictures.onnx`:
+
+```python
+import json, numpy, onnxruntime
+from PIL import Image, ImageOps
+
+session = onnxruntime.InferenceSession('pictures.onnx')
+picture = numpy.asarray(ImageOps.exif_transpose(Image.open('picture.jpg')).convert('RGB'))
+logits = session.run(None, {{'pictures': picture[None]}})[0][0]
+print(json.loads(session.get_modelmeta().custom_metadata_map['classes'])[logits.argmax()])
+```
+'''
+
+def _use(name): # Of an architecture
+    "How to use a student, as lines of its card; an architecture that timm does not have is brought by its module"
+    home = model_entrypoint(name).__module__
+    needs = ', without libkd' if home.startswith('timm.') else f', after `import {home}`, which brings the architecture'
+    return _USE.format(needs=needs)
+
 # %% ../nbs/08a_handover.ipynb #c9f3fa5e
 def _last_metrics(learn): # name -> text
     "What the last epoch said; nothing before the first fit"
@@ -378,7 +411,8 @@ def _card(learn, name, notes): # A learner; the student's name; lines by the use
     taught = f"Taught by {by}." if by else "Trained without teachers."
     lines = '\n'.join(f'- {k}: {v}' for k, v in (notes | _last_metrics(learn)).items())
     versions = f"Versions: torch {torch.__version__}, timm {timm.__version__}."
-    return f"# {name}\n\n{taught} Classes: {', '.join(map(str, learn.dls.vocab))}.\n\n{lines}\n\n{versions}\n"
+    parts = [f'# {name}', f"{taught} Classes: {', '.join(map(str, learn.dls.vocab))}.", lines, versions, _use(name)]
+    return '\n\n'.join(filter(None, parts))
 
 # %% ../nbs/08a_handover.ipynb #ac0c03d8
 def save_student(learn:Learner, # A trained learner
@@ -419,9 +453,14 @@ def _saved_student(folder): # With a config.json
     p = cfg['pretrained_cfg']
     return Saved(model, cfg['label_names'], tuple(p['input_size'][1:]), tuple(p['mean']), tuple(p['std']), folder)
 
+def _trained_at(folder): # With a teacher.json
+    "(height, width) of the views from which a teacher learned; () where nobody wrote it down"
+    said = json.loads((folder/'teacher.json').read_text(encoding='utf-8')).get('identity') or {}
+    return tuple(said.get('views', {}).get('size') or ())
+
 def _saved_teacher(folder, size): # With a teacher.json; (height, width) or None
     t = load_teacher(folder)
-    if not (size := t.size or size): raise UserError(
+    if not (size := t.size or size or _trained_at(folder)): raise UserError(
         f'{folder}: {t.name} takes pictures of any size, and its folder does not say which ones it was trained on. '
         'Say it: --size 32, or size=32.')
     for m in t.model.modules(): vars(m).pop('train', None)       # a teacher's modules cannot be woken; exporters try to
@@ -565,7 +604,10 @@ def _quantised(whole, # A file of `picture_onnx`
     class Shown(CalibrationDataReader):
         rest = iter(pictures)
         def get_next(self): return next(({'pictures': p[None]} for p in self.rest), None)
-    quantize_static(whole, file, Shown(), op_types_to_quantize=['Conv', 'Gemm', 'MatMul'], per_channel=True)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)                         # it recommends a step that changes nothing here
+    try: quantize_static(whole, file, Shown(), op_types_to_quantize=['Conv', 'Gemm', 'MatMul'], per_channel=True)
+    finally: logging.disable(before)
     model, facts = onnx.load(file), onnx.load(whole).metadata_props
     onnx.helper.set_model_props(model, {p.key: p.value for p in facts} | dict(weights='int8'))
     onnx.save(model, file)

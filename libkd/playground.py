@@ -812,7 +812,7 @@ def _run_pictures(params, size): # Of the run; (height, width)
     "The pictures and labels of the part that the verdict of a run is on"
     drawn = dict(size=params['size']) if params.get('size') else {}
     data = params.get('data')
-    samples = Samples.from_folder(folder_of(data) if data else cluttered_digits(**drawn))
+    samples = Samples.from_folder(folder_of(data) if data else cluttered_digits(**drawn), verbose=False)
     if not samples.has('valid'): samples = samples.split(valid=params['valid'], seed=params['seed'])
     dls, part = image_dls(samples, size=size, check=False), 'test' if samples.has('test') else 'valid'
     return clean_images(dls, part), _labels(dls, part), samples.classes

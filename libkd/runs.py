@@ -6,8 +6,8 @@
 __all__ = ['run_jobs', 'read_rows', 'scalars', 'Run', 'RunError', 'default_folder', 'run', 'sweep']
 
 # %% ../nbs/13_runs.ipynb #9c01a864
-import ast, contextlib, hashlib, inspect, io, itertools, json, math, os, platform, re, sys, textwrap, time, traceback
-import warnings
+import ast, contextlib, hashlib, inspect, io, itertools, json, math, os, platform, re, shlex, sys, textwrap, time
+import traceback, warnings
 from functools import partial
 from pathlib import Path
 
@@ -497,6 +497,14 @@ def _in_this_process(path, codes, values, show): # A notebook; from `_compiled`;
 def _table_text(rows): # Dicts
     return pd.DataFrame(rows).convert_dtypes().to_string(index=False, na_rep='', float_format='{:.1f}'.format)
 
+def _more_seeds(result, folder): # As for `summary`
+    "How to have more seeds, where these were not enough and some more would be"
+    own = next((r for r in result.get('comparisons') or () if r['arm'] == result.get('subject')), {})
+    found = re.fullmatch(r'about (\d+)', own.get('seeds that would do', ''))
+    if not found or int(found[1]) > 20: return ''
+    return (f'{found[1]} seeds: the same words with -p seeds={found[1]} --folder {shlex.quote(str(folder))} '
+            'go on from here; nothing is trained twice')
+
 def summary(result, # Content of a result.json
             folder, # In which it lies
 )->str:
@@ -510,6 +518,7 @@ def summary(result, # Content of a result.json
              '\n'.join(result.get('conclusion', [])),
              '\n'.join(f'warning: {w}' for w in result.get('warnings', [])),
              f'seconds: {spent} (in all {sum(seconds.values()):.0f})',
+             _more_seeds(result, folder),
              f'report: {page}' if page.exists() else f'folder: {folder}']
     return '\n\n'.join(p for p in parts if p.strip())
 

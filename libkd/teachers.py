@@ -29,7 +29,7 @@ from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import norm_bias_params
 from fastcore.basics import patch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -942,7 +942,7 @@ def _differs(found, path): # Of `differences`; the kept teacher's folder
 # %% ../nbs/03_teachers.ipynb #e74fe97d
 def _save_teacher(folder, t, info, size=None): # `t`, `info`: a `Teacher`, what else is said; `size`: for `behaviour`
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in t.model.state_dict().items()}
-    save_file(tensors, folder/'model.safetensors')
+    (folder/'model.safetensors').write_bytes(save(tensors))              # save_file: for its owner's eyes only
     info = dict(info, name=t.name, bias=t.bias, accuracy=t.accuracy,
                 fingerprint=t.fingerprint, behaviour=t.behaviour(size),
                 versions=dict(libkd=__version__, torch=torch.__version__, timm=timm.__version__), **t._spec())

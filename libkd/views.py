@@ -29,7 +29,7 @@ from torchvision.transforms import v2
 
 from . import UserError
 from .files import Seen, digest_of, progress, publish, sha256, writing
-from .data import PARTS, Sample, Samples, array_id, decoded_digest, digests_of, open_image, sample_id
+from .data import PARTS, Sample, Samples, array_id, decoded_digest, digests_of, naming_all, open_image, sample_id
 from .identity import identity
 
 # %% auto #0
@@ -645,7 +645,7 @@ def free_memory(
 def _all_shapes(sources, size): # As for `Pictures`
     "Heights and widths (n,2) of pictures, see `fitted`"
     shapes = np.zeros((len(sources), 2), np.int64)
-    with progress(len(sources), 'looking at pictures', verbose=len(sources) > 10_000) as bar:
+    with naming_all(sources), progress(len(sources), 'looking at pictures', verbose=len(sources) > 10_000) as bar:
         for i in range(len(sources)):
             shapes[i] = fitted(*_shape(sources[i]), size)
             bar.update(1)
@@ -800,7 +800,7 @@ def _append(self:Pictures, half): # Path of the unfinished file
     "Decode to a file what is not in it yet"
     borders = _borders(self.shapes)
     done = _on_disk(half, borders)
-    with open(half, 'ab') as f, progress(len(self), 'decoding pictures', done=done) as bar:
+    with naming_all(self.sources), open(half, 'ab') as f, progress(len(self), 'decoding pictures', done=done) as bar:
         f.truncate(borders[done])
         for first in range(done, len(self), SYNCED):
             for i in range(first, min(first + SYNCED, len(self))):
@@ -951,6 +951,8 @@ def new(self:ViewDL, dataset=None, cls=None, **kwargs): # fastai `Datasets`, Non
     if dataset is None or len(dataset): keep['samples'] = self.samples      # nothing of the data in an exported learner
     if dataset is None: keep |= dict(rows=self.rows, repeats=self.repeats, wgts=self.wgts)
     if dataset is None or getattr(dataset, 'items', None) is self.items: keep['pictures'] = self.pictures
+    # before fastai tries a pass and speaks of a stack trace
+    if self.pictures is not None and len(self.items) and not hasattr(self, '_n_inp'): self.pictures.open()
     res = super(ViewDL, self).new(dataset, cls, **(keep | kwargs))
     res.epoch, res.root = self.epoch, res.root or self.root
     return res
@@ -1214,7 +1216,8 @@ def some_shapes(
     "Heights and widths of up to 256 of the pictures; of files, only the beginnings are read"
     some = np.random.default_rng(0).permutation(len(pictures))[:256].tolist()
     source = pictures.source if isinstance(pictures, Samples) else pictures.__getitem__
-    return np.array([_shape(source(i)) for i in some])
+    with naming_all(pictures.sources if isinstance(pictures, Samples) else pictures):
+        return np.array([_shape(source(i)) for i in some])
 
 # %% ../nbs/01_views.ipynb #dc4df799
 LIGHT_PIXELS = 96       # the longest side for which `LightViews` is the default; larger pictures want stronger views

@@ -211,6 +211,50 @@ def test_a_graph_that_disagrees_is_not_kept(student, tmp_path, monkeypatch):
     assert not (tmp_path/'x.onnx').exists()
 
 
+def test_hidden_pictures_are_not_asked_about(tmp_path):
+    "Thumbnails of a viewer, and what a Mac leaves beside each file, are left out where one learns and where one asks"
+    for name in ('a.JPG', 'deep/b.png', '.picasa/c.jpg', '._a.JPG', '__MACOSX/a.JPG'):
+        (tmp_path/'.home'/name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/'.home'/name).touch()
+    assert [p.name for p in cli._image_files([tmp_path/'.home'])] == ['a.JPG', 'b.png']
+    assert [p.name for p in cli._image_files([tmp_path/'.home'/'._a.JPG'])] == ['._a.JPG']        # who names it means it
+
+
+def test_the_code_on_a_model_card_runs_and_says_what_the_model_says(student, photos, tmp_path, monkeypatch, capsys):
+    import shutil
+    from libkd.handover import as_seen, load_saved
+    folder = Path(shutil.copytree(student, tmp_path/'handed on'))
+    picture = next(photos.rglob('*.png'))
+    PIL.Image.open(picture).save(folder/'picture.jpg', quality=100)
+    saved = load_saved(student)
+    want = saved.classes[saved.model(as_seen(folder/'picture.jpg', saved)[None]).argmax()]
+    card = (folder/'README.md').read_text()
+    ours, plain = re.findall(r'```python\n(.*?)```', card, re.S)
+    assert re.search(r'after `import libkd\.\w+`', card) and 'libkd' not in plain and 'torch' not in plain
+    monkeypatch.chdir(folder)
+    exec(ours, {})
+    assert capsys.readouterr().out.split()[0] == want
+    with contextlib.suppress(SystemExit): cli.main(['export', '.', '--onnx'])
+    capsys.readouterr()
+    exec(plain, {})
+    assert capsys.readouterr().out.split() == [want]
+
+
+@linux
+def test_whoever_may_read_a_folder_may_read_its_weights(student, loaders, tmp_path):
+    from libkd.teachers import fit_teacher
+    fit_teacher('resnet_mini', loaders, epochs=1, folder=tmp_path, check=False)
+    for file, beside in ((student/'model.safetensors', student/'config.json'), *((p, p.with_name('teacher.json')) for p in tmp_path.rglob('*.safetensors'))):
+        assert oct(file.stat().st_mode) == oct(beside.stat().st_mode)
+
+
+def test_seeds_that_would_do_come_with_the_words_for_them(tmp_path):
+    from libkd.runs import summary
+    def said(needed): return summary(dict(seconds={}, subject='taught', comparisons=[{'arm': 'taught', 'seeds that would do': needed}]), tmp_path/'my run')
+    assert f"-p seeds=7 --folder '{tmp_path}/my run'" in said('about 7')
+    assert not any('--folder' in said(n) for n in ('', 'about 400', 'more than 1000'))
+
+
 def test_students_teachers_and_runs_are_asked_alike(student, loaders, photos, tmp_path, capsys):
     from libkd.teachers import fit_teacher
     fit_teacher('resnet_mini', loaders, epochs=1, folder=tmp_path, check=False)
@@ -223,9 +267,12 @@ def test_students_teachers_and_runs_are_asked_alike(student, loaders, photos, tm
         code, said = asked(model, photos, *more)
         assert code == 0 and said.out.startswith('file,class,probability,error,left,right') and said.out.count('\n') == 7, said
     assert 'another folder' not in (found := asked(photos, photos))[1].err and found[0] == 2 and 'neither a student' in found[1].err
-    if not json.loads((teacher/'teacher.json').read_text())['size']:
-        code, said = asked(teacher, photos)
-        assert code == 2 and '--size' in said.err
+    assert asked(teacher, photos)[1].out == asked(teacher, photos, '--size', 16)[1].out         # its folder says what it learned from
+    info = json.loads((teacher/'teacher.json').read_text())
+    info['identity']['views'].pop('size')
+    (teacher/'teacher.json').write_text(json.dumps(info))
+    code, said = asked(teacher, photos)
+    assert code == 2 and '--size' in said.err
     code = cli.guarded(cli.parser().parse_args(['export', str(student)]).f, cli.parser().parse_args(['export', str(student)]))
     assert code == 2 and '--onnx' in capsys.readouterr().err
 

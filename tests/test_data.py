@@ -137,6 +137,22 @@ def test_check_names_unreadable_images(folder, damage):
     p.write_bytes(dict(text=b'no image', cut=p.read_bytes()[:len(p.read_bytes())//2], empty=b'')[damage])
     with pytest.raises(ValueError, match=r'1 of 12 images cannot be read.*1\.png'): Samples.from_folder(folder).check()
 
+@pytest.mark.parametrize('how, damage', [('check', 'text'), ('check', 'cut'), ('size', 'text'), ('decoded', 'text'), ('decoded', 'cut')])
+def test_all_unreadable_images_are_named_at_once(folder, tmp_path, capsys, how, damage):
+    "Whoever mends one file a try needs as many tries as files; and nobody is sent to a stack trace that is not there."
+    for p in (folder/'dog'/'1.png', folder/'owl'/'2.png'):
+        p.write_bytes(dict(text=b'no image', cut=p.read_bytes()[:len(p.read_bytes())//2])[damage])
+    s = Samples.from_folder(folder)
+    s.parts[[s.items.index(n) for n in ('cat/0.png', 'dog/4.png', 'owl/5.png')]] = 'valid'
+    with pytest.raises(UserError, match=r'^2 of \d+ images cannot be read: .*1\.png, .*2\.png \(the first: [^()]*\)\. Remove or replace them\.$'):
+        if how == 'check': s.check()
+        else: image_dls(s, check=False, **(dict(size=8, keep=tmp_path/'kept') if how == 'decoded' else {}))
+    assert 'stack trace' not in capsys.readouterr().out
+
+def test_a_picture_in_two_classes_is_said(folder):
+    (folder/'dog'/'copy.png').write_bytes((folder/'cat'/'0.png').read_bytes())
+    with pytest.warns(UserWarning, match=r'in two classes, 1 in all: .*0\.png, .*copy\.png'): Samples.from_folder(folder).check()
+
 def test_check_names_both_files_of_a_leak(folder):
     s = Samples.from_folder(folder)
     (folder/'dog'/'copy.png').write_bytes((folder/'cat'/'0.png').read_bytes())
@@ -370,6 +386,8 @@ def test_what_is_left_out_is_said(tmp_path, capsys):
     Samples.from_folder(tmp_path)
     out = capsys.readouterr().out
     assert 'left out: 3' in out and '1 .txt' in out and '1 .png' in out and '1 folder' in out
+    Samples.from_folder(tmp_path, verbose=False)
+    assert not capsys.readouterr().out
 
 
 def test_a_flat_folder_is_told_how(tmp_path):
