@@ -166,8 +166,14 @@ def _made_by(path):
     there = read_plan(path/'manifest.json').get('libkd') if (path/'manifest.json').is_file() else None
     return f' (made by libkd {there})' if there else ''
 
-def _compare(stored, wanted, path, complete): # Plan that is there; plan asked for; folder; is the cache finished?
-    "Refuse a plan that differs; a finished cache only warns of other library versions"
+def _plan_lines(diffs, news): # Of `differences`; as for `_compare`
+    "What is different, for people: teachers by their names, samples by those that are new"
+    def names(k, v): return [t['name'] for t in v] if k == 'teachers' else v
+    lines = [f'  {k}: the cache has {shortened(names(k, a))}, asked for {shortened(names(k, b))}' for k, a, b in diffs]
+    return '\n'.join(lines + [news()]*any(k == 'samples' for k, *_ in diffs))
+
+def _compare(stored, wanted, path, complete, news): # Plan that is there; plan asked for; folder; is the cache finished?
+    "Refuse a plan that differs; a finished cache only warns of other library versions. `news`: says which samples do"
     diffs = differences({'result': 1, **stored}, {'result': 1, **wanted})
     versions = [d for d in diffs if d[0].startswith('versions') or d[0] == 'device']
     if complete and versions and len(versions) == len(diffs):
@@ -175,8 +181,7 @@ def _compare(stored, wanted, path, complete): # Plan that is there; plan asked f
         return warnings.warn(f"The cache {path} was built with other versions: {other}. "
                              "Check a few answers with cache.spot_check(dls, teachers).")
     if diffs:
-        said = '\n'.join(f"  {k}: the cache has {shortened(a)}, asked for {shortened(b)}" for k, a, b in diffs)
-        raise CacheMismatch(f"The folder {path} holds another cache{_made_by(path)}:\n{said}\n"
+        raise CacheMismatch(f"The folder {path} holds another cache{_made_by(path)}:\n{_plan_lines(diffs, news)}\n"
                             "Give another folder, or overwrite=True to build it anew. "
                             "Teachers and views are added to a finished cache by cache.add and cache.extend, "
                             "and dropped by cache.drop (libkd.sharing).")
@@ -765,6 +770,20 @@ def builder(cls:LogitCache, path, dls, teachers, views=4, dtype='float16', check
     builder.begin()
     return builder
 
+# %% ../nbs/04_cache.ipynb #e1b7720d
+@patch
+def _news(self:CacheBuilder):
+    "Which training images are others than those of the cache, as a line"
+    try: cache = LogitCache.open(self.path)
+    except CacheError: return '  (which ones, can be said of a finished cache only)'
+    ids, labels = ids_labels(self.dl)
+    rows = cache.rows(ids)
+    new, there = np.flatnonzero(rows < 0), rows >= 0
+    other = int((cache.labels[rows[there]] != labels[there]).sum())
+    first = f' (the first: {_which(self.dl, new[0])})' if len(new) else ''
+    return (f'  {len(new)} images are not in the cache{first}, {len(cache.ids) - there.sum()} of the cache are gone, '
+            f'{other} have another label')
+
 # %% ../nbs/04_cache.ipynb #c3d569fe
 @patch
 def begin(self:CacheBuilder)->bool: # Whether the cache is finished already
@@ -783,7 +802,7 @@ def _go_on(self:CacheBuilder, there, whole): # Content of plan.json; whether the
     self.plan = self.plan | dict(teachers=[e | here.get(e['name'], {}) for e in self.plan['teachers']])
     self.plan['batch_rows'] = there.get('batch_rows', self.dl.bs)    # cut as it was begun, whatever batches are now
     self.dl = self.dl.new(bs=self.plan['batch_rows'])
-    _compare(there, self.plan, self.path, whole)
+    _compare(there, self.plan, self.path, whole, self._news)
 
 # %% ../nbs/04_cache.ipynb #cad79c77
 def _clear(path):
@@ -1254,7 +1273,8 @@ def _refuse_unlike(self:LogitCache, dls):
     "`CacheMismatch` for data of other classes, and for loaders that are bound to another cache's views"
     if (now := list(map(str, dls.vocab))) != self.classes:
         raise CacheMismatch(f"The cache {self.path} has the classes {shortened(self.classes)}, "
-                            f"the data {shortened(now)}.")
+                            f"the data {shortened(now)}: answers are stored under these names, in this order. "
+                            "Give the data the same ones, or build a cache of these data.")
     if (other := getattr(dls.train, 'cache', None)) is not None and other.policy != self.policy:
         raise CacheMismatch(f"{self.path} holds the views {self.policy} and {other.path}, "
                             f"to which these loaders are bound, {other.policy}: a student sees one of the two. "

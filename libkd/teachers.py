@@ -932,12 +932,13 @@ def _nearest(kept, asked): # {folder: identity or None}; identity of the one ask
     if same: return _differs(*min(same, key=lambda o: len(o[0])))
     old = next((p for p, i in kept.items() if i is None), None)
     if not old: return ''
-    return f'not {old}: an older libkd wrote down too little of what it depends on. load_teacher opens it.'
+    return f'{old} is left alone: an older libkd wrote down too little of what it depends on. load_teacher opens it.'
 
 def _differs(found, path): # Of `differences`; the kept teacher's folder
     told = lambda k, a, b: f'{k} is {shortened(a, 40)} there, {shortened(b, 40)} here'
     said = '; '.join(told(k, a, b) if not _is_sum(a) else f'{k} differs' for k, a, b in found[:2])
-    return f'not {path}: {said}' + (f'; and {len(found) - 2} more' if len(found) > 2 else '')
+    more = f'; and {len(found) - 2} more' if len(found) > 2 else ''
+    return f'{path} is another teacher ({said}{more}), so a new one is trained'
 
 # %% ../nbs/03_teachers.ipynb #e74fe97d
 def _save_teacher(folder, t, info, size=None): # `t`, `info`: a `Teacher`, what else is said; `size`: for `behaviour`
@@ -970,16 +971,23 @@ def _read_teacher(folder): # The teacher in a folder, and what was written down 
     kw = {k: info[k] for k in ('name', 'bias', 'mean', 'std', 'size', 'interpolation', 'accuracy')}
     return Teacher(model, info['own_classes'], **kw), info
 
+_TEACHER = 'teacher.json', 'model.safetensors'
+
+def _instead(folder, lacks): # What is no teacher; which files it lacks
+    "What to do: half a teacher is made anew, and nobody is told to delete something else"
+    if (folder/'plan.json').is_file(): return f'It holds stored answers: LogitCache.open({str(folder)!r}) gives them.'
+    if len(lacks) == len(_TEACHER): return 'fit_teacher writes such folders.'
+    return 'Delete it; fit_teacher then trains this teacher again.'
+
 def load_teacher(
     folder: Path | str, # Written by `fit_teacher`
 ) -> Teacher:
     """A teacher from its folder, proved by its fingerprint and its answers. `FileNotFoundError` where the folder is
     none of a teacher, `UserError` where it is damaged."""
     folder = Path(folder)
-    for name in ('teacher.json', 'model.safetensors'):
-        if not (folder/name).exists():
-            raise FileNotFoundError(f'{folder} is no folder of a teacher: {name} is missing. '
-                                    'Delete it; fit_teacher then trains this teacher again.')
+    if lacks := [n for n in _TEACHER if not (folder/n).exists()]: raise FileNotFoundError(
+        f'{folder} is no folder of a teacher: {" and ".join(lacks)} {"are" if lacks[1:] else "is"} missing. '
+        + _instead(folder, lacks))
     try:
         t, info = _read_teacher(folder)
         why = _changed(t, info)

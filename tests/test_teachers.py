@@ -488,7 +488,8 @@ def test_refusals_say_what_to_do(dls, net, tmp_path):
         (FileNotFoundError, 'gone', lambda: as_teacher(tmp_path/'gone.pth', classes='abc', arch='resnet_mini')),
         (ValueError, r'load_learner', lambda: as_teacher(_touch(tmp_path/'export.pkl'))),
         (ValueError, 'no published weights', lambda: as_teacher('resnet_mini', dls)),
-        (FileNotFoundError, 'teacher.json', lambda: load_teacher(tmp_path)),
+        (FileNotFoundError, 'teacher.json and model.safetensors are missing. fit_teacher writes', lambda: load_teacher(tmp_path)),
+        (FileNotFoundError, 'holds stored answers: LogitCache.open', lambda: load_teacher(_touch(tmp_path/'plan.json').parent)),
     ]:
         with pytest.raises(kind, match=words): f()
 def _touch(p): p.write_bytes(b'x'); return p
@@ -644,7 +645,7 @@ class Noted(Callback):
 def test_another_argument_trains_and_its_name_is_said(kept, capsys, what, kw, field):
     with pytest.raises(kept.trains): kept(**kw)
     said = capsys.readouterr().out
-    assert field in said and said.startswith(f'not {kept.place}: ') and said.count('\n') == 1
+    assert field in said and said.startswith(f'{kept.place} is another teacher (') and said.count('\n') == 1
 
 @pytest.mark.parametrize('kw, field', [(dict(tfms=[]), 'views'), (dict(seed=1), 'views.seed'), (dict(bs=8), 'batch'), (dict(mix=Mix()), 'views.mix'), (dict(size=12), 'views')])
 def test_other_views_train_and_their_name_is_said(kept, dls, capsys, kw, field):
@@ -657,7 +658,7 @@ def test_the_nearest_of_several_is_the_one_that_is_named(kept, capsys):
     info = json.loads((far/'teacher.json').read_text()); info['identity'] |= dict(epochs=7, seed=9, wd=.5)
     (far/'teacher.json').write_text(json.dumps(info))
     with pytest.raises(kept.trains): kept(epochs=7)
-    assert f'not {kept.place}: epochs is 4 there, 7 here' in capsys.readouterr().out
+    assert f'{kept.place} is another teacher (epochs is 4 there, 7 here), so a new one is trained' in capsys.readouterr().out
 
 def test_moved_and_renamed_it_is_found_again(kept, capsys):
     kept.place.rename(kept.folder/'my best one')
