@@ -332,7 +332,7 @@ def encode(self:CacheBuilder,
     logits, # Its answers (B, C)
     row,    # Of the first
 )->dict: # name of a tensor -> (B, …)
-    "What is stored of a batch of answers, of which the first is for `row`; `CacheError` for what cannot"
+    "What is stored of a batch of answers, of which the first is for `row`; `CacheError` for what cannot be"
     k, T, dtype = self.plan['top_k'], self.plan['tail_T'], DTYPES[self.plan['dtype']]
     kept = None if k is None else top_k(logits, k, T)
     said = logits if k is None else kept.values

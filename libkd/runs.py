@@ -124,9 +124,11 @@ class _LastLine(io.TextIOBase):
 
 def _underway(path): return path.with_suffix('.underway')          # of the row that will come
 
-def _aside(fn, job, path, made): # As `_attempt`
-    "Do one job in a process that nobody watches"
-    with _environment(LIBKD_WIDGETS='headless'), contextlib.redirect_stdout(_LastLine(_underway(path))):
+def _aside(fn, job, path, made, asker=0): # As `_attempt`; id of the process that waits for the row, 0: not known
+    "Do one job in a process that nobody watches, and end with the process that asked: nobody else would take the row"
+    alone = lambda: asker not in (0, os.getpid(), os.getppid()) and os._exit(1)     # on Windows a parent's id stays
+    quiet = _environment(LIBKD_WIDGETS='headless')
+    with quiet, contextlib.redirect_stdout(_LastLine(_underway(path))), files.heartbeat(alone, every=1.):
         try: return _attempt(fn, job, path, made)
         finally:
             with contextlib.suppress(OSError): _underway(path).unlink()      # it is being read (Windows), or not there
@@ -145,9 +147,9 @@ def _parallel(fn, todo, made, n_jobs, threads): # todo: dict path -> job
     "Yields (path, row) as jobs finish"
     from joblib import Parallel, delayed, parallel_config
     from joblib.parallel import get_active_backend
-    do = _aside if n_jobs > 1 else _attempt
-    calls = (delayed(_with_path)(do, fn, j, p, made) for p, j in todo.items())
     loky = type(get_active_backend()[0]).__name__ == 'LokyBackend'          # and not somebody's Dask cluster
+    do = partial(_aside, asker=os.getpid()*loky) if n_jobs > 1 else _attempt
+    calls = (delayed(_with_path)(do, fn, j, p, made) for p, j in todo.items())
     ours = threads and n_jobs > 1 and loky
     with parallel_config('loky', inner_max_num_threads=threads) if ours else contextlib.nullcontext():
         yield from Parallel(n_jobs=n_jobs, return_as='generator_unordered')(calls)

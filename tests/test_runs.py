@@ -198,6 +198,32 @@ def test_a_killed_sweep_resumes_and_repeats_nothing(tmp_path):
     assert all(f.read_bytes() == b for f, b in whole.items())
 
 
+def lives(pid):
+    import psutil
+    try: return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess: return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('how', [signal.SIGTERM, signal.SIGKILL], ids=['SIGTERM', 'SIGKILL'])
+def test_nobody_works_on_for_a_process_that_was_killed_alone(tmp_path, how):
+    script = tmp_path/'jobs.py'
+    script.write_text(JOBS)
+    p = subprocess.Popen([PYTHON, script, tmp_path], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            if len(workers := [int(f.name.split('-')[-1]) for f in tmp_path.glob('began-hangs-*')]) == 2: break
+            time.sleep(.1)
+        assert len(workers) == 2 and all(map(lives, workers))                            # each would sleep for ten minutes
+        p.send_signal(how); p.wait()                                                     # it alone, not its workers
+        for _ in range(300):
+            if not any(map(lives, workers)): break
+            time.sleep(.1)
+        assert not any(map(lives, workers))
+    finally:
+        with contextlib.suppress(ProcessLookupError): os.killpg(p.pid, signal.SIGKILL)
+
+
 def dies(seed): os._exit(1) if seed == 1 else time.sleep(0); return dict(x=seed)
 
 
@@ -469,6 +495,10 @@ def test_jobs_in_other_processes_say_how_they_stand(tmp_path, capsys, monkeypatc
     (tmp_path/f'{runs.job_key(dict(name="a"))}.underway').write_text('left by a process that was killed')
     def slow(name):
         print(f'{name}: 50%')
+        (tmp_path/f'{name}.there').touch()
+        for _ in range(600):                             # on a busy machine one process begins long before the other
+            if len(list(tmp_path.glob('*.there'))) == 2: break
+            time.sleep(.1)
         time.sleep(1)
         return {}
     runs.run_jobs(slow, [dict(name='a'), dict(name='b')], tmp_path, n_jobs=2, progress=lambda *a: None)
