@@ -724,8 +724,9 @@ def test_soft_deit_is_equation_2():
 
 
 def test_a_dict_names_exceptions_from_the_method():
+    "A decision has no temperature, so b has not the method's 4"
     cb = learner(student='vit_nano', T={'a': 2.}, weights={'b': 1.}, loss={'b': 'hard'}, method='kd').multi_teacher_distill
-    assert cb.T == {'a': 2., 'b': 4.} and cb.weights == {'a': .45, 'b': 1.} and cb.losses == {'a': kd_loss, 'b': hard_kd_loss}
+    assert cb.T == {'a': 2., 'b': 1.} and cb.weights == {'a': .45, 'b': 1.} and cb.losses == {'a': kd_loss, 'b': hard_kd_loss}
 
 
 def test_methods_print_as_a_table():
