@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import fastai.vision.learner            # registers how pictures are shown: show_results, plot_top_losses
 import PIL.Image, psutil, torch, torchvision
-from fastai.data.core import DataLoaders, Datasets, TfmdDL
+from fastai.data.core import DataLoaders, Datasets, FilteredBase, TfmdDL
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.transforms import Categorize, Category, IntToFloatTensor, Normalize, ToTensor
 from fastai.layers import NoneReduce
@@ -27,7 +27,7 @@ from fasttransform import Transform
 from filelock import FileLock
 from torchvision.transforms import v2
 
-from . import UserError
+from . import UserError, did_you_mean
 from .files import Seen, digest_of, progress, publish, sha256, writing
 from .data import PARTS, Sample, Samples, array_id, decoded_digest, digests_of, naming_all, open_image, sample_id
 from .identity import identity
@@ -312,6 +312,9 @@ class Mix:
     def __post_init__(self):
         if self.mixup_alpha <= 0 and self.cutmix_alpha <= 0:
             raise ViewError("Mix needs mixup_alpha > 0 or cutmix_alpha > 0; for no mixing at all give mix=None.")
+        for name in ('prob', 'switch_prob'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ViewError(f"Mix({name}={getattr(self, name)}): a probability from 0 to 1 is needed.")
 
     @property
     def cut_prob(self)->float:
@@ -435,6 +438,20 @@ def plain_batch(
     x, y = batch[0], batch[-1]
     return x.as_subclass(torch.Tensor), y.as_subclass(torch.Tensor), getattr(y, 'ride', None)
 
+# %% ../nbs/01_views.ipynb #5ebe2834
+def refuse_targets(
+    base, # As for `each_loss`
+    pred, # Logits (B,C)
+    e='', # What it raised
+):
+    "`ViewError` for a loss that takes no class numbers; whatever else may have gone wrong passes"
+    n, C = 2 + (pred.shape[-1] == 2), pred.shape[-1]            # (n,C) and (n,) must not be broadcast by chance
+    try: base(torch.zeros(n, C, device=pred.device), torch.zeros(n, dtype=torch.long, device=pred.device))
+    except Exception as found: raise ViewError(
+        f"The loss {getattr(base, '__name__', type(base).__name__)} does not take logits (B, {C}) with class numbers "
+        f"(B,) ({e or found}). Labels are mixed here and not in the loss: give one for class numbers, "
+        "such as CrossEntropyLossFlat(label_smoothing=.1).") from found
+
 # %% ../nbs/01_views.ipynb #e0c4798f
 def each_loss(
     base,              # A loss of fastai, torch or timm, or a function (logits, labels)
@@ -442,10 +459,18 @@ def each_loss(
     y:torch.Tensor,    # Labels (B,)
 )->torch.Tensor: # (B,)
     "The loss of each sample; one by one where `base` gives nothing but a mean"
+    each = _unreduced(base, pred, y)
+    if each is None or each.shape[:1] != y.shape[:1]:
+        refuse_targets(base, pred)                                  # a target of one sample fits many a shape
+        return torch.stack([base(p[None], t[None]) for p, t in zip(pred, y)])
+    each = each.flatten(1) if each.ndim > 1 else each[:, None]      # binary cross-entropy: one number a class
+    return each.sum(1) if getattr(base, 'reduction', '') == 'sum' else each.mean(1)
+
+def _unreduced(base, pred, y): # As for `each_loss`
+    "What `base` gives without a reduction; None where it knows of none"
     if hasattr(base, 'reduction'):
         with NoneReduce(base) as loss: return loss(pred, y)
     if 'reduction' in inspect.signature(base).parameters: return base(pred, y, reduction='none')
-    return torch.stack([base(p[None], t[None]) for p, t in zip(pred, y)])
 
 # %% ../nbs/01_views.ipynb #a9c11e02
 def _reduction_of(base): # A loss
@@ -513,6 +538,11 @@ class LabelLoss:
 
     # Logits (B,C); labels (B,), those of views with their `ride`; 'none' is what fastai's `get_preds` asks for
     def __call__(self, pred, y, reduction=None):
+        try: return self._value(pred, y, reduction)
+        except (RuntimeError, ValueError, AssertionError) as e:
+            refuse_targets(self.base, pred, e)
+            raise
+    def _value(self, pred, y, reduction):
         self.to(pred.device)
         ride = getattr(y, 'ride', None)
         if ride is not None and (ride.mixed or ride.unlabelled):
@@ -1232,7 +1262,9 @@ def _typical_size(samples):
 def _size(size, samples): # `size`: as for `image_dls`
     own, agree = _typical_size(samples)
     if size is None: return own, agree
-    size = (size, size) if isinstance(size, int) else tuple(size)
+    size = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(size) != 2 or not all(isinstance(s, (int, np.integer)) and s > 0 for s in size): raise ViewError(
+        f"size={size}: pixels, or (height, width), whole numbers above 0, are needed.")
     return size, agree and size == own
 
 # %% ../nbs/01_views.ipynb #9f808726
@@ -1245,10 +1277,8 @@ def _refuse_beside(tfms): # A list, as for `image_dls`
         "these run one picture at a time.")
 
 def _list_of(tfms): # As for `image_dls`
-    try: return list(tfms)
-    except TypeError:
-        raise ViewError(f"tfms={type(tfms).__name__}(…) is no list of transforms: give tfms=[…], "
-                        "also for a single one.") from None
+    if not isinstance(tfms, str) and hasattr(tfms, '__iter__'): return list(tfms)
+    raise ViewError(f"tfms={type(tfms).__name__}(…) is no list of transforms: give tfms=[…], also for a single one.")
 
 def _augmentation(tfms, size, agree, flip): # As for `image_dls`; (height, width), `agree`: whether all pictures have it
     "(`LightViews` or None, item transforms)"
@@ -1260,14 +1290,38 @@ def _augmentation(tfms, size, agree, flip): # As for `image_dls`; (height, width
     fastais = [t for t in tfms if isinstance(t, (Transform, type))]
     return None, ([] if agree else [Resize(size)]) + fastais + [TrainTfm(ours)]*bool(ours)
 
+# %% ../nbs/01_views.ipynb #aa71cf81
+_OWN = 'size', 'tfms', 'mix', 'flip', 'seed', 'valid', 'check'                # of `image_dls`
+_TAKERS = TfmdDL.__init__, FilteredBase.dataloaders, DataBlock.dataloaders
+_ELSEWHERE = dict(views=' Views are counted where they are stored: LogitCache.build(…, views=4).',
+                  item_tfms=' Give tfms=[…].', batch_tfms=' Give tfms=[…]: a view is made picture by picture.')
+
+def _refuse_strange(given): # dict name -> argument of the loaders
+    "`TypeError` for a name that no loader takes: fastai would pass over it in silence"
+    known = VIEW_ARGS.keys() | {n for f in _TAKERS for n in inspect.signature(f).parameters} - {'self', 'dataset', 'kwargs'}
+    for k in given:
+        if k.removeprefix('val_') in known: continue
+        raise TypeError(f"image_dls takes no {k!r}.{_ELSEWHERE.get(k) or did_you_mean(k, [*_OWN, *sorted(known)])}")
+
+def _refuse_sizes(given): # As above
+    "`ViewError` for batches of no size"
+    for k in given.keys() & {'bs', 'batch_size', 'val_bs'}:
+        if not isinstance(given[k], (int, np.integer)) or given[k] < 1: raise ViewError(
+            f"{k}={given[k]!r}: how many pictures has a batch? Give a whole number, 1 or more.")
+
 # %% ../nbs/01_views.ipynb #52496f9d
 def _parted(data, valid, seed): # As for `image_dls`
     "Samples with a validation part"
+    if not isinstance(data, (Samples, str, Path)): raise ViewError(
+        f"image_dls takes a folder of pictures or Samples, and a {type(data).__name__} was given. Samples come "
+        "from_arrays(images, labels), from_dataset(dataset) and from_dls(dls).")
     samples = data if isinstance(data, Samples) else Samples.from_folder(data)
     return samples if samples.has('valid') or not len(samples.labelled) else samples.split(valid=valid, seed=seed)
 
 def _with_defaults(given, samples): # dict name -> argument, what the caller gave
     "Arguments of the loaders: those that were given, and ours for the others"
+    _refuse_strange(given)
+    _refuse_sizes(given)
     args = dict(bs=64, num_workers=0, device=default_device(), stats=tuple(map(tuple, imagenet_stats))) | given
     return dict(val_bs=2*args['bs'], drop_last=len(samples.train) > args['bs']) | args
 
@@ -1301,6 +1355,7 @@ def image_dls(
     **kwargs,
 )->DataLoaders: # Ordinary fastai loaders that also know `.samples`, `.size`, `.stats`
     "fastai `DataLoaders` whose training samples are views"
+    if not isinstance(mix, (Mix, type(None))): raise ViewError(f"mix={mix!r}: give mix=Mix(), or None for no mixing.")
     samples = _parted(data, valid, seed)
     if check or (check is None and len(samples) < 100_000): samples.check()
     size, agree = _size(size, samples)

@@ -25,7 +25,7 @@ import tiny
 from libkd import views
 from libkd.data import Samples
 from libkd.files import progress
-from libkd.views import (BETA, ERASE, ORDERS, LabelLoss, LightViews, Mix, Pictures, Ride, ViewSampler, ViewSet, as_policy, clean, box_mask, coloured, draws,
+from libkd.views import (ViewError, BETA, ERASE, ORDERS, LabelLoss, LightViews, Mix, Pictures, Ride, ViewSampler, ViewSet, as_policy, clean, box_mask, coloured, draws,
                          erase_boxes, finite, free_memory, image_dls, lam_table, light_tfms, mix_pair, mixed, online, open_sample, replay,
                          rng_scope, scramble, view_digests, view_keys, view_seed)
 
@@ -370,6 +370,45 @@ def test_a_sum_is_the_sum_of_what_is_labelled(base):
     want = nn.functional.cross_entropy(z[plain >= 0], plain[plain >= 0], reduction='sum')
     asked = {} if 'sum' in str(getattr(base, 'keywords', getattr(base, 'reduction', ''))) else dict(reduction='sum')
     assert torch.allclose(LabelLoss(base)(z, y, **asked), want)
+
+
+@pytest.mark.parametrize('reduction', ['mean', 'sum'])
+def test_a_loss_with_a_number_for_each_class_is_mixed(reduction):
+    "timm's binary cross-entropy, which its recipes use; of a mixed target it is the mix of both"
+    from timm.loss import BinaryCrossEntropy
+    y, z, base = tiny.loaders(bs=18, mix=Mix()).train.one_batch()[1], torch.randn(18, 3), BinaryCrossEntropy(0., reduction=reduction)
+    eye, lam, plain = torch.eye(3), y.ride.lam[:, None], torch.tensor(y.tolist())
+    assert torch.allclose(LabelLoss(base)(z, y), base(z, lam*eye[plain] + (1 - lam)*eye[y.ride.partner.long()]), atol=1e-5)
+    assert torch.allclose(LabelLoss(base)(z, plain), base(z, plain))
+
+
+@pytest.mark.parametrize('mix', [None, Mix()], ids=['plain', 'mixed'])
+def test_a_loss_that_takes_no_class_numbers_is_named(mix):
+    from timm.loss import SoftTargetCrossEntropy
+    y = tiny.loaders(bs=18, mix=mix).train.one_batch()[1]
+    for base in (SoftTargetCrossEntropy(), nn.MSELoss(), nn.functional.mse_loss):
+        with pytest.raises(ViewError, match=f'The loss {getattr(base, "__name__", type(base).__name__)} does not take logits.*give one for class numbers'): LabelLoss(base)(torch.randn(18, 3), y)
+    def broken(z, y):
+        if z.any(): raise RuntimeError('the GPU fell off the bus')
+        return z.sum()
+    with pytest.raises(RuntimeError, match='fell off'): LabelLoss(broken)(torch.randn(18, 3), y)
+
+
+@pytest.mark.parametrize('kw, error, words', [
+    (dict(sise=8), TypeError, "image_dls takes no 'sise'. Did you mean 'size'"), (dict(views=4), TypeError, 'LogitCache.build'), (dict(batch_tfms=[]), TypeError, 'picture by picture'),
+    (dict(bs=0), ViewError, 'bs=0'), (dict(batch_size='4'), ViewError, "batch_size='4'"), (dict(size=0), ViewError, r'size=\(0, 0\)'), (dict(size=(8, 8, 3)), ViewError, 'height, width'),
+    (dict(mix='mixup'), ViewError, r'give mix=Mix\(\)'), (dict(tfms='light'), ViewError, 'no list of transforms')])
+def test_an_argument_that_nobody_takes_is_refused(kw, error, words):
+    "fastai passes over names that it does not know"
+    with pytest.raises(error, match=words): image_dls(tiny.samples(), **dict(device='cpu') | kw)
+    assert image_dls(tiny.samples(), device='cpu', batch_size=np.int64(4), val_shuffle=False, pin_memory=False, shuffle=False, keep=None).train.bs == 4
+
+
+@pytest.mark.parametrize('data', [None, [1], 3])
+def test_what_is_no_data_is_refused(data):
+    with pytest.raises(ViewError, match='takes a folder of pictures or Samples'): image_dls(data)
+    for odd in (dict(prob=2), dict(switch_prob=-.1)):
+        with pytest.raises(ViewError, match='a probability from 0 to 1'): Mix(**odd)
 
 
 def test_a_loss_takes_no_argument_that_it_would_drop():
