@@ -6,7 +6,7 @@
 __all__ = ['EXTENSIONS', 'sample_id', 'array_id', 'Sample', 'open_image', 'Samples', 'content_digest', 'picture_hash']
 
 # %% ../nbs/00a_data.ipynb #39818a10
-import hashlib, json, os, unicodedata, warnings
+import hashlib, json, os, re, unicodedata, warnings
 from collections import Counter
 from contextlib import contextmanager
 from io import BytesIO
@@ -54,9 +54,18 @@ def _white(a, mode): # Its pixels, floats; Pillow's mode
         raise UserError(f'its values go from {low:g} to {high:g}; 0 to 1, 0 to 255 or 0 to 65535 are understood')
     return 1 if mode == 'F' and high <= 1 else 255 if high <= 255 else 65535
 
+def _of_sixteen(a): # Pixels of 16 bits
+    "Their upper eight bits; the lower ones where there are no others. 12 bits in 16 are nearly black, and told"
+    high = int(a.max(initial=0))
+    if 255 < high < 4096: warnings.warn(
+        f'A 16-bit picture has no value above {2**high.bit_length() - 1}, as cameras of {high.bit_length()} bits write: '
+        f'of 256 shades at most {(high >> 8) + 1} are left, all dark. Multiply such pictures by {2**(16 - high.bit_length())} '
+        'before you save them, all by the same number.')
+    return (a if high < 256 else a >> 8).astype(np.uint8)
+
 def _eight_bit(im): # An image of Pillow
     "A picture of 8 bits a channel; 16 bits are scaled, decimal numbers from 0 to 1 too, other ranges are refused"
-    if im.mode.startswith('I;16'): return Image.fromarray((np.asarray(im).astype(np.uint32) >> 8).astype(np.uint8))
+    if im.mode.startswith('I;16'): return Image.fromarray(_of_sixteen(np.asarray(im).astype(np.uint32)))
     if im.mode not in ('I', 'F'): return im
     a = np.asarray(im).astype(np.float64)
     return Image.fromarray((a*(255/_white(a, im.mode))).round().astype(np.uint8))
@@ -235,6 +244,7 @@ def __repr__(self:Samples):
 def _class_labels(labels, classes):
     "Indices into `classes`, and `classes`, from integers or names; one sentence for what is no class label."
     y = np.asarray(labels)
+    if not y.size: raise UserError('no picture was given: a classifier needs at least two classes of them.')
     if y.ndim > 1:
         raise UserError(f'labels {y.shape}: several labels an image (multi-label) are not supported, one class each is '
                         'needed. If these are one-hot rows, give labels.argmax(1).')
@@ -384,7 +394,7 @@ def _images(path, prefix, left, above=()): # `above`: real paths of the folders 
     for s in folders: out += _images(f'{path}/{s}', f'{prefix}/{s}', left, (*above, real))
     return out
 
-# %% ../nbs/00a_data.ipynb #d1eabc86
+# %% ../nbs/00a_data.ipynb #0fc6033f
 PART_NAMES = {'train': 'train', 'training': 'train',
               **dict.fromkeys(('valid', 'val', 'validation', 'dev', 'eval'), 'valid'),
               **dict.fromkeys(('test', 'testing', 'holdout'), 'test')}
@@ -396,11 +406,31 @@ def _part_folders(root, folders): # `folders`: names of those in it
     inside = {n: _entries(f'{root}/{n}') for n in named}                 # (folders, images, others)
     return {n: PART_NAMES[n.lower()] for n in named if inside[n][0] or not inside[n][1]}
 
+# %% ../nbs/00a_data.ipynb #fa9e9beb
+def _part_in(name): # Of a folder
+    "The part that a name speaks of beside other things: seg_train, test_set, val2017"
+    words = {w.removesuffix('set') for w in re.split('[^a-z]+', name.lower())}
+    return next((PART_NAMES[w] for w in sorted(words & PART_NAMES.keys())), None)
+
+def _refuse_like_parts(root, folders): # `folders`: names of those in it
+    "Folders called like parts, and more, that hold nothing but folders would be taken for classes"
+    called = {n: p for n in folders if (p := _part_in(n))}
+    like = {n: p for n, p in called.items() if (inside := _entries(f'{root}/{n}'))[0] and not inside[1]}
+    like = dict(sorted(like.items(), key=lambda o: PARTS.index(o[1])))
+    if 'train' in like.values() and len({*like.values()}) > 1:
+        raise UserError(f'{root} has {"/, ".join(like)}/, which look like parts and not like classes: they hold folders, '
+                        f'and no pictures. Call them {"/, ".join(dict.fromkeys(like.values()))}/, and their folders are the classes.')
+    if len(folders) == 1 and len(inside := _entries(f'{root}/{folders[0]}')[0]) > 1 and not _entries(f'{root}/{folders[0]}')[1]:
+        raise UserError(f'{root} holds the folder {folders[0]}/ alone, and that holds {len(inside)} folders: '
+                        f'give {root}/{folders[0]}.')
+
+# %% ../nbs/00a_data.ipynb #d1eabc86
 def _layout(root):
     "{prefix: part} of a folder: one prefix '' for `<class>/<image>`, else the folders of the parts"
     folders, images, _ = _entries(root)
     layout = _part_folders(root, folders)
     if 'train' in layout.values(): return layout
+    _refuse_like_parts(root, folders)
     if layout:
         raise UserError(f'{root} has {"/, ".join(layout)}/ but no train/. Needed: train/<class>/<image>, '
                         'valid/<class>/<image>; or <class>/<image> without parts.')
@@ -516,6 +546,8 @@ def draw_lots(
 @patch
 def _draw(self:Samples, per_class, seed):
     "Mask `(n,)`: `per_class` labelled training samples of each class, those with the smallest lots."
+    if not isinstance(per_class, (int, np.integer)) or per_class < 0:
+        raise UserError(f'per_class={per_class!r}: how many images of each class? Give a whole number, 0 or more.')
     keep, lots, pool = np.zeros(len(self), bool), draw_lots(self.ids, seed), self.parts == 'train'
     for c, name in enumerate(self.classes):
         idx = np.flatnonzero(pool & (self.labels == c))
@@ -537,7 +569,7 @@ def subset(self:Samples,
     pool = self.parts == 'train'
     if per_class is not None: return self[~pool | (self.labels < 0) | self._draw(per_class, seed)]
     idx = np.flatnonzero(pool)
-    if n > len(idx): raise UserError(f'n={n}: there are {len(idx)} training images.')
+    if not 0 < n <= len(idx): raise UserError(f'n={n}: there are {len(idx)} training images; at least 1 is to stay.')
     keep = ~pool
     keep[idx[np.argsort(draw_lots(self.ids[idx], seed))[:n]]] = True
     return self[keep]._whole(self._unseen())
@@ -583,7 +615,8 @@ def _split_single(self:Samples, idx, valid, test, seed): # As for `split`
         if not len(mine): continue                      # without a label there is nothing to hold out
         if (vt := _shares(len(mine), valid, test)) is None:
             raise UserError(f'class {name!r} has {len(mine)} labelled images: '
-                            f'too few for valid={valid}, test={test} and at least one to train on.')
+                            f'too few for valid={valid}, test={test} and at least one to train on. Add images of it, '
+                            'or leave it out: from_folder(path, classes=[…]).')
         mine = mine[np.argsort(lots[mine])]
         parts[mine[:vt[0]]], parts[mine[vt[0]:sum(vt)]] = 'valid', 'test'
     return parts
@@ -868,16 +901,24 @@ def _read_rows(dataset, part, items, labels, parts): # `dataset`: map-style; `it
         raise UserError(f'{type(dataset).__name__} can only be read from front to back; '
                         'a student asks for rows in any order. '
                         'Needed is a data set with a length and numbered rows, list(…) of a short one for instance.')
+    if not len(dataset): raise UserError(f'the {part} data set has no row.')
     picture, label = _keys(dataset[0])
     with progress(len(dataset), f'reading the {part} rows') as bar:
         for i in range(len(dataset)):
             row = dataset[i]
-            items.append(Row(dataset, i, picture, row))
+            items.append(_row(dataset, i, picture, row))
             labels.append(row[label])
             bar.update(1)
     parts += [part]*len(dataset)
-    if len(dataset): np.asarray(items[-1])                         # a second reading: equal, or an error now
+    again = np.linspace(-len(dataset), -1, min(16, len(dataset))).astype(int)
+    for i in again: np.asarray(items[i])                           # a second reading: equal, or an error now
     return _names_in(dataset, label)
+
+def _row(dataset, i, picture, row): # As for `Row`
+    try: return Row(dataset, i, picture, row)
+    except UserError as e: raise UserError(
+        f'row {i} of the {type(dataset).__name__}: {e} Of a data set of torchvision, leave the transform out '
+        '(transform=None): pictures are taken as they are, and normalised later.') from e
 
 @patch(cls_method=True)
 def from_dataset(cls:Samples,

@@ -117,6 +117,29 @@ BAD = {
     'valid only':  (lambda f: ((f/'valid').mkdir(), Samples.from_folder(f)), ValueError, ['no train/']),
     'no free':     (lambda f: ((f/'unlabelled').mkdir(), Samples.from_folder(f)), ValueError, ['unlabelled', 'no images']),
 }
+def pictures_below(root, *folders):
+    for c in folders:
+        (root/c).mkdir(parents=True)
+        for i in range(2): Image.fromarray(noise(1, seed=sum(map(ord, c)) + i)[0]).save(root/c/f'{i}.png')
+    return root
+
+@pytest.mark.parametrize('a, b, call', [('seg_train', 'seg_test', 'train/, test/'), ('training_set', 'test_set', 'train/, test/'), ('train2017', 'val2017', 'train/, valid/'),
+                                        ('trainset', 'testset', 'train/, test/'), ('Train_Images', 'Validation_Images', 'train/, valid/')])
+def test_folders_that_look_like_parts_are_no_classes(tmp_path, a, b, call):
+    root = pictures_below(tmp_path, *(f'{p}/{c}' for p in (a, b) for c in ('cat', 'dog')))
+    with pytest.raises(UserError, match=f'{a}/.*look like parts and not like classes.*Call them {call}'): Samples.from_folder(root)
+
+@pytest.mark.parametrize('names', [('test_tube', 'toy_train'), ('train', 'bus'), ('eval_kit/near', 'train_set/near', 'train_set/far'), ('pretrain/a', 'pretrain/b', 'testament/a')])
+def test_classes_may_be_called_nearly_so(tmp_path, names):
+    "Those that hold pictures, one that speaks of a part beside one that does not"
+    if 'eval_kit/near' in names: (tmp_path/'eval_kit').mkdir(); Image.fromarray(noise(1, seed=1)[0]).save(tmp_path/'eval_kit'/'x.png')
+    assert len(Samples.from_folder(pictures_below(tmp_path, *names)).classes) == 2
+
+def test_a_folder_in_a_folder_is_named(tmp_path):
+    root = pictures_below(tmp_path, 'photos/cat', 'photos/dog')
+    with pytest.raises(UserError, match='holds the folder photos/ alone.*give .*photos'): Samples.from_folder(root)
+    assert len(Samples.from_folder(root/'photos')) == 4
+
 @pytest.mark.parametrize('name', BAD)
 def test_bad_folder_is_one_sentence_with_names(name, folder):
     f, kind, words = BAD[name]
@@ -433,6 +456,41 @@ def test_sixteen_bits_exif_and_glass(tmp_path):
     assert np.asarray(open_image(tmp_path/'c.png')).min() == 255
     Image.fromarray(np.full((2, 2), 1e9, np.float32)).save(tmp_path/'d.tif')
     with pytest.raises(UserError, match='d.tif cannot be read as an image .*0 to 65535'): open_image(tmp_path/'d.tif')
+
+
+def test_twelve_bits_in_sixteen_are_told(tmp_path):
+    "Microscopes and X-ray machines write 10 to 14 bits: divided by 256 they are black, scaled one by one they would lose what they measured"
+    for high, shades in ((4095, 16), (1023, 4)):
+        Image.fromarray(np.linspace(0, high, 64).reshape(8, 8).astype(np.uint16)).save(tmp_path/'a.png')
+        with pytest.warns(UserWarning, match=f'no value above {high}.*at most {shades} are left'): open_image(tmp_path/'a.png')
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8)).save(tmp_path/'b.png')
+    assert np.asarray(open_image(tmp_path/'b.png'))[..., 0].ravel().tolist() == list(range(64)), 'eight bits in sixteen'
+
+
+class Listed(list):
+    "A data set as torch's are: (picture, label)"
+
+
+@pytest.mark.parametrize('rows, words', [
+    ([], 'train data set has no row'), ([(np.zeros((3, 8, 8), np.float32), 0)], r'row 0 of the Listed: .*float32.*transform=None'),
+    ([(np.zeros((3, 8, 8), np.uint8), 0)], 'transform=None')], ids=['none', 'floats', 'channels first'])
+def test_rows_that_cannot_be_had(rows, words):
+    with pytest.raises(UserError, match=words): Samples.from_dataset(Listed(rows))
+    with pytest.raises(UserError, match='no picture was given'): Samples.from_arrays([], [])
+
+
+def test_pictures_that_change_are_found_among_the_first(monkeypatch):
+    "Mirrored by chance, every second picture: the last one alone would tell in half of the cases"
+    class Changing(Listed):
+        def __getitem__(self, i):
+            self.asked = {**getattr(self, 'asked', {}), i: getattr(self, 'asked', {}).get(i, 0) + 1}
+            return (list.__getitem__(self, i)[0][::-1] if i == 12 and self.asked[i] > 1 else list.__getitem__(self, i)[0], i % 2)
+    with pytest.raises(UserError, match='row 12 of the Changing is another picture than before'): Samples.from_dataset(Changing([(a, 0) for a in noise(16, seed=3)]))
+
+
+@pytest.mark.parametrize('bad', [lambda s: s.hide_labels(-1), lambda s: s.subset(per_class=1.5), lambda s: s.subset(n=0), lambda s: s.subset(n=-3)])
+def test_numbers_of_pictures_that_are_none(folder, bad):
+    with pytest.raises(UserError, match='whole number|at least 1'): bad(Samples.from_folder(folder))
 
 
 def test_a_listed_class_may_be_without_a_picture_and_no_picture_with_a_label():
