@@ -718,7 +718,12 @@ def checked_teachers(teachers):
     for n in names: _shard_name(n, 0, 0)
     return sorted(teachers, key=lambda t: t.name)         # the order in which teachers are given changes nothing
 
-def as_list(o): return list(o) if isinstance(o, (list, tuple)) else [o]    # One thing, a list or a tuple
+# %% ../nbs/04_cache.ipynb #4528cc64
+def as_list(o): # One thing, a list or a tuple
+    if isinstance(o, dict) and any(isinstance(v, (Teacher, LogitCache, torch.nn.Module)) for v in o.values()):
+        raise UserError("A dict of teachers was given: give a list, list(teachers.values()). A teacher has its name "
+                        "from as_teacher(…, name='…').")
+    return list(o) if isinstance(o, (list, tuple)) else [o]
 
 def teachers_for(dls, teachers): # The student's loaders; what `as_teacher` takes, or a list of these
     "`Teacher`s for these data in the order of their names, no two of one name"

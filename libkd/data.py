@@ -57,10 +57,11 @@ def _white(a, mode): # Its pixels, floats; Pillow's mode
 def _of_sixteen(a): # Pixels of 16 bits
     "Their upper eight bits; the lower ones where there are no others. 12 bits in 16 are nearly black, and told"
     high = int(a.max(initial=0))
+    bits = high.bit_length()
     if 255 < high < 4096: warnings.warn(
-        f'A 16-bit picture has no value above {2**high.bit_length() - 1}, as cameras of {high.bit_length()} bits write: '
-        f'of 256 shades at most {(high >> 8) + 1} are left, all dark. Multiply such pictures by {2**(16 - high.bit_length())} '
-        'before you save them, all by the same number.')
+        f'A 16-bit picture has no value above {2**bits - 1}, as cameras of {bits} bits write: of 256 shades at most '
+        f'{(high >> 8) + 1} are left, all dark. Multiply such pictures by {2**(16 - bits)} before you save them, all '
+        'by the same number.')
     return (a if high < 256 else a >> 8).astype(np.uint8)
 
 def _eight_bit(im): # An image of Pillow
@@ -418,9 +419,14 @@ def _refuse_like_parts(root, folders): # `folders`: names of those in it
     like = {n: p for n, p in called.items() if (inside := _entries(f'{root}/{n}'))[0] and not inside[1]}
     like = dict(sorted(like.items(), key=lambda o: PARTS.index(o[1])))
     if 'train' in like.values() and len({*like.values()}) > 1:
-        raise UserError(f'{root} has {"/, ".join(like)}/, which look like parts and not like classes: they hold folders, '
-                        f'and no pictures. Call them {"/, ".join(dict.fromkeys(like.values()))}/, and their folders are the classes.')
-    if len(folders) == 1 and len(inside := _entries(f'{root}/{folders[0]}')[0]) > 1 and not _entries(f'{root}/{folders[0]}')[1]:
+        raise UserError(f'{root} has {"/, ".join(like)}/, which look like parts and not like classes: they hold '
+                        f'folders, and no pictures. Call them {"/, ".join(dict.fromkeys(like.values()))}/, and their '
+                        'folders are the classes.')
+
+def _refuse_lone(root, folders): # `folders`: names of those in it
+    "A folder with nothing but the one that was meant"
+    inside, images, _ = _entries(f'{root}/{folders[0]}') if len(folders) == 1 else ((), (), ())
+    if len(inside) > 1 and not images:
         raise UserError(f'{root} holds the folder {folders[0]}/ alone, and that holds {len(inside)} folders: '
                         f'give {root}/{folders[0]}.')
 
@@ -431,6 +437,7 @@ def _layout(root):
     layout = _part_folders(root, folders)
     if 'train' in layout.values(): return layout
     _refuse_like_parts(root, folders)
+    _refuse_lone(root, folders)
     if layout:
         raise UserError(f'{root} has {"/, ".join(layout)}/ but no train/. Needed: train/<class>/<image>, '
                         'valid/<class>/<image>; or <class>/<image> without parts.')
@@ -906,7 +913,7 @@ def _read_rows(dataset, part, items, labels, parts): # `dataset`: map-style; `it
     with progress(len(dataset), f'reading the {part} rows') as bar:
         for i in range(len(dataset)):
             row = dataset[i]
-            items.append(_row(dataset, i, picture, row))
+            items.append(_row_of(dataset, i, picture, row))
             labels.append(row[label])
             bar.update(1)
     parts += [part]*len(dataset)
@@ -914,12 +921,13 @@ def _read_rows(dataset, part, items, labels, parts): # `dataset`: map-style; `it
     for i in again: np.asarray(items[i])                           # a second reading: equal, or an error now
     return _names_in(dataset, label)
 
-def _row(dataset, i, picture, row): # As for `Row`
+def _row_of(dataset, i, picture, row): # As for `Row`
     try: return Row(dataset, i, picture, row)
     except UserError as e: raise UserError(
         f'row {i} of the {type(dataset).__name__}: {e} Of a data set of torchvision, leave the transform out '
         '(transform=None): pictures are taken as they are, and normalised later.') from e
 
+# %% ../nbs/00a_data.ipynb #3ca60c56
 @patch(cls_method=True)
 def from_dataset(cls:Samples,
     dataset,      # Map-style, with rows `(picture, label)` or dicts; or `{'train': …, 'valid': …, 'test': …}` of such

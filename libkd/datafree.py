@@ -275,6 +275,16 @@ def _checked_size(size, teachers): # `size`: as for `synthesize`
     if h != w or h < 8: raise UserError(f'size={size}: a square of at least 8 pixels a side is needed.')
     return h
 
+def _check_sides(teachers, size, halves): # Pixels a side; whether there are steps at half resolution
+    "Does each teacher take what it will be shown?"
+    for side in [size//2]*halves + [size]:
+        way = f'size={size}, to which pictures are enlarged for it: Teacher(…, size={size}); or low=0'
+        if side == size: way = 'the size of its training images: size=…'
+        for t in teachers:
+            try: _logits_of(t, torch.zeros(2, 3, side, side, device=t.device))
+            except (RuntimeError, ValueError, AssertionError) as e: raise UserError(
+                f'teacher {t.name} does not take pictures of {side}×{side} pixels ({e}). Give {way}.') from e
+
 def _check_numbers(plan): # As in `_planned`
     least = dict(per_class=1, steps=0, bs=2, lr=0., low=0.)
     for k, v in least.items():
@@ -427,6 +437,7 @@ def _planned(teachers, size, terms, student, numbers): # As of `synthesize`; its
     plan = dict(classes=teachers[0].classes, size=_checked_size(size, teachers), **numbers,
                 terms=_checked_terms(terms, student), teachers=names)
     _check_numbers(plan)
+    if steps := plan['steps']: _check_sides(teachers, plan['size'], halves=round(steps*plan['low']) > 0)
     return plan
 
 # %% ../nbs/09_datafree.ipynb #2071e04a

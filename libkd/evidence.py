@@ -82,6 +82,8 @@ def verdict(d,             # Differences in points, one a seed
             level=.95,     # Of the interval
 )->dict:                   # difference, low, high, seeds, verdict, needed
     "BEATS, WORSE, NO DIFFERENCE or NOT ENOUGH RUNS, and the numbers behind it"
+    if not (margin >= 0 and 0 < level < 1): raise UserError(
+        f"margin={margin}, level={level}: points from 0 up, and a share between 0 and 1 such as 0.95, are needed.")
     d = np.asarray(d, float)
     mean, lo, hi = interval(d, level)
     word, needed, least = 'NOT ENOUGH RUNS', None, _least(d, level)
@@ -94,6 +96,8 @@ def verdict(d,             # Differences in points, one a seed
 # %% ../nbs/14_evidence.ipynb #4dff5833
 def _check_results(results, baseline, metric, scale): # As for `compare`
     "The other arms; or what is wrong"
+    if not isinstance(results, pd.DataFrame): raise TypeError(
+        f"results is a {type(results).__name__}: a DataFrame with columns arm, seed and {metric} is needed.")
     missing = [c for c in ('arm', 'seed', metric) if c not in results]
     if missing: raise UnknownName(
         f"results lack the column(s) {', '.join(missing)}; they have {', '.join(map(str, results.columns))}")
@@ -142,12 +146,18 @@ def say(arm, baseline,     # Names
 # %% ../nbs/14_evidence.ipynb #276947c6
 def _percent(v): return f'{100*v:.1f} %' # A share
 
+def _right_or_wrong(a): # As for `mcnemar`
+    a = np.asarray(a)
+    if a.dtype == bool or np.isin(a, (0, 1)).all(): return a.astype(bool)
+    raise UserError(f"mcnemar() compares which images were answered rightly, True or False for each; got {a.dtype} "
+                    f"such as {a.ravel()[:3].tolist()}. From predictions: predictions == labels.")
+
 def mcnemar(a, # Which images the one model got right: booleans (n,)
             b, # The same of the other
 )->dict:       # only_a, only_b: images that just one got right; p: exact, two-sided
     """Exact McNemar test: evidence about these two models on these images, not about the method. `UserError` where the
-    two are not equally many"""
-    a, b = np.asarray(a, bool), np.asarray(b, bool)
+    two are not equally many, or do not say right or wrong"""
+    a, b = _right_or_wrong(a), _right_or_wrong(b)
     if a.shape != b.shape: raise UserError(
         f"mcnemar() compares answers to the same images; got {a.shape[0]} and {b.shape[0]}")
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
@@ -172,6 +182,7 @@ def choose(right,   # dict: name -> which validation images this model got right
            close=.1, # Share by which something must be dearer for that to count
 )->pd.DataFrame:    # One row a model, the advised one first: accuracy, behind (points), p, price, as_good
     "Which model to take: of those that are as good as the best one on validation images, the cheapest"
+    if not right: raise UserError("choose() has no model to choose from: right={'name': predictions == labels, …}.")
     known = {k: dict(accuracy=float(np.mean(v)), price=_price_of(price.get(k))) for k, v in right.items()}
     table = pd.DataFrame.from_dict(known, orient='index')
     leader = table.sort_values(['accuracy', 'price'], ascending=[False, True], kind='stable').index[0]

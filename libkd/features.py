@@ -589,11 +589,19 @@ def share_rule(rule:nn.Module): # Changed in place
 # %% ../nbs/08_features.ipynb #296194fd
 def checked_stage(share:float)->float: # Of the training
     "`share`, if it is above 0 and at most 1; else `UserError`"
-    if 0 < share <= 1: return share
-    raise UserError(f"stage_one={share}: it is the share of the training in which teachers advise, above 0 and at "
+    if isinstance(share, (int, float)) and 0 < share <= 1: return share
+    raise UserError(f"stage_one={share!r}: it is the share of the training in which teachers advise, above 0 and at "
                     "most 1 (5/6 in DearKD).")
 
 # %% ../nbs/08_features.ipynb #9cf4df2b
+def _refuse_types(layers, features): # As for `FeatureDistill`
+    if not (layers is None or isinstance(layers, dict)): raise TypeError(
+        f"layers={layers!r}: it is a dict, student layer -> teacher layer, e.g. {{'blocks.0': 'layer1'}}.")
+    if not (features is None or isinstance(features, LogitCache)): raise TypeError(
+        f"features={features!r}: it is what store_features(path, dls, teacher, layers) gives, or "
+        "LogitCache.open(path).")
+
+# %% ../nbs/08_features.ipynb #853d5943
 class FeatureDistill(MultiTeacherDistill):
     "Teachers advise heads, and one of them also layers, of a student; then the student goes on alone"
     @delegates(MultiTeacherDistill.__init__)
@@ -608,6 +616,7 @@ class FeatureDistill(MultiTeacherDistill):
                  stage_one:float=1., # Share of the training with teachers, above 0
                  **kwargs): # As for `MultiTeacherDistill`
         self.stage_one = checked_stage(stage_one)
+        _refuse_types(layers, features)
         self.feature_weight = checked_setting(feature_weight, 'feature_weight')
         super().__init__(teachers, **kwargs)
         self.given, self.layers, self.ramp = rule, layers, checked_setting(ramp or 1., 'ramp', above_0=False)

@@ -511,6 +511,7 @@ def _check_shapes(x, weight, stride):
                         f'Use a G that divides {C}.')
     if K*K != KK or K % 2 == 0:
         raise UserError(f'weight has {KK} taps a place; an odd kernel has 9, 25 or 49 (K*K for K = 3, 5, 7).')
+    if stride < 1: raise UserError(f'stride={stride}: how many pixels lie between two places? 1 or more.')
     if H % stride or W % stride: raise UserError(_padding_advice(H, W, stride))
     needed = B, G, KK, H//stride, W//stride
     if weight.shape != needed:

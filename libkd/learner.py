@@ -421,6 +421,10 @@ def _refuse_mistaken(dls, student): # Arguments of `distill_learner`
     "`TypeError` where one stands in the place of another"
     if isinstance(student, Learner): raise TypeError(
         "A Learner was given as the student. Give its model: distill_learner(dls, learn.model, …).")
+    kinds = {p.dtype for p in student.parameters()} if isinstance(student, nn.Module) else set()
+    if kinds and torch.float32 not in kinds: raise TypeError(
+        f"The student's weights are {', '.join(map(str, kinds))}, and pictures come in float32. Give student.float(); "
+        "for mixed precision train with cbs=MixedPrecision(amp_mode=AMPMode.BF16), which keeps the weights.")
     if not isinstance(dls, DataLoaders): raise TypeError(
         f"The first argument is the data, fastai DataLoaders; a {type(dls).__name__} was given: "
         "distill_learner(dls, 'civt_nano', …).")

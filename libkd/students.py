@@ -13,6 +13,7 @@ __all__ = ['STUDENTS', 'PatchProj', 'Stem', 'patch_for', 'StemEmbed', 'token_sou
 import math, re
 from functools import partial
 from itertools import product
+from numbers import Integral
 from typing import NamedTuple
 
 import timm, torch
@@ -645,6 +646,14 @@ def student_name(
     raise UserError(f"Unknown student {short!r}.{near} Ours: {', '.join(STUDENTS)}.")
 
 # %% ../nbs/05_students.ipynb #0ea6b472
+def _refuse_sizes_of(num_classes, img_size, in_chans): # As for `create_student`
+    def fits(n, least): return isinstance(n, Integral) and n >= least
+    sides = to_2tuple(img_size)
+    if len(sides) == 2 and all(fits(s, 1) for s in sides) and fits(num_classes, 0) and fits(in_chans, 1): return
+    raise UserError(f"A student of num_classes={num_classes!r}, img_size={img_size!r}, in_chans={in_chans!r}: whole "
+                    "numbers above 0 are needed (num_classes=0 gives features in the place of logits).")
+
+# %% ../nbs/05_students.ipynb #390788da
 def create_student(
     name,        # 'civt_pico', 'deit_nano', 'vit_nano', …, or the name of any timm model
     num_classes, # Number of classes C
@@ -656,6 +665,7 @@ def create_student(
     """A fresh student for these images, as `timm.create_model` makes it; `kw` go to the model. Raises `UserError` for a
     name that nobody knows, and for `heads` of a student that has one"""
     full = student_name(name)
+    _refuse_sizes_of(num_classes, img_size, in_chans)
     if heads is not None:
         if full not in default_cfgs or full in ('vit_nano', 'vit_pico'): raise UserError(
             f"{name!r} has one head and cannot have heads={heads!r}: "

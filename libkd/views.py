@@ -542,13 +542,16 @@ class LabelLoss:
         except (RuntimeError, ValueError, AssertionError) as e:
             refuse_targets(self.base, pred, e)
             raise
-    def _value(self, pred, y, reduction):
-        self.to(pred.device)
-        ride = getattr(y, 'ride', None)
-        if ride is not None and (ride.mixed or ride.unlabelled):
-            return weighted_loss(self.base, pred, y, ride, reduction)
-        if reduction == 'none': return each_loss(self.base, pred, y)
-        return self.base(pred, y) if reduction is None else self.base(pred, y, reduction=reduction)
+
+# %% ../nbs/01_views.ipynb #df3ecaaf
+@patch
+def _value(self:LabelLoss, pred, y, reduction): # As for a call
+    self.to(pred.device)
+    ride = getattr(y, 'ride', None)
+    if ride is not None and (ride.mixed or ride.unlabelled):
+        return weighted_loss(self.base, pred, y, ride, reduction)
+    if reduction == 'none': return each_loss(self.base, pred, y)
+    return self.base(pred, y) if reduction is None else self.base(pred, y, reduction=reduction)
 
 # %% ../nbs/01_views.ipynb #55af06c9
 def _opened(o): # As for `open_sample`
@@ -1298,7 +1301,8 @@ _ELSEWHERE = dict(views=' Views are counted where they are stored: LogitCache.bu
 
 def _refuse_strange(given): # dict name -> argument of the loaders
     "`TypeError` for a name that no loader takes: fastai would pass over it in silence"
-    known = VIEW_ARGS.keys() | {n for f in _TAKERS for n in inspect.signature(f).parameters} - {'self', 'dataset', 'kwargs'}
+    theirs = {n for f in _TAKERS for n in inspect.signature(f).parameters} - {'self', 'dataset', 'kwargs'}
+    known = VIEW_ARGS.keys() | theirs
     for k in given:
         if k.removeprefix('val_') in known: continue
         raise TypeError(f"image_dls takes no {k!r}.{_ELSEWHERE.get(k) or did_you_mean(k, [*_OWN, *sorted(known)])}")

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 import libkd.datafree as D
+from libkd import UserError
 import tiny
 from libkd.data import Samples
 from libkd.files import LockedError, WriteError, locked
@@ -525,3 +526,15 @@ def test_a_grid_shows_every_image():
     im = np.asarray(D.image_grid(x, cols=4, zoom=2))
     assert im.shape == (2*18 + 2, 4*18 + 2, 3)
     np.testing.assert_array_equal(im[2:18:2, 2:18:2], (x[0]*255).round().byte().permute(1, 2, 0))
+
+
+def test_a_teacher_of_one_size_says_what_to_do_about_half_of_it(tmp_path):
+    "A flat layer behind the convolutions, as in many a first network: synthesis begins with pictures of half the size"
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4*64, 3))
+    net[1].running_mean += .1
+    flat = Teacher(net, tiny.CLASSES, name='flat', bias='conv')
+    with pytest.raises(UserError, match=r'flat does not take pictures of 4×4 pixels.*size=8.*or low=0'): make(tmp_path/'a', flat)
+    with pytest.raises(UserError, match=r'flat does not take pictures of 16×16 pixels.*training images'): make(tmp_path/'a', flat, size=16, low=0.)
+    assert not (tmp_path/'a').exists()
+    for to, t, kw in (('b', flat, dict(low=0.)), ('c', Teacher(net, tiny.CLASSES, name='flat', bias='conv', size=8), {})):
+        assert len(list(make(tmp_path/to, t, **kw).rglob('*.png'))) == 12

@@ -1175,3 +1175,8 @@ def test_a_student_that_cannot_be_read_says_so(tmp_path):
         else: (folder/file).write_bytes(content)
         with pytest.raises(UserError, match='holds no student that can be read.*Copy it again'): load_student(folder)
     with pytest.raises(UserError, match='A file is in the way'): save_student(learner(student='vit_nano', teachers=None), folder/'README.md')
+
+
+def test_what_cannot_be_trained_or_teach_is_said_at_once():
+    with pytest.raises(TypeError, match='weights are torch.bfloat16.*student.float'): learner(student=tiny.student().bfloat16())
+    with pytest.raises(UserError, match=r'A dict of teachers.*list\(teachers.values'): learner(teachers={'a': tiny.teacher('a', 1)})

@@ -11,6 +11,7 @@ from fastai.callback.core import Callback, CancelFitException
 from torch import nn
 
 import tiny
+from libkd import UserError
 from libkd.cache import CacheMismatch, LogitCache
 from libkd.distill import MultiTeacherDistill
 from libkd.handover import load_student, save_student
@@ -494,3 +495,9 @@ def test_what_does_not_pull_cannot_be_weighed():
         made.forward = lambda s, t: {'at': 0*sum(f.tokens.sum() for f in s.values())}
         return made
     with pytest.raises(ValueError, match='the rule is 0'): equal_pull(silent(mute))
+
+
+@pytest.mark.parametrize('kw, words', [(dict(layers='blocks.0'), "layers='blocks.0': it is a dict"), (dict(layers=[('blocks.0', 'layer1')]), 'it is a dict'),
+                                       (dict(features='stored'), "features='stored'.*store_features"), (dict(stage_one='half'), "stage_one='half'")])
+def test_arguments_of_another_kind_are_sentences(kw, words):
+    with pytest.raises((TypeError, UserError), match=words): FeatureDistill(tiny.teacher('a', 1), **kw)

@@ -8,6 +8,7 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 import libkd.involution as inv
+from libkd import UserError
 from libkd.involution import Involution2d, RedNet, involution2d, rednet_filter
 
 torch.set_num_threads(1)
@@ -519,3 +520,7 @@ def test_compiled_forward_and_backward_are_equal(backend):
         return y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])
     for a, b in zip(run(torch.compile(layer, fullgraph=True, backend=backend)), run(layer), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_stride_of_none_is_refused():
+    with pytest.raises(UserError, match='stride=0'): involution2d(torch.zeros(1, 16, 4, 4), torch.zeros(1, 1, 9, 4, 4), 0)

@@ -159,7 +159,9 @@ def test_mcnemar_is_the_exact_binomial_test(pairs):
     (lambda: evidence.compare(table(a=[.5, .6]), 'b'), "no arm is called 'b'"),
     (lambda: evidence.compare(table(a=[50., 60.], b=[1., 2.]), 'b'), 'scale=1'),
     (lambda: evidence.compare(table(a=[.5], b=[.5]), 'b', metric='f1'), "lack the column.* f1"),
-    (lambda: evidence.mcnemar([True], [True, False]), 'same images')])
+    (lambda: evidence.mcnemar([True], [True, False]), 'same images'), (lambda: evidence.mcnemar(['a', 'b'], ['a', 'c']), 'predictions == labels'),
+    (lambda: evidence.mcnemar([2, 0], [1, 0]), 'predictions == labels'), (lambda: evidence.verdict([1., 2.], margin=-1), 'from 0 up'), (lambda: evidence.verdict([1., 2.], level=95), 'between 0 and 1'),
+    (lambda: evidence.choose({}, {}), 'no model to choose')])
 def test_wrong_results_are_refused_in_a_sentence(call, text):
     with pytest.raises((ValueError, KeyError), match=text): call()
 

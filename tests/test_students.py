@@ -3,6 +3,7 @@ import pytest, timm, torch
 from timm.layers import resample_abs_pos_embed
 from timm.models.deit import VisionTransformerDistilled
 import libkd.students as S
+from libkd import UserError
 
 torch.set_num_threads(1)
 OURS = [n for n in S.default_cfgs]
@@ -433,3 +434,8 @@ def test_another_number_of_heads():
     done = S.start_from(three, two.state_dict())
     assert {'head_inv.weight', 'head_inv.bias'} <= set(done.kept) and 'pos_embed' in done.loaded
     torch.testing.assert_close(three.pos_embed[:, :2], two.pos_embed[:, :2])
+
+
+@pytest.mark.parametrize('given', [(0.5, 8), (3, 0), (3, -8), (3, (8, 0)), (3, '8'), (3, 8, 0)])
+def test_sizes_that_no_student_has_are_one_sentence(given):
+    with pytest.raises(UserError, match='whole numbers above 0 are needed'): S.create_student('civt_nano', *given)
