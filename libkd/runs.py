@@ -505,7 +505,7 @@ def _more_seeds(result, folder): # As for `summary`
     found = re.fullmatch(r'about (\d+)', own.get('seeds that would do', ''))
     if not found or int(found[1]) > 20: return ''
     return (f'{found[1]} seeds: the same words with -p seeds={found[1]} --folder {shlex.quote(str(folder))} '
-            'go on from here; nothing is trained twice')
+            'go on from here, once: looking and adding again finds more than there is')
 
 def summary(result, # Content of a result.json
             folder, # In which it lies
