@@ -81,7 +81,7 @@ def verdict(d,             # Differences in points, one a seed
             higher=True,   # Is more better? False for losses and errors
             level=.95,     # Of the interval
 )->dict:                   # difference, low, high, seeds, verdict, needed
-    "BEATS, WORSE, NO DIFFERENCE or NOT ENOUGH RUNS, and the numbers behind it"
+    "BEATS, WORSE, NO DIFFERENCE or NOT ENOUGH RUNS, and why; `UserError` for a margin or level that is none"
     if not (margin >= 0 and 0 < level < 1): raise UserError(
         f"margin={margin}, level={level}: points from 0 up, and a share between 0 and 1 such as 0.95, are needed.")
     d = np.asarray(d, float)
@@ -181,7 +181,7 @@ def choose(right,   # dict: name -> which validation images this model got right
            level=.95, # A difference that McNemar's test finds surer than this is one
            close=.1, # Share by which something must be dearer for that to count
 )->pd.DataFrame:    # One row a model, the advised one first: accuracy, behind (points), p, price, as_good
-    "Which model to take: of those that are as good as the best one on validation images, the cheapest"
+    "Of the models as good as the best on validation images, the cheapest first; `UserError` where there is none"
     if not right: raise UserError("choose() has no model to choose from: right={'name': predictions == labels, …}.")
     known = {k: dict(accuracy=float(np.mean(v)), price=_price_of(price.get(k))) for k, v in right.items()}
     table = pd.DataFrame.from_dict(known, orient='index')

@@ -1358,7 +1358,7 @@ def image_dls(
     # of `ViewDL`: keep=folder in which decoded pictures lie for all processes of a run …
     **kwargs,
 )->DataLoaders: # Ordinary fastai loaders that also know `.samples`, `.size`, `.stats`
-    "fastai `DataLoaders` whose training samples are views"
+    "fastai `DataLoaders` whose training samples are views; `ViewError` for a `mix` or `tfms` that is none"
     if not isinstance(mix, (Mix, type(None))): raise ViewError(f"mix={mix!r}: give mix=Mix(), or None for no mixing.")
     samples = _parted(data, valid, seed)
     if check or (check is None and len(samples) < 100_000): samples.check()
