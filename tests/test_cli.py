@@ -277,6 +277,7 @@ def test_students_teachers_and_runs_are_asked_alike(student, loaders, photos, tm
     assert code == 2 and '--onnx' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_cache_is_refused_before_teachers_are_trained(tmp_path, monkeypatch, capsys):
     "`libkd cache build PICTURES`: the folder of pictures in the place of the cache's; a policy or top_k that is none"
     import libkd.teachers

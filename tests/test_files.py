@@ -5,14 +5,17 @@ import libkd.files, pytest
 from libkd.files import LockedError, Seen, WriteError, frontend, locked, progress, publish, sha256
 
 
-@pytest.fixture
-def old(tmp_path):
-    "Two files that are old enough to be trusted"
-    (tmp_path/'photos').mkdir()
-    files = [tmp_path/'photos'/'a', tmp_path/'photos'/'b']
-    for f in files: f.write_text(f.name)
+@pytest.fixture(scope='module')
+def aged(tmp_path_factory):
+    "Pairs of files that are old enough to be trusted, all of them after one wait"
+    folders = [tmp_path_factory.mktemp('photos') for _ in range(8)]
+    for d in folders:
+        for name in 'ab': (d/name).write_text(name)
     time.sleep(2.1)
-    return files
+    return [[d/'a', d/'b'] for d in folders]
+
+@pytest.fixture
+def old(aged): return aged.pop()
 
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path):
@@ -43,7 +46,7 @@ def test_files_are_read_once(tmp_path, old):
     sums = [sha256(f) for f in old]
     assert seen.sha256s(old) == (sums, 2)
     assert seen.sha256s(old) == (sums, 0)
-    (tmp_path/'photos').rename(tmp_path/'pictures')
+    old[0].parent.rename(tmp_path/'pictures')
     assert seen.sha256s([tmp_path/'pictures'/f.name for f in old]) == (sums, 0)         # a new place is no new content
 
 

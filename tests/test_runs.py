@@ -623,6 +623,7 @@ def test_threads_are_measured_also_where_processes_are_given(monkeypatch):
     assert price.threads_or_processes(shares, cores=4, jobs=1)['threads'] == 2  # no more than the environment allows
 
 
+@pytest.mark.slow
 def test_photographs_get_a_teacher_with_published_weights_where_it_is_installed(monkeypatch):
     from libkd.teachers import PACKAGED, Packaged
     samples, given = arms.run_samples('clothes', labels=10), {}
