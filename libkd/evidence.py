@@ -296,7 +296,8 @@ def comparison_rows(table,    # From `compare`
     def needed(v): return '' if pd.isna(v) else 'more than 1000' if v > 1000 else f'about {v}'
     def row(arm, r):
         return {'arm': arm, 'mean, %': r['mean'], f'minus {baseline}, points': r['difference'],
-                '95 % interval': f"{r['low']:+.1f} to {r['high']:+.1f}", 'seeds': int(r['seeds']),
+                '95 % interval': f"{r['low']:+.1f} to {r['high']:+.1f}" if r['seeds'] > 1 else 'none from one seed',
+                'seeds': int(r['seeds']),
                 'verdict': r['verdict'], 'seeds that would do': needed(r['needed'])}
     return [row(arm, r) for arm, r in table.iterrows()]
 

@@ -614,9 +614,10 @@ def _lines(texts): return 1 + max((t.count('\n') for t in texts), default=0) # S
 def _answers_aside(fig, preds, i, df, classes, teachers, T): # name -> logits (n, C); names as for `_captions`
     "The right part of `plot_disagreement`: bars of image `i`, confusion of the first two teachers"
     y, P = df.y[i] if 'y' in df else None, {k: soften(as_array(z)[[i]], T)[0] for k, z in preds.items()}
-    _bars(_axes(fig, (.485, .2, .23, .63), f'The first image, T = {T:g}', '', 'probability'), P, classes, y, 8)
+    room = .025*(max(map(len, classes)) > 4)                     # for long names between the two
+    _bars(_axes(fig, (.485, .2, .23 - room, .63), f'The first image, T = {T:g}', '', 'probability'), P, classes, y, 8)
     if len(teachers) < 2: return
-    ax, (a, b) = _axes(fig, (.76, .2, .235, .63), 'Who says what'), teachers[:2]
+    ax, (a, b) = _axes(fig, (.76 + room, .2, .235 - room, .63), 'Who says what'), teachers[:2]
     _confusion(ax, teacher_confusion(preds[a], preds[b]), classes, (a, b))
 
 def _most_disputed(df, show): # How many, or which rows

@@ -497,7 +497,8 @@ def _in_this_process(path, codes, values, show): # A notebook; from `_compiled`;
 
 # %% ../nbs/13_runs.ipynb #b60caee0
 def _table_text(rows): # Dicts
-    return pd.DataFrame(rows).convert_dtypes().to_string(index=False, na_rep='', float_format='{:.1f}'.format)
+    table = pd.DataFrame(rows).convert_dtypes().astype(object)
+    return table.fillna('').to_string(index=False, float_format='{:.1f}'.format)
 
 def _more_seeds(result, folder): # As for `summary`
     "How to have more seeds, where these were not enough and some more would be"
@@ -589,6 +590,9 @@ def content_of(value, # Of a parameter
 # %% ../nbs/13_runs.ipynb #96243d60
 def _combined(grid, seeds): # As of `sweep`
     "One dict for each combination"
+    if isinstance(seeds, int): raise UserError(
+        f'seeds={seeds}: needed are values of the parameter seed, as in seeds=range({seeds}). '
+        f'How many seeds each run has within is a part of the grid: dict(…, seeds=[{seeds}]).')
     grid = {**grid, **({'seed': list(seeds)} if seeds else {})}
     return [dict(zip(grid, c)) for c in itertools.product(*grid.values())]
 

@@ -344,6 +344,18 @@ def test_on_a_phone_the_answers_stand_at_the_picture_too(show, playground):
     page.set_viewport_size(dict(width=1120, height=900)); assert not page.locator('.kd-brief').is_visible()
 
 
+@pytest.mark.parametrize('width', [390, 1120])
+def test_names_of_classes_stand_whole_on_a_line(show, nets, width):
+    "Classes of a folder are words; `Vögel` had stood as `Vöge` above `l`"
+    x, y = pictures(2, 9)
+    page = show(P.bias_playground({'resnet_mini': nets['resnet_mini'], 'b': nets['rednet_mini']}, x, y, ['Vögel', 'Frösche', 'Schiffe groß', 'Katzen', 'Wetterhähne']), viewport=dict(width=width, height=844))
+    for k in range(2):
+        page.locator('.kd-thumb').nth(k).click()
+        assert all(page.eval_on_selector_all('.kd-says', 'all => all.map(o => o.getClientRects().length == 1 && o.offsetHeight < 30 && o.scrollWidth <= o.parentElement.clientWidth)'))
+    ends = page.eval_on_selector_all('.kd-net', "all => all.map(o => [...o.querySelectorAll('.kd-columns text')].map(t => t.getBoundingClientRect()).map(b => [b.left, b.right]))")
+    assert all(b[0] >= a[1] - .5 for one in ends for a, b in zip(one, one[1:])), ends
+
+
 def test_names_are_text_never_markup(show, nets):
     evil = '<img src=x onerror="window.hacked=1"></script><script>window.hacked=1</script>'
     x, y = pictures(2, 9)

@@ -119,6 +119,17 @@ def test_the_cheapest_of_those_that_are_as_good_is_advised(wrong, prices):
     assert chosen.index[0] == min(as_good, key=price.get) and set(chosen.index[chosen['as_good']]) == set(as_good)
 
 
+def test_a_number_of_seeds_is_no_list_of_them(tmp_path):
+    with pytest.raises(UserError, match=r'as in seeds=range\(3\)'): runs.sweep('distill', dict(T=[1., 2.]), seeds=3, folder=tmp_path)
+
+
+def test_one_seed_has_no_interval_and_nothing_is_not_written(tmp_path):
+    rows = evidence.comparison_rows(evidence.compare(table(untaught=[.7], taught=[.8]), 'untaught'), 'untaught')
+    assert rows[0]['95 % interval'] == 'none from one seed'
+    said = runs.summary(dict(seconds={}, table=[{'arm': 'taught', 'accuracy': 60., '± sd': None, 'seeds': 1}, {'arm': 'conv', 'accuracy': 63.3, '± sd': float('nan'), 'seeds': pd.NA}]), tmp_path)
+    assert '60.0' in said and not re.search('None|NA|nan', said)
+
+
 def test_a_little_cheaper_decides_nothing():
     "Two teachers, one with 2 % fewer multiply-adds and a point less (and five times as slow): the sentence said `for 1.0 times the multiply-adds`"
     first = lambda n: np.arange(100) < n

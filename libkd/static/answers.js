@@ -21,7 +21,7 @@ function columns(colour, n) {                        // bars with names below th
     svg.append(bar, name)
     return { bar, name }
   })
-  return { svg, all, letters: Math.max(2, Math.floor(step / 7)) }
+  return { svg, all, letters: Math.max(2, Math.floor(step / 9)) }   // a phone's letters are larger
 }
 
 // about: { name, kind, colour, dash, heads } of a network; short: labels of the classes
@@ -32,7 +32,8 @@ export function card(about, classes, short) {
   const title = make('h3', {}, sample(about.colour, about.dash), middle(about.name, 18))
   const top = make('div', { class: 'kd-net-top' }, make('div', {}, title, kind), says)
   const numbers = make('p', { class: 'kd-numbers' }, trust, change)
-  const root = make('li', { class: 'kd-net', 'data-model': about.name }, top, numbers, svg, heads)
+  const long = Math.max(...short.map(s => s.length)) > 3 ? ' kd-long' : ''
+  const root = make('li', { class: `kd-net${long}`, 'data-model': about.name }, top, numbers, svg, heads)
   const word = make('span', {}, '?'), brief = make('li', {}, sample(about.colour, about.dash), word)
 
   return { root, brief,
