@@ -16,7 +16,6 @@ from timm.layers import ClassifierHead, ConvNormAct, DropPath
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import nn, Tensor
-from torch.autograd.function import once_differentiable
 from . import UserError, did_you_mean
 from .checkpoints import read_checkpoint, unwrapped
 
@@ -115,6 +114,22 @@ def _remember(ctx, inputs, output): # autograd's context; (x, weight, stride); t
 def _backward(op): return lambda ctx, grad: (*op(grad, *ctx.saved_tensors, ctx.stride), None)  # Makes the gradients
 
 _lean.register_autograd(_backward(_lean_backward), setup_context=_remember)
+
+# %% ../nbs/02_involution.ipynb #7b1c90d3
+def _remember_three(ctx, inputs, output): # autograd's context; (grad, x, weight, stride); not needed
+    *tensors, ctx.stride = inputs
+    ctx.save_for_backward(*tensors)
+
+def _again(op, gradients): # An involution; its gradients
+    "Makes the gradients of the gradients"
+    def of(ctx, hx, hw): # autograd's context; of the gradient of `x`; of that of `weight`
+        grad, x, weight = ctx.saved_tensors
+        to_grad = op(hx, weight, ctx.stride) + op(x, hw, ctx.stride)
+        to_x, to_weight = gradients(grad, x, hw, ctx.stride)[0], gradients(grad, hx, weight, ctx.stride)[1]
+        return to_grad, to_x, to_weight, None
+    return of
+
+_lean_backward.register_autograd(_again(_lean, _lean_backward), setup_context=_remember_three)
 
 # %% ../nbs/02_involution.ipynb #7f178024
 def _memory(row, lanes, types): # numba's type of a row, LLVM's, the module `numba.types`
@@ -315,6 +330,7 @@ def _fast_backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> tupl
 
 _fast.register_fake(_output); _fast_backward.register_fake(_gradients)
 _fast.register_autograd(_backward(_fast_backward), setup_context=_remember)
+_fast_backward.register_autograd(_again(_fast, _fast_backward), setup_context=_remember_three)
 
 # %% ../nbs/02_involution.ipynb #44eb2ec7
 try:
@@ -473,6 +489,7 @@ def _triton_op_backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int) ->
 
 _triton_op.register_fake(_output); _triton_op_backward.register_fake(_gradients)
 _triton_op.register_autograd(_backward(_triton_op_backward), setup_context=_remember)
+_triton_op_backward.register_autograd(_again(_triton_op, _triton_op_backward), setup_context=_remember_three)
 
 class _Direct(torch.autograd.Function):
     "The same without torch's dispatcher"
@@ -481,8 +498,9 @@ class _Direct(torch.autograd.Function):
         _remember(ctx, (x, weight, stride), None)
         return _fused(x, weight, stride)
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad): return _backward(_fused_backward)(ctx, grad)  # autograd's context; gradient of the output
+    def backward(ctx, grad): # autograd's context; gradient of the output
+        once = not torch.is_grad_enabled()             # nobody asks for the gradient of a gradient
+        return _backward(_fused_backward if once else _triton_op_backward)(ctx, grad)
 
 # %% ../nbs/02_involution.ipynb #ce634790
 def _nobody_looks(x):
