@@ -80,21 +80,29 @@ def test_checkers_accept_the_front_page_and_find_its_mistakes(checker, page):
     assert complaints([*command, 'right.py', 'wrong.py'], folder) == {'right.py': set(), 'wrong.py': set(planted)}, planted
 
 
+@pytest.fixture(scope='module')
+def jedi(tmp_path_factory):
+    "With a memory of its own: workers side by side had read what another was writing"
+    import jedi, jedi.settings
+    with pytest.MonkeyPatch.context() as own:
+        own.setattr(jedi.settings, 'cache_directory', str(tmp_path_factory.mktemp('jedi')))
+        yield jedi
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('after, expected', [
     ('LogitCache.', {'build', 'open', 'from_arrays', 'unpack'}),
     ('cache.', {'verify', 'bind', 'add', 'pack', 'explore', 'info', 'spot_check'}),
     ('student.', {'explore_disagreement', 'explore_attention', 'explore_features', 'distill_summary', 'fit'}),
     ('distill_learner(', {'label_weight=', 'stage_one=', 'weigh=', 'cbs='})])
-def test_completion_lists_methods_and_arguments(after, expected):
-    import jedi
+def test_completion_lists_methods_and_arguments(jedi, after, expected):
     code = ten_lines().rstrip() + '\n' + after
     project = jedi.Project(LIB.parent, added_sys_path=[str(LIB.parent)])
     missing = expected - {c.name for c in jedi.Script(code, project=project).complete()}
     assert not missing, missing
 
 
-def test_completion_in_a_live_notebook_lists_methods():
-    import jedi, libkd.all
+def test_completion_in_a_live_notebook_lists_methods(jedi):
+    import libkd.all
     found = {c.name for c in jedi.Interpreter('LogitCache.', [vars(libkd.all)]).complete()}
     assert {'build', 'open', 'verify', 'bind', 'explore'} <= found
