@@ -542,12 +542,17 @@ def _with_unlabelled(self:Samples, folder, left): # `left`: names of what is lef
                    np.r_[self.parts, np.full(len(rel), 'train')], np.concatenate([self.ids, _ids(rel)]), self.root)
 
 # %% ../nbs/00a_data.ipynb #e320ff40
+def checked_seed(seed)->int:
+    "`seed`; `UserError` where it is no whole number"
+    if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool): return int(seed)
+    raise UserError(f'seed={seed!r}: a whole number is needed, such as seed=0. Another number draws anew.')
+
 def draw_lots(
     ids,      # `(n, 16)` uint8, or rows of any other bytes
     seed:int, # Another seed, other lots
 ) -> np.ndarray: # `(n,)` uint64
     "The lot of each sample under a seed: the smallest are chosen first, whatever the order of the samples."
-    pre = b'libkd lot %d ' % seed
+    pre = b'libkd lot %d ' % checked_seed(seed)
     return np.frombuffer(b''.join(hashlib.sha256(pre + i.tobytes()).digest()[:8] for i in ids), np.uint64)
 
 @patch

@@ -306,26 +306,33 @@ def load_student(folder, # Written by `save_student`
         "where it is an architecture of your own, import its module first.") from e
 
 def _read_student(folder): # With a config.json
-    cfg = json.loads((folder/'config.json').read_text(encoding='utf-8'))
+    cfg, file = json.loads((folder/'config.json').read_text(encoding='utf-8')), folder/'model.safetensors'
+    known = cfg.get('weights_sha256')                  # none where an older libkd saved it
+    if known and sha256(file) not in known: raise UserError(
+        f"{folder} holds no student that can be read: {file.name} has other weights than were saved with "
+        f"config.json (SHA-256 {known[0][:12]}…). Copy it again from where it was saved.")
     return timm.create_model(f'local-dir:{folder}', pretrained=True).eval(), dict(cfg)
 
 # %% ../nbs/08a_handover.ipynb #8cc9c283
-def _write_input(file, **cfg): # config.json; what to change
-    "What the student wants to see, where timm looks for it: timm writes what the architecture was published with"
-    config = json.loads(file.read_text(encoding='utf-8'))
-    config['pretrained_cfg'] |= cfg
-    file.write_text(json.dumps(config, indent=2), encoding='utf-8')
-
 def _write_student(model, dls, made): # The student; loaders; an empty folder
     "`model.safetensors` and `config.json`, as timm reads them"
-    mean, std = stats_of(dls)
-    classes = list(map(str, dls.vocab))
+    classes, (mean, std) = list(map(str, dls.vocab)), stats_of(dls)
     config = dict(num_classes=len(classes), label_names=classes)
     save_for_hf(model, str(made), model_config=config)
     (made/'pytorch_model.bin').unlink()             # the next line writes the weights, in one piece and worked out
     save_file({k: v.detach().cpu().contiguous() for k, v in effective_state(model).items()}, made/'model.safetensors')
-    _write_input(made/'config.json', input_size=[3, *size_of(dls)], mean=mean, std=std, crop_pct=1.,
-                 crop_mode='center', interpolation='bilinear')
+    config = json.loads((made/'config.json').read_text(encoding='utf-8'))
+    config['pretrained_cfg'] |= dict(               # timm writes what the architecture was published with
+        input_size=[3, *size_of(dls)], mean=mean, std=std, crop_pct=1., crop_mode='center', interpolation='bilinear')
+    publish_json(made/'config.json', config)
+
+def _publish_student(made, folder): # As for `_write_student`; where to
+    "The checksum in config.json says which weights are meant; a kill in between leaves a student that loads"
+    config = json.loads((made/'config.json').read_text(encoding='utf-8'))
+    sums = [sha256(p/'model.safetensors') for p in (made, folder) if (p/'model.safetensors').is_file()]
+    publish_json(folder/'config.json', config | dict(weights_sha256=sums))
+    publish(folder/'model.safetensors', (made/'model.safetensors').read_bytes())
+    publish_json(folder/'config.json', config | dict(weights_sha256=sums[:1]))
 
 # %% ../nbs/08a_handover.ipynb #56a47633
 def _apart(model, fresh, x): # The student as it is; as it was loaded; images
@@ -431,7 +438,7 @@ def save_student(learn:Learner, # A trained learner
                                  "Make the student by name: distill_learner(dls, 'civt_nano', …).")
     with tempfile.TemporaryDirectory() as made:
         fresh = _proved(model, learn.dls, Path(made))
-        for file in sorted(Path(made).iterdir(), reverse=True): publish(folder/file.name, file.read_bytes())
+        _publish_student(Path(made), folder)
     publish(folder/'README.md', _card(learn, name, notes or {}).encode())
     if exported: _save_exported(fresh, size, folder/'model.pt2')
     if onnx: _save_onnx(fresh, size, folder/'model.onnx')

@@ -27,6 +27,7 @@ from torch import nn
 
 from . import UnknownName, UserError, did_you_mean
 from .cache import LogitCache, as_list, with_train
+from .data import checked_seed
 from .distill import (KeepViews, MultiTeacherDistill, Stored, checked_route, for_each, refuse_no_batches,
                            sources_of, unwrap, value_at)
 from .features import FeatureDistill
@@ -34,7 +35,7 @@ from .files import sha256
 from .handover import Resume
 from .losses import hard_kd_loss, kd_loss
 from .students import create_student, heads_of, student_name
-from .teachers import Teacher, as_teacher, check_teacher, size_of
+from .teachers import Teacher, as_teacher, check_teacher, refuse_unmade, size_of
 from .views import LabelLoss, Mix, Policy, ViewDL, replay, rng_scope
 
 # %% auto #0
@@ -394,7 +395,7 @@ def learner_dls(dls:DataLoaders, caches, # A list of `LogitCache`; None: no teac
     "The loaders of one learner, from `dls`: bound to `caches`, or labelled"
     if caches is None: dls = labelled(dls)
     for cache in caches or (): dls = cache.bind(dls)
-    if seed is not None: set_seed(seed)
+    if seed is not None: set_seed(checked_seed(seed))
     train = dls.train.new()
     train.rng = random.Random(random.random())      # whatever loaders were made on the way here
     if isinstance(train, ViewDL): train.epoch = 0
@@ -421,6 +422,9 @@ def _refuse_mistaken(dls, student): # Arguments of `distill_learner`
     "`TypeError` where one stands in the place of another"
     if isinstance(student, Learner): raise TypeError(
         "A Learner was given as the student. Give its model: distill_learner(dls, learn.model, …).")
+    if not isinstance(student, (str, nn.Module)): raise TypeError(
+        f"A student is a name, such as 'civt_nano', or an nn.Module; a {type(student).__name__} was given.")
+    if isinstance(student, nn.Module): refuse_unmade(student)
     kinds = {p.dtype for p in student.parameters()} if isinstance(student, nn.Module) else set()
     if kinds and torch.float32 not in kinds: raise TypeError(
         f"The student's weights are {', '.join(map(str, kinds))}, and pictures come in float32. Give student.float(); "

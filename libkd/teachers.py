@@ -38,6 +38,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models._features import feature_take_indices
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
@@ -240,6 +241,13 @@ def _plain_name(text):
     "A name that can be a folder, from any"
     return re.sub(r'\.\.+', '.', re.sub(r'[^a-z0-9._-]+', '-', text.lower()))[:64].strip('-') or 'teacher'
 
+# %% ../nbs/03_teachers.ipynb #c4a5b1e0
+def refuse_unmade(model): # `nn.Module`
+    "`UserError` for weights without values: of a lazy layer that has seen no batch, or on the device meta"
+    empty = next((n for n, p in model.named_parameters() if is_lazy(p) or p.is_meta), None)
+    if empty: raise UserError(f'{empty} of {type(model).__name__} has no values yet. A lazy layer has them after one '
+                              'batch, model(x); a model on the device meta is to be made on another one.')
+
 # %% ../nbs/03_teachers.ipynb #dbbbd99c
 def _refuse_non_module(model):
     if isinstance(model, Learner):
@@ -249,6 +257,7 @@ def _refuse_non_module(model):
     if not isinstance(model, nn.Module):
         raise TypeError(f'{type(model).__name__} is not a model. '
                         'as_teacher takes a timm name, a module, a Learner or a file of weights.')
+    refuse_unmade(model)
 
 def _checked_name(name):
     if re.fullmatch(r'[a-z0-9._-]{1,64}', name) and '..' not in name: return name

@@ -29,7 +29,8 @@ from torchvision.transforms import v2
 
 from . import UserError, did_you_mean
 from .files import Seen, digest_of, progress, publish, sha256, writing
-from .data import PARTS, Sample, Samples, array_id, decoded_digest, digests_of, naming_all, open_image, sample_id
+from .data import (PARTS, Sample, Samples, array_id, checked_seed, decoded_digest, digests_of, naming_all,
+                        open_image, sample_id)
 from .identity import identity
 
 # %% auto #0
@@ -117,6 +118,7 @@ _scoped = np.random.MT19937(0)              # NumPy's generator inside the scope
 @contextmanager
 def rng_scope(seed:int): # 64-bit seed
     "Seed python, NumPy and torch (CPU) generators inside; outside they continue as if nothing had happened"
+    seed = checked_seed(seed)
     gen = torch.default_generator           # torch.manual_seed would seed every GPU too, at twice the price
     before = random.getstate(), np.random.get_bit_generator(), gen.get_state()
     # exchanging NumPy's generator is 30 times faster than copying its state
@@ -1360,7 +1362,7 @@ def image_dls(
 )->DataLoaders: # Ordinary fastai loaders that also know `.samples`, `.size`, `.stats`
     "fastai `DataLoaders` whose training samples are views; `ViewError` for a `mix` or `tfms` that is none"
     if not isinstance(mix, (Mix, type(None))): raise ViewError(f"mix={mix!r}: give mix=Mix(), or None for no mixing.")
-    samples = _parted(data, valid, seed)
+    samples = _parted(data, valid, checked_seed(seed))
     if check or (check is None and len(samples) < 100_000): samples.check()
     size, agree = _size(size, samples)
     light, items = _augmentation(tfms, size, agree, flip)

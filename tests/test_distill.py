@@ -1,8 +1,11 @@
 "The callback: training only, every term counted, nothing leaks, the same in any order; and the faults that other libraries have here."
 import copy
+import hashlib
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,15 +25,17 @@ from fastai.vision.data import ImageBlock
 from torch import nn
 
 import tiny
+import libkd.handover
 from libkd import UserError
 from libkd.cache import CacheMismatch, LogitCache
 from libkd.data import Samples
 from libkd.distill import MultiTeacherDistill
+from libkd.files import publish
 from libkd.handover import load_student, save_student
 from libkd.learner import METHODS, cite, distill_learner, recipe
 from libkd.losses import hard_kd_loss, kd_loss
-from libkd.teachers import ChanceError, Teacher, quick_adam
-from libkd.views import Mix, finite, replay
+from libkd.teachers import ChanceError, Teacher, fit_teacher, quick_adam
+from libkd.views import Mix, finite, image_dls, replay
 
 SMALL = dict(depth=1, embed_dim=32, num_heads=2)
 
@@ -396,7 +401,6 @@ def test_another_training_is_refused_by_name(finished, kw, how, field):
 
 
 def test_a_finished_fit_says_so_and_is_plain(finished, capsys):
-    import json
     learn = learner(changed_data(''), resume=finished)
     fit(learn, 2, lr=1e-2)
     assert 'all 2 epochs of this fit were trained before' in capsys.readouterr().out
@@ -847,7 +851,7 @@ def test_fault_7_mixed_pictures_have_no_single_label(how):
 
 
 def test_fault_8_every_loss_and_method_that_the_notebooks_name_exists(root):
-    import json, re
+    import re
     import libkd.distill, libkd.learner, libkd.losses as L, libkd.students
     for name in ('03a_losses', '07_distill', '08b_learner', '05_students'):
         prose = ''.join(''.join(c['source']) for c in json.loads((root/f'nbs/{name}.ipynb').read_text())['cells'] if c['cell_type'] == 'markdown')
@@ -1177,6 +1181,47 @@ def test_a_student_that_cannot_be_read_says_so(tmp_path):
     with pytest.raises(UserError, match='A file is in the way'): save_student(learner(student='vit_nano', teachers=None), folder/'README.md')
 
 
+def test_weights_are_those_that_were_saved(tmp_path):
+    "A flipped bit in the weights is a student like any other, and nothing but a checksum tells"
+    folder = save_student(learner(student='vit_nano', teachers=None), tmp_path/'s')
+    weights, whole = folder/'model.safetensors', (folder/'model.safetensors').read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(UserError, match='has other weights than were saved .* Copy it again'): load_student(folder)
+    weights.unlink()
+    with pytest.raises(UserError, match='no student that can be read'): load_student(folder)
+    weights.write_bytes(whole)
+    cfg = json.loads((folder/'config.json').read_text())
+    assert cfg.pop('weights_sha256') == [hashlib.sha256(whole).hexdigest()]
+    (folder/'config.json').write_text(json.dumps(cfg))                       # as an older libkd saved it
+    load_student(folder)
+
+
+def test_a_save_that_is_killed_leaves_a_student_that_loads(tmp_path, monkeypatch):
+    first, second = (learner(student='vit_nano', teachers=None, seed=k) for k in (0, 1))
+    folder, x = save_student(first, tmp_path/'s'), torch.randn(2, 3, 8, 8)
+    def killed(path, data):
+        if Path(path).name == 'model.safetensors': raise KeyboardInterrupt
+        publish(path, data)
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(libkd.handover, 'publish', killed)
+        save_student(second, folder)
+    with torch.no_grad(): torch.testing.assert_close(load_student(folder)[0](x), first.model.eval()(x))
+    save_student(second, folder)
+    with torch.no_grad(): torch.testing.assert_close(load_student(folder)[0](x), second.model.eval()(x))
+
+
+@pytest.mark.parametrize('seed', ['a', 1.5, True])
+def test_a_seed_is_a_whole_number(seed):
+    with pytest.raises(UserError, match='a whole number is needed'): learner(teachers=None, seed=seed)
+    with pytest.raises(UserError, match='a whole number is needed'): image_dls(tiny.samples(), seed=seed)
+    with pytest.raises(UserError, match='a whole number is needed'): fit_teacher('resnet_mini', tiny.loaders(), seed=seed)
+
+
 def test_what_cannot_be_trained_or_teach_is_said_at_once():
+    lazy, classes = nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), list('abc')
+    with torch.device('meta'): meta = nn.Linear(3, 3)
+    for make in (lambda: learner(student=lazy), lambda: Teacher(lazy, classes), lambda: Teacher(meta, classes)):
+        with pytest.raises(UserError, match='has no values yet'): make()
+    with pytest.raises(TypeError, match="A student is a name, such as 'civt_nano'"): learner(student=None)
     with pytest.raises(TypeError, match='weights are torch.bfloat16.*student.float'): learner(student=tiny.student().bfloat16())
     with pytest.raises(UserError, match=r'A dict of teachers.*list\(teachers.values'): learner(teachers={'a': tiny.teacher('a', 1)})
