@@ -377,7 +377,7 @@ def tell(done, of, row, new): # As `run_jobs` calls its `progress`
     what = f"{row['arm']}, seed {row['seed']}" if 'arm' in row else row.get('name', 'stored answers')
     news = row.get('error') or (f"{row['accuracy']:.1%}" if 'accuracy' in row else 'ready')
     how = f"in {row.get('job_seconds', 0):.0f} s" if new else '(from before)'
-    print(f"· {done}/{of} {what}: {news} {how}", flush=True)
+    print(f"· {done}/{of} {what}: {news} {how}\n", end='', flush=True) # in one piece: the heartbeat prints, too
 
 def finished(rows): # From `run_jobs`
     "The rows of jobs without which there is nothing to go on with, or the first error among them"

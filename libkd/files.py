@@ -177,7 +177,7 @@ def heartbeat(
     end, out = Event(), sys.stdout
     def beat():
         while not end.wait(every):
-            if line := say(): print(line, file=out, flush=True)
+            if line := say(): print(line + '\n', end='', file=out, flush=True)  # in one piece: others print, too
     thread = Thread(target=beat, daemon=True)
     thread.start()
     try: yield

@@ -220,6 +220,7 @@ def test_hidden_pictures_are_not_asked_about(tmp_path):
     assert [p.name for p in cli._image_files([tmp_path/'.home'/'._a.JPG'])] == ['._a.JPG']        # who names it means it
 
 
+@pytest.mark.slow
 def test_the_code_on_a_model_card_runs_and_says_what_the_model_says(student, photos, tmp_path, monkeypatch, capsys):
     import shutil
     from libkd.handover import as_seen, load_saved

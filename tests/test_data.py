@@ -513,6 +513,7 @@ def test_a_test_part_without_a_valid_part_is_not_taken_for_one():
     assert [len(dl.dataset) for dl in dls.loaders] == [20, 0, 20]
 
 
+@pytest.mark.slow
 def test_clothes_hide_labels_and_lose_no_photograph(monkeypatch, tmp_path):
     monkeypatch.setenv('LIBKD_HOME', str(tmp_path))                 # written now, not found
     few, whole = Samples.from_folder(clothes(labels=10, seed=1)), Samples.from_folder(clothes())

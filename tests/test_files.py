@@ -1,8 +1,8 @@
 "Written whole or not at all, one writer, known by content, and shown in the way that suits who looks."
-import os, subprocess, sys, time
+import contextlib, io, os, subprocess, sys, time
 from functools import partial
 import libkd.files, pytest
-from libkd.files import LockedError, Seen, WriteError, frontend, locked, progress, publish, sha256
+from libkd.files import LockedError, Seen, WriteError, frontend, heartbeat, locked, progress, publish, sha256
 
 
 @pytest.fixture(scope='module')
@@ -104,3 +104,13 @@ def test_logs_get_lines_and_quiet_is_quiet(capsys, monkeypatch):
     assert 'sheep' in out and '\r' not in out and out.endswith('\n')
     with progress(4, 'sheep', every=0., verbose=False) as bar: bar.update(4)
     assert capsys.readouterr().out == ''
+
+
+def test_a_line_of_a_heartbeat_is_written_in_one_piece():
+    "Else what others print stands between a line and its end"
+    written = []
+    class Out(io.StringIO):
+        def write(self, text): written.append(text); return len(text)
+    with contextlib.redirect_stdout(Out()), heartbeat(lambda: 'half', every=.01):
+        while not any(written): time.sleep(.01)
+    assert {w for w in written if w} == {'half\n'}

@@ -234,6 +234,7 @@ def test_an_attribute_is_no_global_of_that_name(made, monkeypatch):
         assert identity(made()) == before
 
 
+@pytest.mark.slow
 def test_a_set_in_code_without_source_has_no_order():
     code = "def f(im): return im.mode in {'L', 'P', 'RGB', 'CMYK', 'LA'}\nprint(identity(f))"
     run = lambda seed: subprocess.run([sys.executable, '-c', 'from libkd.identity import identity\n' + code], capture_output=True, text=True, check=True, env=os.environ | {'PYTHONHASHSEED': seed}).stdout
