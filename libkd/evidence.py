@@ -412,7 +412,9 @@ def study_rows(p,      # `Protocol`
 # %% ../nbs/14_evidence.ipynb #a4b2e0b8
 def holm(p, # dict: name -> p value
 )->dict:    # name -> corrected p value
-    "Holm's correction: the chance of one false alarm among all of them stays what it is for one"
+    "Holm's correction: one false alarm among all is as likely as for one alone; `UserError` for what is no p"
+    no = [k for k, v in p.items() if not 0 <= v <= 1]
+    if no: raise UserError(f'p values lie between 0 and 1; that of {no[0]!r} is {p[no[0]]}.')
     out, least = {}, 0.
     for i, k in enumerate(sorted(p, key=p.get)):
         least = max(least, min(1., (len(p) - i)*p[k]))

@@ -103,6 +103,8 @@ def test_holm_by_its_definition():
         brute = lambda v: max(min(1, (len(p) - i)*ranked[i]) for i in range(ranked.index(v) + 1))
         assert np.allclose(list(evidence.holm(p).values()), [brute(v) for v in p.values()])
         assert list(evidence.holm(p)) == list(p)
+    for v in (float('nan'), -.1, 2):
+        with pytest.raises(UserError, match="that of 'b' is"): evidence.holm(dict(a=.1, b=v))
 
 
 def test_equivalent_needs_the_interval_and_not_the_absence_of_proof():
