@@ -813,6 +813,8 @@ def test_the_main_run_from_images_to_answers(tmp_path):
     assert runs.read_json(tmp_path/'run'/'deadline.json')['steps'] == 12                                     # all of them fit
     again = libkd('run', *words, f"data={data}", f"folder={tmp_path/'run'}")        # trains nothing, says the same
     assert again.returncode == 0 and {p: p.stat().st_mtime for p in (tmp_path/'run'/'jobs').glob('*.json')} == made
+    there = f'not done again where nothing has changed: {len(made)} jobs'
+    assert there in again.stdout and 'not done again' not in first.stdout
     assert runs.read_json(tmp_path/'run'/'result.json')['metrics'] == result['metrics']
     answers = tmp_path/'answers.csv'
     (tmp_path/'bad.png').write_bytes(b'no image')
