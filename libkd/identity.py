@@ -203,15 +203,25 @@ def _class_parts(cls, seen, tell): # A class of the user's; what tells a method
             'values': {k: _identity(v, seen) for k, v in sorted(vars(cls).items()) if k[:2] != '__' and _is_value(v)},
             'methods': {k: said for k, f in _methods(cls).items() if (said := tell(f, seen))}}
 
+# %% ../nbs/00c_identity.ipynb #9be3d0f1
 def _slots(obj): # name -> value of what is in slots
     for cls in type(obj).__mro__:
         slots = getattr(cls, '__slots__', ())
         yield from ((s, getattr(obj, s)) for s in ([slots] if isinstance(slots, str) else slots) if hasattr(obj, s))
 
+def _arguments_of(obj): # As for `_object`
+    "What an object of fastai was made with, not what it drew last; {} for others"
+    kinds, kept = type(obj).__mro__, getattr(obj, '__stored_args__', None)       # fastcore 1 keeps a list, 2 none
+    if isinstance(kept, dict): own = [c for c in kinds if not _of_library(c)]
+    elif any(c.__module__.startswith('fastai.') for c in kinds):
+        own = [c for c in kinds if c.__module__.split('.')[0] not in ('builtins', 'fastcore', 'fasttransform')]
+    else: return {}
+    names = {n for c in own if '__init__' in vars(c) for n in inspect.signature(c.__init__).parameters}
+    return {k: v for k, v in vars(obj).items() if k in names} | (kept or {})
+
 def _attributes(obj): # As for `_object`
     "Attributes of an object that say what it is"
-    given = getattr(obj, '__stored_args__', None)              # fastai: what it was made with, not what it drew last
-    state = dict(given) if isinstance(given, dict) else dict(getattr(obj, '__dict__', {}))
+    state = _arguments_of(obj) or dict(getattr(obj, '__dict__', {}))
     for name, value in _slots(obj): state.setdefault(name, value)
     return {k: v for k, v in state.items() if not isinstance(v, _STATE_OF_CHANCE) and k not in _LABELS}
 
