@@ -32,7 +32,7 @@ from .losses import hard_kd_loss
 from .plots import plot_arms
 from .price import AS_LONG
 from .students import student_name
-from .runs import RESULT, job_key, peak_memory, run_jobs
+from .runs import RESULT, job_key, peak_memory, read_json, run_jobs, write_json
 from .teachers import PACKAGED, Shown, fit_teacher, quick_adam
 from .views import Mix, finite, image_dls, rng_scope, some_shapes
 
@@ -704,6 +704,16 @@ def refuse_nothing(runs, # From `do_jobs`
         own = runs[runs['arm'] == arm]
         if own['accuracy'].notna().any(): continue
         raise RuntimeError(f"no student of the arm {arm} could be trained; the first one: {own['error'].iloc[0]}")
+
+# %% ../nbs/15_arms.ipynb #7cfc106b
+def looks_before(folder,   # Of the run
+                 students, # Files of one arm, one a seed
+)->list:                   # numbers of seeds, the fewest first
+    "With how many of these seeds the same was asked before; this time is remembered, too"
+    file, now = Path(folder)/'looks.json', sorted(students)
+    looks = read_json(file) if file.exists() else []
+    if now not in looks: write_json(file, [*looks, now])
+    return sorted({len(old) for old in looks if set(old) < set(now)})
 
 # %% ../nbs/15_arms.ipynb #b4483e70
 KINDS = {'taught': 'a taught student', 'untaught': 'the student without teachers',

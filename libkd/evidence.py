@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['seeds_needed', 'verdict', 'compare', 'mcnemar', 'choose', 'teachers_below', 'still_rising', 'teacher_advice',
-           'conclusion', 'differs', 'Protocol', 'do_study', 'study_rows', 'holm', 'answers_of_study']
+           'conclusion', 'differs', 'Protocol', 'do_study', 'study_rows', 'holm', 'after_holm', 'say_holm',
+           'answers_of_study', 'say_looks']
 
 # %% ../nbs/14_evidence.ipynb #1df530fb
 import bisect, json, math
@@ -426,6 +427,25 @@ def _p_value(d): # Differences
     if np.ptp(d) < 1e-9: return 1. if abs(d[0]) < 1e-9 else 2*.5**len(d)     # no spread: only the signs speak
     return float(stats.ttest_1samp(d, 0).pvalue)
 
+# %% ../nbs/14_evidence.ipynb #2ffe609b
+def after_holm(results,             # As for `compare`
+               baseline,            # The arm that the others are held against
+               metric='accuracy',   # As for `compare`
+)->dict:                            # arm -> corrected p value
+    "p values of the arms that are held against `baseline`, after Holm; `UserError` as `compare`"
+    arms = _check_results(results, baseline, metric, 100.)
+    return holm({a: _p_value(paired(results, a, baseline, metric).to_numpy()) for a in arms})
+
+def say_holm(word,      # Of `compare`
+             p,         # Of `after_holm`
+             of,        # Number of arms that were held against the baseline
+             level=.95, # As for `compare`
+)->str:                 # '' where nothing is claimed, or nothing else was asked
+    "How sure BEATS or WORSE is as one of many words"
+    if of < 2 or word not in ('BEATS', 'WORSE'): return ''
+    luck = ', so luck may be all of it' if p >= 1 - level else ''
+    return f'One of {of} questions: p = {p:.2g} after Holm{luck}.'
+
 # %% ../nbs/14_evidence.ipynb #c66cbca0
 def _word(n, of, low, high, mean, # Seeds there are, seeds asked for; interval and mean of the differences, points
           p, effect, level): # p value, corrected where need be; as in `Protocol`; as for `answers_of_study`
@@ -455,3 +475,12 @@ def answers_of_study(p,    # `Protocol`
         f |= dict(p_holm=fair[k], answer=_word(f['seeds'], len(p.seeds), f['low'], f['high'], f['difference'], fair[k],
                                                p.effect, level))
     return pd.DataFrame.from_dict(found, orient='index').rename_axis(['arm', 'baseline'])
+
+# %% ../nbs/14_evidence.ipynb #d83311b6
+def say_looks(word,   # Of `compare`
+              before, # Numbers of seeds with which the same was asked before, the fewest first
+)->str:               # '' where nothing is claimed, or nobody had looked
+    "What it costs to have added seeds after a look"
+    if not before or word not in ('BEATS', 'WORSE'): return ''
+    return (f"Seeds were added after a look at {' and at '.join(map(str, before))}: where nothing is there, "
+            'such a run finds something in 9 to 14 of 100 cases, not in 5.')

@@ -789,6 +789,27 @@ def some_digits(folder, **parts):
     return folder
 
 
+def test_seeds_added_after_a_look_are_told(tmp_path):
+    from libkd.evidence import say_looks
+    some = [f'taught-{s}-12ab' for s in range(7)]
+    asked = [arms.looks_before(tmp_path, s) for s in (some[:3], some[2::-1], some[:5], some, some[:4], [s + 'f' for s in some])]
+    assert asked == [[], [], [3], [3, 5], [3], []]                                # the last: other steps, another question
+    assert 'at 3 and at 5' in say_looks('BEATS', asked[3]) and 'at 3:' in say_looks('WORSE', [3])
+    assert say_looks('BEATS', []) == say_looks('NO DIFFERENCE', [3]) == say_looks('NOT ENOUGH RUNS', [3]) == ''
+
+
+def test_a_word_among_many_is_corrected():
+    from libkd.evidence import after_holm, say_holm
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame([dict(arm=f'm{k}', seed=s, accuracy=.5 + .01*rng.normal() + .03*(k == 3)) for k in range(6) for s in range(4)])
+    p = after_holm(rows, 'm0')
+    alone = {a: stats.ttest_rel(*(rows[rows['arm'] == x]['accuracy'] for x in (a, 'm0'))).pvalue for a in p}
+    assert list(p) == ['m1', 'm2', 'm3', 'm4', 'm5']
+    assert sorted(p.values()) == pytest.approx(np.minimum(1, np.maximum.accumulate(np.arange(5, 0, -1)*sorted(alone.values()))))
+    assert 'luck' in say_holm('BEATS', .06, 5) and 'luck' not in say_holm('WORSE', .04, 5)
+    assert say_holm('BEATS', .2, 1) == say_holm('NOT ENOUGH RUNS', .2, 5) == ''
+
+
 @pytest.mark.slow
 def test_the_main_run_from_images_to_answers(tmp_path):
     data = some_digits(tmp_path/'data', train=30, valid=10, test=10)
@@ -816,6 +837,7 @@ def test_the_main_run_from_images_to_answers(tmp_path):
     there = f'not done again where nothing has changed: {len(made)} jobs'
     assert there in again.stdout and 'not done again' not in first.stdout
     assert runs.read_json(tmp_path/'run'/'result.json')['metrics'] == result['metrics']
+    assert [len(look) for look in runs.read_json(tmp_path/'run'/'looks.json')] == [2]        # asked twice, of the same seeds
     answers = tmp_path/'answers.csv'
     (tmp_path/'bad.png').write_bytes(b'no image')
     out = libkd('predict', tmp_path/'run'/'student', data/'test', tmp_path/'bad.png', '--out', answers)
