@@ -36,7 +36,12 @@ class _Answers:
         self.z = z if z.ndim == 3 else z[None]                          # (V, n, C)
         self.order = [classes.index(c) for c in wanted]
         h = hashlib.sha256(json.dumps(classes).encode())
-        for view in self.z: h.update(np.ascontiguousarray(view, dtype='<f4'))
+        try:
+            with np.errstate(over='raise'):
+                for view in self.z: h.update(np.ascontiguousarray(view, dtype='<f4'))
+        except FloatingPointError as e:
+            raise CacheError(f"{name} has answers beyond ±3.4e38, the largest numbers of float32: they would be stored "
+                             "as infinity, and -inf says that a class is not known. Scale them.") from e
         self.fingerprint = h.hexdigest()
 
 class _ArrayBuilder(CacheBuilder):
@@ -53,7 +58,7 @@ class _ArrayBuilder(CacheBuilder):
 # %% ../nbs/06_sharing.ipynb #b4d02903
 def _as_array(name, z): # Of a teacher; its answers, as for `from_arrays`
     "Answers as an array of numbers; `CacheError` for what is none"
-    if isinstance(z, torch.Tensor): z = z.detach().float().cpu()
+    if isinstance(z, torch.Tensor): z = z.detach().to('cpu', torch.promote_types(z.dtype, torch.float32))
     try: array = np.asarray(z)
     except (TypeError, ValueError, RuntimeError) as e:
         raise CacheError(f"The answers of {name} make no array ({e}): "

@@ -84,6 +84,8 @@ def test_the_fingerprint_of_answers_is_that_of_the_numbers():
     ({'x': np.zeros((18, 3))}, 'conv', {}, 'What inductive bias has x'),
     ({'x': np.zeros((18, 3))}, {'x': 'conv'}, {'classes': ['circle', 'square', 'cat']}, 'exactly these classes'),
     ({'x': np.full((18, 3), np.nan)}, {'x': 'conv'}, {}, 'NaN'),
+    ({'x': np.full((18, 3), -4e38)}, {'x': 'conv'}, {}, 'beyond ±3.4e38'),
+    ({'x': torch.full((18, 3), -4e38, dtype=torch.float64)}, {'x': 'conv'}, {}, 'beyond ±3.4e38'),
     ({}, {}, {}, 'No teacher')])
 def test_arrays_that_are_no_answers(tmp_path, answers, bias, kw, said):
     with pytest.raises(CacheError, match=said): LogitCache.from_arrays(tmp_path/'c', tiny.loaders(), answers, bias=bias, **kw)
