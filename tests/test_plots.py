@@ -1,7 +1,9 @@
 """Figures that say what they show, weigh little, need no colour, and hold any name."""
 import io, json, re, sys
 import numpy as np, pandas as pd, pytest, torch
+from hypothesis import given, strategies as st
 from PIL import Image
+from libkd import UnknownName, UserError
 import libkd.plots as P
 
 rng = np.random.default_rng(0)
@@ -26,6 +28,8 @@ FIGURES = dict(
     softened=(lambda: P.plot_softened({k: z[0] for k, z in PREDS.items()}, 4, list('abcde'), 2), r'temperature 4: conv says [a-e] \(0\.\d\d\);.*true class c'),
     disagreement=(lambda: P.plot_disagreement(IMGS, PREDS, Y), r'conv and inv decide differently on \d+ of 60 images'),
     attention=(lambda: P.plot_attention(IMGS[0], ATTN, 3, (4, 4), saliency=dict(conv=np.ones((2, 2)))), r'layer 4 of 4 to a 4×4 grid.*cls token row \d, column \d'),
+    frontier=(lambda: P.plot_frontier(BOARD.assign(MACs=[5e6, 4e6]), 'a'), r'cheaper than: b 25.0 % for 4.0M, a 50.0 % for 5.0M'),
+    top_losses=(lambda: P.plot_top_losses(IMGS, PREDS['conv'], Y), r'\d+ of 60 answers are wrong. The largest losses: [0-4] for [0-4];'),
     distance=(lambda: P.plot_attention_distance({'x': np.full((2, 3), 1.5)}, (4, 4)), 'x from 1.50 in the first layer to 1.50 in the last; uniform attention 2.01'))
 
 
@@ -202,3 +206,40 @@ def test_notebooks_get_one_copy_of_the_picture():
         with capture_output() as out: shell.display_formatter.format(P.plot_matrix(MATRIX))
         assert [set(o.data) for o in out.outputs] == [{'text/html', 'text/plain'}]
     finally: InteractiveShell.clear_instance()
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 5)), min_size=1, max_size=12))
+def test_nobody_prefers_a_model_to_one_of_the_frontier(models):
+    board = pd.DataFrame(models, columns=['accuracy', 'MACs']).rename(index=str)/[10, 1]
+    kept = board.loc[P.frontier(board)]
+    assert (kept['MACs'].diff().dropna() > 0).all() and (kept['accuracy'].diff().dropna() > 0).all()       # what is better is dearer
+    for _, r in board.iterrows(): assert ((kept['accuracy'] >= r['accuracy']) & (kept['MACs'] <= r['MACs'])).any()
+
+
+def test_the_frontier_is_drawn_and_told():
+    board = pd.DataFrame(dict(role=['teacher', 'student', 'taught student', 'teachers'], accuracy=[.7, .6, .65, .8], MACs=[60e6, 8e6, 8e6, np.nan]),
+                         index=['lite', 'untaught', 'taught', 'mean'])
+    fig = P.plot_frontier(board, best='taught')
+    assert fig.alt == 'accuracy against MACs; nothing is both better and cheaper than: taught 65.0 % for 8.0M, lite 70.0 % for 60.0M.'
+    ring = [line for line in fig.axes[0].lines if line.get_markersize() == 17]
+    assert [(r.get_xdata()[0], r.get_ydata()[0]) for r in ring] == [(8e6, .65)]
+    names = {t.get_text(): t.xy[1] for t in fig.axes[0].texts}
+    assert set(names) == {'lite', 'untaught', 'taught'}                                # the mean of the teachers has no price
+    one = P.plot_frontier(board.iloc[:1])
+    assert one.png() and not [line for line in one.axes[0].lines if line.get_markersize() == 17]
+    for wrong in (dict(price='cost'), dict(metric='F1')):
+        with pytest.raises(UnknownName, match='no column'): P.plot_frontier(board, **wrong)
+
+
+def test_names_of_equal_models_do_not_lie_upon_each_other():
+    high = P._apart([.5, .5, .501, .9])
+    assert (np.diff(np.sort(high)) >= .07*.4 - 1e-9).all() and high[3] == .9
+
+
+def test_the_largest_losses_come_first_and_unlabelled_ones_not_at_all():
+    z = np.log(np.array([[.9, .1], [.2, .8], [.6, .4], [.99, .01]]))
+    imgs, y = np.zeros((4, 8, 8, 3), np.uint8), np.array([1, 1, 0, -1])
+    fig = P.plot_top_losses(imgs, z, y, ['cat', 'dog'], n=2)
+    assert fig.alt == '1 of 3 answers are wrong. The largest losses: cat for dog; cat for cat.'
+    assert [t.get_text() for t in fig.axes[0].texts] == ['cat 90%\n(dog)', 'cat 60%\n(cat)']
+    with pytest.raises(UserError, match='3 images, 4 answers and 4 labels'): P.plot_top_losses(imgs[:3], z, y)

@@ -114,7 +114,7 @@ def test_no_line_of_a_module_is_longer_than_120_columns(path):
 
 
 # Tokens a function, of all rooms together: what is reached. The house aims at 60, 90 and 250, without confetti.
-MEDIAN, WEIGHTED, LARGEST, MOST_FUNCTIONS = 60, 90, 238, 2052
+MEDIAN, WEIGHTED, LARGEST, MOST_FUNCTIONS = 60, 90, 238, 2063
 STILL_LONGER = set()
 WORDS = tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING
 
