@@ -709,11 +709,11 @@ def refuse_nothing(runs, # From `do_jobs`
 def looks_before(folder,   # Of the run
                  students, # Files of one arm, one a seed
 )->list:                   # numbers of seeds, the fewest first
-    "With how many of these seeds the same was asked before; this time is remembered, too"
+    "With how many of these seeds the same was asked before, 3 or more; this time is remembered, too"
     file, now = Path(folder)/'looks.json', sorted(students)
     looks = read_json(file) if file.exists() else []
     if now not in looks: write_json(file, [*looks, now])
-    return sorted({len(old) for old in looks if set(old) < set(now)})
+    return sorted({len(old) for old in looks if len(old) > 2 and set(old) < set(now)})      # fewer decide nothing
 
 # %% ../nbs/15_arms.ipynb #b4483e70
 KINDS = {'taught': 'a taught student', 'untaught': 'the student without teachers',

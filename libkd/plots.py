@@ -249,33 +249,29 @@ def frontier(board:pd.DataFrame, # From `libkd.diagnose.scoreboard`; models with
     b = board[[metric, price]].dropna().astype(float).sort_values([price, metric], ascending=[True, False])
     return list(b.index[b[metric].cummax().diff() != 0])               # where something is better than all before
 
-def _apart(v): # Heights of marks
-    "Heights of their names: the same, or a little higher where two would lie upon each other"
-    out, order, least = np.array(v, float), np.argsort(v, kind='stable'), .07*max(np.ptp(v), .01)
-    for low, high in zip(order, order[1:]): out[high] = max(out[high], out[low] + least)
-    return out
-
 def _price_axes(fig, b, metric, price): # The table; its two columns
-    "Prices from 0, with room for names on the right, and the metric"
+    "Prices from 0, and the metric"
     said = {'MACs': 'multiply-adds an image', 'params': 'parameters'}.get(price, price)
-    ax = _axes(fig, (.12, .17, .85, .78), '', said, metric)
-    ax.set_xlim(0, 1.5*b[price].max()); ax.margins(y=.12)
+    ax = _axes(fig, (.1, .17, .58, .78), '', said, metric)
+    ax.set_xlim(0, 1.05*b[price].max()); ax.margins(y=.12)
     ax.xaxis.set_major_formatter(EngFormatter(sep=''))
     ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     if metric in _SHARES: ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
     return ax
 
 # %% ../nbs/11_plots.ipynb #5da97980
-def _worth(ax, x, y, at, name, role): # Price; worth; height of the name; role in `_ROLES`
-    "One model: its mark and its name"
+def _worth(ax, x, y, at, text, role): # Price; worth; height of the text, 0 to 1; what stands there; role in `_ROLES`
+    "One model: its mark, and on the right its name, with a thin line between them"
     colour, _, marker, _ = _ROLES.get(role, _LOOKS[0])
-    ax.plot(x, y, marker, color=colour, ms=8)
-    ax.annotate(_text(name, 28), (x, at), (13, 0), textcoords='offset points', va='center', fontsize=9)
+    ax.plot(x, y, marker, color=colour)
+    line = dict(arrowstyle='-', color='#aaaaaa', relpos=(0, .5))
+    ax.annotate(text, (x, y), (1.04, at), textcoords='axes fraction', va='center', fontsize=9, arrowprops=line)
 
-def _worths(ax, b, x, y, best): # The table; prices; worths; who gets the ring
-    for at, (name, r) in zip(_apart(y), b.iterrows()):
-        _worth(ax, x[name], y[name], at, name, r.get('role'))
-    if best in b.index: ax.plot(x[best], y[best], 'o', mfc='none', color=_PICK, ms=17)
+def _worths(ax, b, x, y, metric, best): # The table, the worst first; prices; worths; their column; who gets the ring
+    "All models, their names from top to bottom as their marks"
+    for at, (k, r) in zip(np.linspace(.04, .96, len(y)), b.iterrows()):
+        _worth(ax, x[k], y[k], at, f'{_text(k, 22)}  {_short_number(y[k], metric)}', r.get('role'))
+    if best in y: ax.plot(x[best], y[best], 'o', mfc='none', mec=_PICK, ms=17)
 
 def _frontier_alt(front, x, y, metric, price): # Names on the frontier; else as for `_worths`; the two columns
     cost = EngFormatter(places=1, sep='')
@@ -288,12 +284,12 @@ def plot_frontier(board:pd.DataFrame, # From `libkd.diagnose.scoreboard`
                   price='MACs', # As for `frontier`
                   )->LibkdFigure:
     "Each model by what it is worth and what it costs; `UnknownName` as `frontier`"
-    front, b = frontier(board, metric, price), board.dropna(subset=[metric, price])
+    front, b = frontier(board, metric, price), board.dropna(subset=[metric, price]).sort_values(metric)
     x, y = b[price].astype(float), b[metric].astype(float)
-    fig = LibkdFigure(6.4, 3.4, _frontier_alt(front, x, y, metric, price))
+    fig = LibkdFigure(7.2, 3.2, _frontier_alt(front, x, y, metric, price))
     ax = _price_axes(fig, b, metric, price)
     ax.plot(x[front], y[front], color=_PALE, lw=1.2, zorder=1)
-    _worths(ax, b, x, y, best)
+    _worths(ax, b, x, y, metric, best)
     return fig
 
 # %% ../nbs/11_plots.ipynb #fd3aee39
@@ -533,9 +529,9 @@ def plot_confusion(a, # Logits (n, C) of one model: rows
                    )->LibkdFigure:
     "Who says what when they differ"
     M = teacher_confusion(a, b); classes = _class_names(classes, len(M))
-    side = min(5., 1.2 + .3*len(M))
-    fig = LibkdFigure(side + 1.3, side + .9, _confusion_alt(M, classes, names))
-    _confusion(_axes(fig, _inches(fig, 1.1, .65, .97*side, .97*side)), M, classes, names)
+    side, below = min(5., 1.2 + .3*len(M)), .65 + .25*(max(map(len, classes)) > 3)       # long names stand aslant
+    fig = LibkdFigure(side + 1.3, side + .25 + below, _confusion_alt(M, classes, names))
+    _confusion(_axes(fig, _inches(fig, 1.1, below, .97*side, .97*side)), M, classes, names)
     return fig
 
 # %% ../nbs/11_plots.ipynb #04e087fb

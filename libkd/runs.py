@@ -500,15 +500,20 @@ def _table_text(rows): # Dicts
     table = pd.DataFrame(rows).convert_dtypes().astype(object)
     return table.fillna('').to_string(index=False, float_format='{:.1f}'.format)
 
+def _answer(result): # As for `summary`
+    "The comparison of which the verdict speaks"
+    return next((r for r in result.get('comparisons') or () if r['arm'] == result.get('subject')), {})
+
 def _more_seeds(result, folder): # As for `summary`
     "How to have more seeds, where these were not enough and some more would be"
-    own = next((r for r in result.get('comparisons') or () if r['arm'] == result.get('subject')), {})
+    own = _answer(result)
     found = re.fullmatch(r'about (\d+)', own.get('seeds that would do', ''))
     if not found or int(found[1]) > 20: return ''
     n, first = int(found[1]), result.get('params', {}).get('seed', 0) + own['seeds']
-    return (f'{n} seeds: the same words with -p seeds={n} --folder {shlex.quote(str(folder))} go on from here. Where '
-            f'nothing is there, 9 to 14 of 100 such runs find something; with -p seed={first} seeds={n}, in a folder '
-            'of their own, 5 do.')
+    text = f'{n} seeds: the same words with -p seeds={n} --folder {shlex.quote(str(folder))} go on from here.'
+    if own['seeds'] < 3: return text                    # nothing could have been found yet, whatever they said
+    return (f'{text} Where nothing is there, 9 to 14 of 100 such runs find something; with -p seed={first} seeds={n}, '
+            'in a folder of their own, 5 do.')
 
 def summary(result, # Content of a result.json
             folder, # In which it lies

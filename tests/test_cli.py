@@ -251,8 +251,11 @@ def test_whoever_may_read_a_folder_may_read_its_weights(student, loaders, tmp_pa
 
 def test_seeds_that_would_do_come_with_the_words_for_them(tmp_path):
     from libkd.runs import summary
-    def said(needed): return summary(dict(seconds={}, subject='taught', params=dict(seed=2), comparisons=[{'arm': 'taught', 'seeds': 3, 'seeds that would do': needed}]), tmp_path/'my run')
+    def said(needed, seeds=3):
+        row = {'arm': 'taught', 'seeds': seeds, 'seeds that would do': needed}
+        return summary(dict(seconds={}, subject='taught', params=dict(seed=2), comparisons=[row]), tmp_path/'my run')
     assert f"-p seeds=7 --folder '{tmp_path}/my run'" in said('about 7') and '-p seed=5 seeds=7' in said('about 7')   # new ones begin behind the last
+    assert 'seeds=7' in said('about 7', 2) and 'of 100' not in said('about 7', 2)            # two seeds could not have said anything
     assert not any('--folder' in said(n) for n in ('', 'about 400', 'more than 1000'))
 
 
