@@ -500,13 +500,13 @@ def _table_text(rows): # Dicts
     table = pd.DataFrame(rows).convert_dtypes().astype(object)
     return table.fillna('').to_string(index=False, float_format='{:.1f}'.format)
 
-def _answer(result): # As for `summary`
+def _own_comparison(result): # As for `summary`
     "The comparison of which the verdict speaks"
     return next((r for r in result.get('comparisons') or () if r['arm'] == result.get('subject')), {})
 
 def _more_seeds(result, folder): # As for `summary`
     "How to have more seeds, where these were not enough and some more would be"
-    own = _answer(result)
+    own = _own_comparison(result)
     found = re.fullmatch(r'about (\d+)', own.get('seeds that would do', ''))
     if not found or int(found[1]) > 20: return ''
     n, first = int(found[1]), result.get('params', {}).get('seed', 0) + own['seeds']
@@ -515,6 +515,7 @@ def _more_seeds(result, folder): # As for `summary`
     return (f'{text} Where nothing is there, 9 to 14 of 100 such runs find something; with -p seed={first} seeds={n}, '
             'in a folder of their own, 5 do.')
 
+# %% ../nbs/13_runs.ipynb #ff0f3b7d
 def summary(result, # Content of a result.json
             folder, # In which it lies
 )->str:
